@@ -1,0 +1,265 @@
+"""What create_data.py and run_pretrain.py share: errors, directories that appear whole, and the input pipeline.
+
+Nothing here imports Paddle, so create_data.py starts fast and DataCollatorMLM works in anyone's loop:
+
+    collator = DataCollatorMLM(tokenizer, mlm_probability=0.15, seed=42)
+    batch = collator([{"input_ids": [0, 31414, 232, 328, 2]}, ...])
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import shutil
+import sys
+
+import numpy as np
+
+IGNORE_INDEX = -100  # the label of a position that is not predicted
+EVALUATION_EPOCH = 2**32 - 1  # the masks of the evaluation: an epoch number that no training reaches
+PARTIAL, ASIDE = ".partial", ".old"  # suffixes of a directory being written, and of one being replaced
+WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+
+
+# ---------------------------------------------------------------- errors and arguments
+
+
+class UserError(Exception):
+    """A mistake of the user's, or of their machine's: one line that names the thing and the remedy."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with the defaults shown in the help, no abbreviations, and errors of one line."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists the arguments)")
+
+
+def boolean(text: str) -> bool:
+    """The argparse type of a flag written as `--amp True`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf, above: float = -math.inf):
+    """An argparse type: a finite `kind` (int or float) with low <= value <= high and value > above."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not (math.isfinite(value) and low <= value <= high and value > above):
+            limits = [f"at least {low}"] * (low > -math.inf) + [f"above {above}"] * (above > -math.inf)
+            limits += [f"at most {high}"] * (high < math.inf)
+            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(limits) or 'finite'}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return parse
+
+
+def command_line(main) -> int:
+    """Runs main() and returns the exit status: 2 and one line on stderr for a UserError, no traceback."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+# ---------------------------------------------------------------- directories that appear whole
+
+
+def _fsync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def recover_directory(path: str) -> None:
+    """Clears what a killed run left beside `path`, and puts `path` back if it was killed while replacing it."""
+    shutil.rmtree(path + PARTIAL, ignore_errors=True)
+    if os.path.isdir(path + ASIDE):
+        if os.path.isdir(path):
+            shutil.rmtree(path + ASIDE)
+        else:
+            os.rename(path + ASIDE, path)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str):
+    """Yields a new directory to fill; it takes the name `path` when the block ends without an error.
+
+    Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk under
+    another name, an old `path` is moved aside, and recover_directory() undoes a kill between the two renames.
+    """
+    path = os.path.abspath(path)
+    partial = path + PARTIAL
+    try:
+        recover_directory(path)
+        os.makedirs(partial)
+        yield partial
+        for folder, _, files in os.walk(partial):
+            for name in files:
+                _fsync(os.path.join(folder, name))
+            _fsync(folder)
+        if os.path.isdir(path):
+            os.rename(path, path + ASIDE)
+        os.rename(partial, path)
+        _fsync(os.path.dirname(path))
+        shutil.rmtree(path + ASIDE, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, NotADirectoryError) or getattr(error, "errno", None) in WRITE_ERRORS:
+            raise UserError(f"cannot write {path}: {error.strerror}; nothing was left there") from error
+        raise
+
+
+# ---------------------------------------------------------------- from rows to masked batches
+
+
+class TokenRows:
+    """A split of create_data.py's output. `rows[epoch, i]` is row i as arrays, read from the memory map.
+
+    Items: {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch": int, "row": int}.
+    """
+
+    def __init__(self, split):
+        self._input_ids = split.data.column("input_ids")
+        self._special_tokens_mask = split.data.column("special_tokens_mask")
+
+    def __len__(self) -> int:
+        return len(self._input_ids)
+
+    def __getitem__(self, key: tuple) -> dict:
+        epoch, row = key
+        return {
+            "input_ids": self._input_ids[row].values.to_numpy(),
+            "special_tokens_mask": self._special_tokens_mask[row].values.to_numpy(zero_copy_only=False),
+            "epoch": epoch,
+            "row": row,
+        }
+
+
+class DataCollatorMLM:
+    """Masks rows for masked language modelling, afresh in each epoch (RoBERTa, section 4.1; BERT, section 3.1).
+
+    Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become <mask>, 10 % a
+    token drawn evenly from the vocabulary without the special tokens, 10 % stay. The mask of a row is a function
+    of (seed, epoch, row) alone, so it is the same in any batch, worker, device and restart. On examples without
+    "epoch" and "row", a row is keyed by a hash of its ids and by the attribute `epoch` (0 unless set).
+
+    Args:
+        tokenizer: anything with `mask_token_id`, `pad_token_id`, `vocab_size` and `all_special_ids`.
+        mlm_probability: share of the positions to predict, 0 < p <= 1.
+        seed: a non-negative int; another one gives other masks.
+
+    Call it on a list of mappings with "input_ids" [length] and, if present, "special_tokens_mask" [length] (else
+    derived from the tokenizer). Returns a dict of int64 arrays: "input_ids" [batch, longest], padded with the pad
+    id; "labels" [batch, longest], -100 where not chosen; "masked_positions" [n], the flat indices of the others.
+    """
+
+    def __init__(self, tokenizer, mlm_probability: float = 0.15, seed: int = 0):
+        if not 0 < mlm_probability <= 1:
+            raise ValueError(f"mlm_probability is {mlm_probability}, not in (0, 1]")
+        if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer lacks a mask token or a pad token, which masking and padding need")
+        self.mlm_probability = mlm_probability
+        self.seed = seed
+        self.epoch = 0
+        self.mask_token_id = tokenizer.mask_token_id
+        self.pad_token_id = tokenizer.pad_token_id
+        self.special_ids = np.unique(np.asarray(tokenizer.all_special_ids))
+        self.regular_ids = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special_ids)
+
+    def __call__(self, examples: list) -> dict:
+        rows = [np.asarray(example["input_ids"], dtype=np.int64) for example in examples]
+        shape = len(rows), max(map(len, rows))
+        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        for i, (example, ids) in enumerate(zip(examples, rows)):
+            special = example.get("special_tokens_mask")
+            special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
+            chosen, masked_ids = self._mask(ids, special, self._generator(example, ids))
+            input_ids[i, : len(ids)] = masked_ids
+            labels[i, : len(ids)][chosen] = ids[chosen]
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "masked_positions": np.flatnonzero(labels != IGNORE_INDEX),
+        }
+
+    def _generator(self, example, ids: np.ndarray) -> np.random.Generator:
+        """The random numbers of one row: a counter-based generator (Salmon et al., 2011) set to where they begin."""
+        keyed_by_hash = "row" not in example
+        if keyed_by_hash:
+            row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+        else:
+            row = example["row"]
+        epoch = example.get("epoch", self.epoch)
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, keyed_by_hash, row, epoch]))
+
+    def _mask(self, ids: np.ndarray, special: np.ndarray, generator: np.random.Generator) -> tuple:
+        """Returns which positions are chosen (bool [length]) and the ids with these replaced, as a copy."""
+        draw = generator.random(len(ids)) / self.mlm_probability  # evenly in [0, 1) where a position is chosen
+        draw[special] = 1
+        masked_ids = np.where(draw < 0.8, self.mask_token_id, ids)
+        randomized = np.flatnonzero((draw >= 0.8) & (draw < 0.9))
+        masked_ids[randomized] = self.regular_ids[generator.integers(len(self.regular_ids), size=len(randomized))]
+        return draw < 1, masked_ids
+
+
+class UpdateSampler:
+    """The batch sampler of a training run: for each micro-batch of this rank, a list of (epoch, row) pairs.
+
+    An epoch is a permutation of the rows drawn from (seed, epoch), cut into global batches (the last incomplete
+    one is dropped); a global batch is cut into `accumulation` micro-steps, each into `world_size` micro-batches of
+    `batch_size` rows. So the rows of an update depend on the global batch alone, not on how it is cut, and an
+    iteration may start at any update (`first_update`) without reading what was passed.
+    """
+
+    def __init__(self, num_rows, batch_size, accumulation=1, rank=0, world_size=1, seed=0, first_update=0, updates=0):
+        self.num_rows, self.rank, self.seed = num_rows, rank, seed
+        self.shape = accumulation, world_size, batch_size
+        self.updates_per_epoch = num_rows // math.prod(self.shape)
+        self.first_update, self.updates = first_update, updates
+
+    def __len__(self) -> int:
+        return (self.updates - self.first_update) * self.shape[0]
+
+    def __iter__(self):
+        permuted_epoch, global_batch = None, math.prod(self.shape)
+        for update in range(self.first_update, self.updates):
+            epoch, position = divmod(update, self.updates_per_epoch)
+            if epoch != permuted_epoch:
+                permuted_epoch = epoch
+                permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+            rows = permutation[position * global_batch : (position + 1) * global_batch]
+            for micro_batch in rows.reshape(self.shape)[:, self.rank]:
+                yield [(epoch, row) for row in micro_batch.tolist()]
+
+
+class EvaluationSampler:
+    """The batch sampler of an evaluation: this rank's share of the rows, each row once on exactly one rank."""
+
+    def __init__(self, num_rows: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.rows = range(rank, num_rows, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self):
+        for start in range(0, len(self.rows), self.batch_size):
+            yield [(EVALUATION_EPOCH, row) for row in self.rows[start : start + self.batch_size]]
