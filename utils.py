@@ -19,6 +19,7 @@ import numpy as np
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 EVALUATION_EPOCH = 2**32 - 1  # the masks of the evaluation: an epoch number that no training reaches
+CHECKSUMS = "SHA256SUMS"
 PARTIAL, ASIDE = ".partial", ".old"  # suffixes of a directory being written, and of one being replaced
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
@@ -151,6 +152,32 @@ class TokenRows:
             "row": row,
         }
 
+    def longest(self) -> int:
+        """The length of the longest row, without reading the rows."""
+        import pyarrow.compute
+
+        return pyarrow.compute.max(pyarrow.compute.list_value_length(self._input_ids)).as_py() or 0
+
+    def token_counts(self) -> np.ndarray:
+        """How often each id occurs (int64 [largest id + 1])."""
+        counts = np.zeros(0, dtype=np.int64)
+        for chunk in self._input_ids.chunks:
+            chunk_counts = np.bincount(chunk.flatten().to_numpy(), minlength=len(counts))
+            chunk_counts[: len(counts)] += counts
+            counts = chunk_counts
+        return counts
+
+
+def unigram_entropy(rows: TokenRows, tokenizer) -> float:
+    """The entropy (nats) of the rows' tokens without the special ones.
+
+    No model that predicts each token by its frequency alone can have a lower loss on these rows.
+    """
+    counts = rows.token_counts().astype(float)
+    counts[[i for i in tokenizer.all_special_ids if i < len(counts)]] = 0
+    shares = counts[counts > 0] / counts.sum()
+    return float(-np.sum(shares * np.log(shares)))
+
 
 class DataCollatorMLM:
     """Masks rows for masked language modelling, afresh in each epoch (RoBERTa, section 4.1; BERT, section 3.1).
@@ -263,3 +290,40 @@ class EvaluationSampler:
     def __iter__(self):
         for start in range(0, len(self.rows), self.batch_size):
             yield [(EVALUATION_EPOCH, row) for row in self.rows[start : start + self.batch_size]]
+
+
+# ---------------------------------------------------------------- checkpoints on disk
+
+
+def write_checksums(folder: str) -> None:
+    """Writes SHA256SUMS, as `sha256sum --check` reads it, over every file below the folder."""
+    with open(os.path.join(folder, CHECKSUMS), "w") as file:
+        file.writelines(f"{digest}  {name}\n" for name, digest in _checksums(folder).items())
+
+
+def damage_of(folder: str) -> str | None:
+    """Says what is wrong with a folder that write_checksums() sealed, or None."""
+    try:
+        with open(os.path.join(folder, CHECKSUMS)) as file:
+            expected = dict(reversed(line.rstrip("\n").split("  ", 1)) for line in file)
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} is missing or unreadable"
+    found = _checksums(folder)
+    for name, digest in expected.items():
+        if found.get(name) != digest:
+            return f"{name} is {'damaged' if name in found else 'missing'}"
+    return None
+
+
+def _checksums(folder: str) -> dict:
+    digests = {}
+    for parent, _, files in sorted(os.walk(folder)):
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(2**20):
+                    digest.update(block)
+            digests[os.path.relpath(path, folder).replace(os.sep, "/")] = digest.hexdigest()
+    digests.pop(CHECKSUMS, None)
+    return digests

@@ -1,0 +1,730 @@
+"""Pretrain RoBERTa with masked language modelling on the rows that create_data.py wrote.
+
+    python run_pretrain.py --model_name_or_path roberta-en-tiny --input_file demo_data --max_seq_length 128 \
+        --batch_size 32 --learning_rate 2e-3 --warmup_steps 50 --max_steps 400 --output_dir ckp     # a laptop
+    python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --model_name_or_path roberta-en-base \
+        --input_file wiki --batch_size 16 --output_dir ckp                                        # two GPUs
+"""
+
+import contextlib
+import glob
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+
+import datasets
+import numpy as np  # numpy, or zlib, must be imported before paddle 2.6.2, or its own zlib crashes pyarrow later
+import paddle
+import paddle.distributed as dist
+import paddle.nn.functional as F
+import safetensors.numpy
+from paddlenlp import transformers
+from paddlenlp.utils.log import logger as paddlenlp_logger
+from tqdm import tqdm
+
+from utils import (
+    IGNORE_INDEX,
+    ArgumentParser,
+    DataCollatorMLM,
+    EvaluationSampler,
+    TokenRows,
+    UpdateSampler,
+    UserError,
+    atomic_directory,
+    boolean,
+    command_line,
+    damage_of,
+    number,
+    recover_directory,
+    unigram_entropy,
+    write_checksums,
+)
+
+ARCHITECTURES = {  # layers, width, attention heads; base and large: RoBERTa, section 5; the others: BERT's small models
+    "roberta-en-tiny": (2, 128, 2),
+    "roberta-en-mini": (4, 256, 4),
+    "roberta-en-small": (4, 512, 8),
+    "roberta-en-base": (12, 768, 12),
+    "roberta-en-large": (24, 1024, 16),
+}
+PEAK_TFLOPS = {"V100": 125, "T4": 65, "A100": 312, "A10": 125, "H100": 989}  # half precision, dense; data sheets
+CHECKPOINT = re.compile(r"paddle_(\d+)$")
+
+
+# ---------------------------------------------------------------- builders
+
+
+class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
+    """PaddleNLP's model, its parameters and its checkpoints; given `masked_positions`, it predicts those alone."""
+
+    def forward(self, input_ids, masked_positions=None, **kwargs):
+        """Returns logits: [batch, seq, vocab], or for masked_positions int64 [n] (flat indices) [n, vocab].
+
+        For RoBERTa-base at 15 %, the head on the masked positions alone saves about a quarter of the arithmetic.
+        """
+        if masked_positions is None:
+            return super().forward(input_ids, **kwargs)
+        hidden = self.roberta(input_ids, **kwargs)[0]
+        return self.lm_head(paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), masked_positions))
+
+
+def build_config(name: str, tokenizer, max_seq_length: int):
+    """The configuration of an architecture of ours, or of the directory or hub id with weights to continue from."""
+    positions = max_seq_length + tokenizer.pad_token_id + 1  # RoBERTa numbers positions from pad_token_id + 1
+    if name in ARCHITECTURES:
+        layers, width, heads = ARCHITECTURES[name]
+        return transformers.RobertaConfig(  # every value: PaddleNLP's defaults are BERT's
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
+            max_position_embeddings=max(514, positions),
+            type_vocab_size=1,
+            initializer_range=0.02,
+            layer_norm_eps=1e-5,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            cls_token_id=tokenizer.cls_token_id,
+        )
+    try:
+        config = transformers.RobertaConfig.from_pretrained(name)
+    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
+        raise UserError(
+            f"cannot load the model {name}: it is neither one of {', '.join(ARCHITECTURES)} nor a directory or hub id "
+            f"with a config.json ({(str(error).splitlines() or [''])[0]})"
+        ) from error
+    for what, of_model, of_data in (
+        ("vocab_size", config.vocab_size, tokenizer.vocab_size),
+        ("pad_token_id", config.pad_token_id, tokenizer.pad_token_id),
+    ):
+        if of_model != of_data:
+            raise UserError(
+                f"{name} has {what} {of_model}, the data's tokenizer {of_data}: prepare the data with the "
+                f"model's tokenizer (create_data.py --tokenizer_name {name})"
+            )
+    if config.max_position_embeddings < positions:
+        raise UserError(
+            f"{name} has positions for {config.max_position_embeddings - tokenizer.pad_token_id - 1} tokens, "
+            f"--max_seq_length {max_seq_length} needs more"
+        )
+    return config
+
+
+def build_optimizer(model, args):
+    """AdamW; weight decay on matrices and embeddings only, not on biases and layer normalisation."""
+    decayed = {parameter.name for parameter in model.parameters() if parameter.ndim >= 2}
+    return paddle.optimizer.AdamW(
+        learning_rate=args.learning_rate,
+        beta1=0.9,
+        beta2=0.98,  # RoBERTa, section 3.1
+        epsilon=args.adam_epsilon,
+        parameters=model.parameters(),
+        weight_decay=args.weight_decay,
+        apply_decay_param_fun=decayed.__contains__,
+    )
+
+
+def build_loader(rows, sampler, collator, args):
+    def collate(examples):
+        batch = collator(examples)
+        if not len(batch["masked_positions"]):  # Paddle's workers cannot pass on an empty array: one ignored position
+            batch["masked_positions"] = np.zeros(1, dtype=np.int64)
+        return batch
+
+    def ignore_signals(worker_id):  # a signal to the process group is the trainer's to handle
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return paddle.io.DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=args.num_workers,
+        worker_init_fn=ignore_signals,
+    )
+
+
+# ---------------------------------------------------------------- steps
+
+
+def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """The rate of update `step`, counted from 1: linear warmup, then linear decay to 0 at the last."""
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    return peak * (total_steps - step) / (total_steps - warmup_steps)
+
+
+def seed_dropout(*key: int) -> None:
+    """Seeds Paddle's generators from (seed, step, micro step, rank), so that no generator state need be saved."""
+    paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def masked_loss(model, batch: dict) -> tuple:
+    """Returns the sum of the cross entropy over the masked tokens, their logits [n, vocab] and their labels [n]."""
+    labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
+    logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"), logits, labels
+
+
+def number_masked(batch: dict):
+    return (batch["labels"] != IGNORE_INDEX).astype("float32").sum()
+
+
+def sum_over_ranks(tensor):
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def train_update(model, optimizer, scaler, batches: list, step: int, stop: bool, args) -> dict:
+    """One optimizer update over this rank's micro-batches; the loss is the mean over all masked tokens of all ranks.
+
+    Returns {"loss_sum", "num_masked", "grad_norm", "stop", "skipped"}, equal on all ranks. A non-finite loss or
+    gradient leaves the weights as they are.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    totals = paddle.stack([sum(map(number_masked, batches)), paddle.full([], float(stop))])
+    num_masked, stops = sum_over_ranks(totals)
+    weight = world_size / paddle.clip(num_masked, min=1)  # DataParallel divides by the number of ranks
+    loss_sum = paddle.zeros([])
+    for micro_step, batch in enumerate(batches):
+        seed_dropout(args.seed, step, micro_step, rank)
+        is_last = micro_step == len(batches) - 1
+        with contextlib.nullcontext() if is_last or world_size == 1 else model.no_sync():
+            with auto_cast(args):
+                loss, _, _ = masked_loss(model, batch)
+            scaler.scale(loss * weight).backward()
+        loss_sum += loss.detach()
+    scaler.unscale_(optimizer)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    with paddle.no_grad():
+        grad_norm = paddle.stack([gradient.astype("float32").square().sum() for gradient in gradients]).sum().sqrt()
+    read = paddle.stack([sum_over_ranks(loss_sum), num_masked, grad_norm, stops]).tolist()  # the one host read
+    result = dict(zip(("loss_sum", "num_masked", "grad_norm", "stop"), read))
+    result["skipped"] = not (math.isfinite(result["loss_sum"]) and math.isfinite(result["grad_norm"]))
+    if not result["skipped"] and result["grad_norm"] > args.max_grad_norm > 0:
+        with paddle.no_grad():
+            for gradient in gradients:
+                gradient.scale_(args.max_grad_norm / result["grad_norm"])
+    if not result["skipped"] or scaler.is_enable():  # an enabled scaler skips the step itself, and lowers its scale
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.clear_grad()
+    return result
+
+
+def auto_cast(args):
+    return paddle.amp.auto_cast(enable=args.amp, dtype="float16", level="O1")
+
+
+@paddle.no_grad()
+def evaluate(model, loader, args) -> dict:
+    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows."""
+    model.eval()
+    totals = paddle.zeros([3], dtype="float64")
+    for batch in loader:
+        with auto_cast(args):
+            loss, logits, labels = masked_loss(model, batch)
+        correct = (logits.argmax(-1) == labels).astype("float32").sum()
+        totals += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
+    model.train()
+    loss, correct, num_masked = sum_over_ranks(totals).tolist()
+    loss /= max(num_masked, 1)
+    return {
+        "eval_loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "accuracy": correct / max(num_masked, 1),
+        "eval_masked_tokens": int(num_masked),
+    }
+
+
+def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
+    """Floating-point operations of one update: forward, and twice that backward (dropout, norms etc. left out).
+
+    For a layer of width h and feed-forward width f, a token costs 2 (4 h^2 + 2 h f) in the matrices and 4 s h in
+    attention over s positions; a masked token costs 2 (h^2 + h V) in the head with vocabulary V.
+    """
+    h, f = config.hidden_size, config.intermediate_size
+    encoder = config.num_hidden_layers * (2 * (4 * h * h + 2 * h * f) + 4 * seq_length * h)
+    return 3 * (tokens * encoder + num_masked * 2 * (h * h + h * config.vocab_size))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path: str, model, tokenizer_dir: str, optimizer, scaler, state: dict) -> None:
+    """Writes what from_pretrained() of PaddleNLP reads, and training_state/ to resume from; whole, or not at all."""
+    with atomic_directory(path) as folder:
+        model.save_pretrained(folder, safe_serialization=True)
+        shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+        training_state = os.path.join(folder, "training_state")
+        os.makedirs(training_state)
+        tensors = {name: tensor.numpy() for name, tensor in named_moments(model, optimizer).items()}
+        safetensors.numpy.save_file(tensors, os.path.join(training_state, "optimizer.safetensors"))
+        scaler_state = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in scaler.state_dict().items()}
+        with open(os.path.join(training_state, "state.json"), "w") as file:
+            json.dump({**state, "scaler": scaler_state}, file, indent=2)
+        write_checksums(folder)
+
+
+def named_moments(model, optimizer) -> dict:
+    """The optimizer's tensors as "PARAMETER/moment1" and so on, with the model's own names of the parameters.
+
+    Paddle's names ("embedding_0.w_0_moment1_0") shift when another model was built earlier in the process.
+    """
+    tensors = {}
+    state = optimizer.state_dict()
+    for name, parameter in model.named_parameters():
+        for key, tensor in state.items():
+            if key.startswith(parameter.name + "_"):
+                kind = re.sub(r"_\d+$", "", key[len(parameter.name) + 1 :])
+                tensors[f"{name}/{kind}"] = tensor
+    return tensors
+
+
+def load_training_state(path: str, model, optimizer, scaler) -> dict:
+    tensors = safetensors.numpy.load_file(os.path.join(path, "training_state", "optimizer.safetensors"))
+    paddle_names = {name: parameter.name for name, parameter in model.named_parameters()}
+    if {key.partition("/")[0] for key in tensors} != set(paddle_names):
+        raise UserError(f"{path}: the optimizer state is of another model's parameters")
+    named = (key.partition("/") for key in tensors)
+    optimizer.set_state_dict(
+        {f"{paddle_names[name]}_{kind}_0": paddle.to_tensor(tensors[f"{name}/{kind}"]) for name, _, kind in named}
+    )
+    with open(os.path.join(path, "training_state", "state.json")) as file:
+        state = json.load(file)
+    scaler.load_state_dict(state["scaler"] and {**state["scaler"], "scale": np.array(state["scaler"]["scale"])})
+    return state
+
+
+def checkpoints_in(output_dir: str) -> list:
+    """The complete checkpoints' paths, the oldest first."""
+    found = [p for p in glob.glob(os.path.join(glob.escape(output_dir), "paddle_*")) if CHECKPOINT.search(p)]
+    return sorted(found, key=lambda path: int(CHECKPOINT.search(path)[1]))
+
+
+def find_checkpoint(args) -> str | None:
+    """The checkpoint to resume from, or None for a fresh start; damaged ones are never used."""
+    found = checkpoints_in(args.output_dir)
+    if args.resume_from_checkpoint == "no":
+        if found:
+            raise UserError(
+                f"{args.output_dir} holds checkpoints ({os.path.basename(found[-1])}): continue with "
+                "--resume_from_checkpoint auto, or choose another --output_dir"
+            )
+        return None
+    if args.resume_from_checkpoint != "auto":
+        if damage := damage_of(args.resume_from_checkpoint):
+            raise UserError(f"cannot resume from {args.resume_from_checkpoint}: {damage}")
+        return args.resume_from_checkpoint
+    for path in reversed(found):
+        if not (damage := damage_of(path)):
+            return path
+        print(f"warning: passing over the checkpoint {path}: {damage}", file=sys.stderr)
+    return None
+
+
+# ---------------------------------------------------------------- loop
+
+
+class MetricsLog:
+    """What rank 0 reports: lines on the terminal, metrics.jsonl and VisualDL's files, both below output_dir.
+
+    A resumed run drops what metrics.jsonl holds beyond the step it resumes from, so each step stands there once.
+    """
+
+    def __init__(self, output_dir: str, step: int, total_steps: int):
+        from visualdl import LogWriter
+
+        self.path = os.path.join(output_dir, "metrics.jsonl")
+        self._drop_beyond(step)
+        self.writer = LogWriter(logdir=os.path.join(output_dir, "visualdl"))
+        self.progress = tqdm(total=total_steps, initial=step, unit="update", disable=None)
+
+    def _drop_beyond(self, step: int) -> None:
+        lines = []
+        if os.path.exists(self.path):
+            with open(self.path) as file:
+                lines = file.readlines()
+        with open(self.path + ".partial", "w") as file:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
+                    record = json.loads(line)
+                    if (record["step"], record["event"] == "evaluation") < (step, True):
+                        file.write(line)
+        os.replace(self.path + ".partial", self.path)
+
+    def __call__(self, event: str, step: int, record: dict) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"event": event, "step": step, **record}) + "\n")
+        for name, value in record.items():
+            self.writer.add_scalar(f"{event}/{name}", value, step)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
+        self.progress.write(f"{event} at step {step:,}: {shown}")
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into `requested`, read once per update; a second SIGINT exits at once."""
+
+    def __init__(self):
+        self.requested = self.interrupted = False
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, signum, frame):
+        if signum == signal.SIGINT and self.interrupted:
+            os._exit(130)
+        self.requested, self.interrupted = True, self.interrupted or signum == signal.SIGINT
+
+
+class LogWindow:
+    """What happened since the last report. `sums` is kept in checkpoints, the speeds are not."""
+
+    def __init__(self, sums: dict | None = None):
+        self.sums = sums or {"loss_sum": 0.0, "num_masked": 0.0, "skipped_updates": 0}
+        self.updates = self.tokens = self.flops = 0
+        self.data_seconds = self.update_seconds = 0.0
+
+    def add(self, result: dict, batches: list, config, data_seconds: float, update_seconds: float) -> None:
+        if result["skipped"]:
+            self.sums["skipped_updates"] += 1
+        else:
+            self.sums["loss_sum"] += result["loss_sum"]
+            self.sums["num_masked"] += result["num_masked"]
+        tokens = dist.get_world_size() * sum(batch["input_ids"].size for batch in batches)
+        self.flops += update_flops(config, tokens, batches[0]["input_ids"].shape[1], result["num_masked"])
+        self.tokens += tokens
+        self.updates += 1
+        self.data_seconds += data_seconds
+        self.update_seconds += update_seconds
+
+    def speeds(self, updates_left: int) -> dict:
+        """Those of all ranks together; tokens are positions of the batches, padding counts."""
+        seconds = self.data_seconds + self.update_seconds
+        speeds = {
+            "steps_per_second": self.updates / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "tflops": self.flops / seconds / 1e12,
+            "data_wait_percent": 100 * self.data_seconds / seconds,
+            "eta_hours": updates_left * seconds / self.updates / 3600,
+        }
+        if peak := peak_tflops():
+            speeds["mfu_percent"] = 100 * speeds["tflops"] / (peak * dist.get_world_size())
+        return speeds
+
+
+def train(model, optimizer, scaler, loaders: dict, state: dict, log, save, args) -> dict | None:
+    """Runs the updates from state["step"] to the last; returns the last evaluation, or None if a signal ended it.
+
+    `log(event, step, record)` reports, `save(state)` writes a checkpoint. The evaluation of a step comes after its
+    checkpoint, so a run that is resumed there begins with it.
+    """
+    total_steps, config = loaders["train"].batch_sampler.updates, unwrap(model).config
+    stop, micro_batches, window = StopSignal(), iter(loaders["train"]), LogWindow(state["window"])
+    while True:
+        step = state["step"]
+        if step and (step % args.save_steps == 0 or step == total_steps):
+            evaluation = evaluate(unwrap(model), loaders["validation"], args)
+            log("evaluation", step, evaluation)
+        if step == total_steps:
+            return evaluation
+        started = time.perf_counter()
+        batches = [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
+        loaded = time.perf_counter()
+        optimizer.set_lr(learning_rate_at(step + 1, args.learning_rate, args.warmup_steps, total_steps))
+        result = train_update(model, optimizer, scaler, batches, step, stop.requested, args)
+        window.add(result, batches, config, loaded - started, time.perf_counter() - loaded)
+        state["step"] = step = step + 1
+        state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if result["skipped"] else 0
+        if step % args.logging_steps == 0:
+            log("train", step, train_record(window, result, optimizer, scaler, total_steps - step))
+            window = LogWindow()
+        if state["skipped_in_a_row"] >= args.max_skipped_updates:
+            raise UserError(
+                f"{state['skipped_in_a_row']} updates in a row had a non-finite loss or gradient, the last at step "
+                f"{step} (learning rate {optimizer.get_lr():.3g}, loss scale {loss_scale(scaler):g}); the last good "
+                f"checkpoint is {(checkpoints_in(args.output_dir) or ['none'])[-1]}. Lower --learning_rate"
+            )
+        state["window"] = window.sums
+        if result["stop"] or step % args.save_steps == 0 or step == total_steps:
+            save(state)
+        if result["stop"] and step < total_steps:
+            return None
+
+
+def train_record(window: LogWindow, result: dict, optimizer, scaler, updates_left: int) -> dict:
+    return {
+        "loss": window.sums["loss_sum"] / max(window.sums["num_masked"], 1),
+        "learning_rate": optimizer.get_lr(),
+        "grad_norm": result["grad_norm"],
+        "skipped_updates": window.sums["skipped_updates"],
+        "loss_scale": loss_scale(scaler),
+        **window.speeds(updates_left),
+    }
+
+
+def loss_scale(scaler) -> float:
+    return scaler.state_dict()["scale"].item() if scaler.is_enable() else 1.0
+
+
+def unwrap(model):
+    return model._layers if isinstance(model, paddle.DataParallel) else model
+
+
+def peak_tflops() -> float | None:
+    """The GPU's peak in half precision where it is known; None elsewhere."""
+    if not paddle.get_device().startswith("gpu"):
+        return None
+    name = paddle.device.cuda.get_device_name()
+    return next((peak for model, peak in PEAK_TFLOPS.items() if model in name), None)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def parse_arguments(argv: list | None):
+    parser = ArgumentParser("Pretrain RoBERTa with masked language modelling.")
+    positive, not_negative = number(int, 1), number(float, 0)
+    data = parser.add_argument_group("data")
+    data.add_argument("--input_file", default="wiki", help="directory that create_data.py wrote")
+    data.add_argument("--max_seq_length", type=number(int, 4), default=512, help="longest row of the data, in tokens")
+    data.add_argument("--mlm_probability", type=number(float, 0, 1, above=0), default=0.15, help="share predicted")
+    data.add_argument("--num_workers", type=number(int, 0), help="processes that mask batches (0 on CPU, else 2)")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model_name_or_path",
+        default="roberta-en-base",
+        help=f"trained from scratch: {', '.join(ARCHITECTURES)}; or a directory or hub id to continue from",
+    )
+    optimization = parser.add_argument_group("optimization")
+    add = optimization.add_argument
+    add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
+    add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
+    add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
+    add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, on tensors of two dimensions or more")
+    add("--adam_epsilon", type=number(float, above=0), default=1e-6, help="AdamW's")
+    add("--max_grad_norm", type=not_negative, default=1.0, help="gradients are clipped to this norm; 0: never")
+    add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
+    add("--num_train_epochs", type=not_negative, default=3, help="passes over the data")
+    add("--max_steps", type=number(int, -1), default=-1, help="end after so many updates, if sooner; -1: no limit")
+    add("--max_skipped_updates", type=positive, default=5, help="non-finite updates in a row that end the run")
+    add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
+    logs = parser.add_argument_group("logging and checkpoints")
+    logs.add_argument("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
+    logs.add_argument("--logging_steps", type=positive, default=100, help="updates between reports")
+    logs.add_argument("--save_steps", type=positive, default=10000, help="updates between checkpoint + evaluation")
+    logs.add_argument("--save_total_limit", type=positive, help="checkpoints kept, the newest; all if left out")
+    logs.add_argument(
+        "--resume_from_checkpoint", default="no", help="`auto` (the newest in output_dir, if any), a path, or `no`"
+    )
+    runtime = parser.add_argument_group("runtime")
+    runtime.add_argument("--device", choices=["cpu", "gpu", "xpu"], help="the GPU where Paddle sees one, else the CPU")
+    runtime.add_argument("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
+    runtime.add_argument("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in fp16")
+    return parser.parse_args(argv)
+
+
+# ---------------------------------------------------------------- main
+
+
+def set_device(args) -> None:
+    """Selects the device and prints it; joins the other ranks when started by paddle.distributed.launch."""
+    present = {
+        "cpu": True,
+        "gpu": paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0,
+        "xpu": paddle.is_compiled_with_xpu(),
+    }
+    args.device = args.device or ("gpu" if present["gpu"] else "cpu")
+    if not present[args.device]:
+        raise UserError(f"--device {args.device}: Paddle {paddle.__version__} sees none here; try --device cpu")
+    paddle.set_device(args.device)
+    if dist.get_world_size() > 1:
+        dist.init_parallel_env()
+    say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
+    if args.amp and args.device == "cpu":
+        say("amp: on a CPU the computation stays in float32, without loss scaling")
+        args.amp = False
+    if args.num_workers is None:
+        args.num_workers = 0 if args.device == "cpu" else 2
+
+
+def say(message: str) -> None:
+    if dist.get_rank() == 0:
+        print(message, flush=True)
+
+
+def load_data(args) -> tuple:
+    """Returns the data's tokenizer and {"train": TokenRows, "validation": TokenRows}."""
+    if not os.path.isdir(args.input_file):
+        raise UserError(f"--input_file {args.input_file}: no such directory; create_data.py --output_dir writes one")
+    try:
+        splits = datasets.load_from_disk(args.input_file)
+        splits = {name: splits[name] for name in ("train", "validation")}
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--input_file {args.input_file}: not a data set of create_data.py ({error})") from error
+    for name, split in splits.items():
+        if missing := {"input_ids", "special_tokens_mask"} - set(split.column_names):
+            raise UserError(f"--input_file {args.input_file}: the {name} split has no column {', '.join(missing)}")
+    rows = {name: TokenRows(split) for name, split in splits.items()}
+    longest = max(split.longest() for split in rows.values())
+    if longest > args.max_seq_length:
+        raise UserError(
+            f"--input_file {args.input_file} has rows of {longest} tokens: set --max_seq_length {longest}, or prepare "
+            f"shorter ones (create_data.py --max_seq_length {args.max_seq_length})"
+        )
+    if not os.path.exists(os.path.join(tokenizer_dir(args), "vocab.json")):
+        raise UserError(f"{tokenizer_dir(args)} holds no tokenizer; create_data.py writes it beside the rows")
+    return transformers.AutoTokenizer.from_pretrained(tokenizer_dir(args)), rows
+
+
+def tokenizer_dir(args) -> str:
+    return os.path.join(args.input_file, "tokenizer")
+
+
+def count_updates(sampler: UpdateSampler, args) -> int:
+    """T = epochs x updates per epoch, or max_steps if that is positive and smaller."""
+    if sampler.updates_per_epoch == 0:
+        raise UserError(
+            f"a global batch of {math.prod(sampler.shape)} rows is larger than the data ({sampler.num_rows} rows): "
+            "lower --batch_size or --gradient_accumulation_steps"
+        )
+    total = math.floor(args.num_train_epochs * sampler.updates_per_epoch)
+    total = min(total, args.max_steps) if args.max_steps > -1 else total
+    if total == 0:
+        raise UserError("nothing to train: --max_steps is 0 (-1 sets no limit), or --num_train_epochs gives no update")
+    if args.warmup_steps > total:
+        raise UserError(f"--warmup_steps {args.warmup_steps} is longer than the training, {total} updates")
+    return total
+
+
+def run_identity(args, config, sampler: UpdateSampler) -> dict:
+    """What the result depends on: everything but how a global batch is cut into devices and micro-batches."""
+    data, card = {"rows": sampler.num_rows}, os.path.join(args.input_file, "data_card.json")
+    if os.path.exists(card):
+        with open(card) as file:
+            card = json.load(file)
+        data.update({key: card[key] for key in ("fingerprint", "tokenizer", "splits")})
+    names = "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps seed mlm_probability amp scale_loss"
+    identity = {
+        **{name: getattr(args, name) for name in names.split()},
+        "data": data,
+        "global_batch": math.prod(sampler.shape),
+        "total_steps": sampler.updates,
+        "architecture": {k: v for k, v in config.to_dict().items() if k not in ("architectures", "paddlenlp_version")},
+    }
+    return json.loads(json.dumps(identity))
+
+
+def check_same_run(identity: dict, saved: dict, path: str) -> None:
+    changed = [
+        f"{key} (was {saved.get(key)}, is {identity[key]})" for key in identity if identity[key] != saved.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"cannot resume from {path}: these would change the result: {'; '.join(changed)}. Undo the change, or "
+            "start a new run in another --output_dir"
+        )
+
+
+def prepare_output(args) -> None:
+    """Creates output_dir and removes what killed runs left half-written; rank 0 does it, the others wait."""
+    if dist.get_rank() == 0:
+        try:
+            os.makedirs(args.output_dir, exist_ok=True)
+            for path in glob.glob(os.path.join(glob.escape(args.output_dir), "paddle_*")):
+                recover_directory(re.sub(r"\.\w+$", "", path))
+        except OSError as error:
+            raise UserError(f"cannot write --output_dir {args.output_dir}: {error.strerror}") from error
+    wait_for_all()
+
+
+def wait_for_all() -> None:
+    sum_over_ranks(paddle.zeros([1])).numpy()
+
+
+def check_disk(model, args) -> None:
+    """Weights and two moments in float32, the tied embedding twice: is there room for one checkpoint?"""
+    needed = 4 * (3 * sum(p.size for p in model.parameters()) + model.get_input_embeddings().weight.size)
+    free = shutil.disk_usage(args.output_dir).free
+    if free < needed:
+        raise UserError(f"{args.output_dir} has {free / 1e9:.2f} GB free, one checkpoint takes {needed / 1e9:.2f} GB")
+
+
+def main(argv: list | None = None) -> None:
+    args = parse_arguments(argv)
+    paddlenlp_logger.set_level("WARNING")
+    set_device(args)
+    tokenizer, rows = load_data(args)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    config = build_config(args.model_name_or_path, tokenizer, args.max_seq_length)
+    cut = (args.batch_size, args.gradient_accumulation_steps, rank, world_size)
+    sampler = UpdateSampler(len(rows["train"]), *cut, seed=args.seed)
+    sampler.updates = count_updates(sampler, args)
+    identity = run_identity(args, config, sampler)
+
+    prepare_output(args)
+    checkpoint = find_checkpoint(args)
+    paddle.seed(args.seed)
+    source = checkpoint or (args.model_name_or_path if args.model_name_or_path not in ARCHITECTURES else None)
+    model = RobertaForMaskedLM.from_pretrained(source) if source else RobertaForMaskedLM(config)
+    check_disk(model, args)
+    optimizer = build_optimizer(model, args)
+    scaler = paddle.amp.GradScaler(enable=args.amp, init_loss_scaling=args.scale_loss)
+    state = {"step": 0, "skipped_in_a_row": 0, "window": None}
+    if checkpoint:
+        state = load_training_state(checkpoint, model, optimizer, scaler)
+        check_same_run(identity, state["identity"], checkpoint)
+    sampler.first_update = state["step"]
+    action = (
+        f"resuming {checkpoint} at step {state['step']}"
+        if checkpoint
+        else (f"continuing from {source}" if source else "training from scratch")
+    )
+    say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
+    say(f"data: {len(rows['train']):,} rows, {sampler.updates:,} updates of {math.prod(sampler.shape):,} rows")
+    entropy = unigram_entropy(rows["validation"], tokenizer)
+    say(f"yardstick: predicting by word frequency alone would give an evaluation loss of {entropy:.3f} at best")
+
+    collator = DataCollatorMLM(tokenizer, args.mlm_probability, seed=args.seed)
+    loaders = {
+        "train": build_loader(rows["train"], sampler, collator, args),
+        "validation": build_loader(
+            rows["validation"],
+            EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size),
+            collator,
+            args,
+        ),
+    }
+    log = MetricsLog(args.output_dir, state["step"], sampler.updates) if rank == 0 else lambda *record: None
+
+    def save(state: dict) -> None:
+        if rank == 0:
+            path = os.path.join(args.output_dir, f"paddle_{state['step']}")
+            record = {**state, "identity": identity, "arguments": vars(args)}
+            save_checkpoint(path, unwrap(model), tokenizer_dir(args), optimizer, scaler, record)
+            for old in checkpoints_in(args.output_dir)[: -(args.save_total_limit or sys.maxsize)]:
+                shutil.rmtree(old)
+        wait_for_all()
+
+    model.train()
+    model = paddle.DataParallel(model) if world_size > 1 else model
+    evaluation = train(model, optimizer, scaler, loaders, state, log, save, args)
+    path = os.path.join(args.output_dir, f"paddle_{state['step']}")
+    if evaluation is None:
+        say(f"stopped by a signal: saved {path}; --resume_from_checkpoint auto continues")
+    else:
+        say(f"done: {path}, evaluation loss {evaluation['eval_loss']:.4f}, perplexity {evaluation['perplexity']:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))
