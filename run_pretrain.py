@@ -17,16 +17,6 @@ import signal
 import sys
 import time
 
-import datasets
-import numpy as np  # numpy, or zlib, must be imported before paddle 2.6.2, or its own zlib crashes pyarrow later
-import paddle
-import paddle.distributed as dist
-import paddle.nn.functional as F
-import safetensors.numpy
-from paddlenlp import transformers
-from paddlenlp.utils.log import logger as paddlenlp_logger
-from tqdm import tqdm
-
 from utils import (
     IGNORE_INDEX,
     ArgumentParser,
@@ -40,10 +30,24 @@ from utils import (
     command_line,
     damage_of,
     number,
+    prepare_for_paddle,
     recover_directory,
     unigram_entropy,
     write_checksums,
 )
+
+prepare_for_paddle()  # threads, MKL and memory: read when Paddle is imported
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+import paddle.nn.functional as F
+import safetensors.numpy
+from paddlenlp import transformers
+from paddlenlp.utils.log import logger as paddlenlp_logger
+from tqdm import tqdm
+
+import datasets  # after paddlenlp, which warns otherwise
 
 ARCHITECTURES = {  # layers, width, attention heads; base and large: RoBERTa, section 5; the others: BERT's small models
     "roberta-en-tiny": (2, 128, 2),

@@ -8,12 +8,14 @@ Nothing here imports Paddle, so create_data.py starts fast and DataCollatorMLM w
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import hashlib
 import math
 import os
 import shutil
 import sys
+import warnings
 
 import numpy as np
 
@@ -75,6 +77,41 @@ def command_line(main) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def prepare_for_paddle() -> None:
+    """Settings that must precede `import paddle`; what the user has set stays. Measured: tests/benchmarks/results/.
+
+    - Paddle computes with one thread unless told otherwise: one per core (shared by the ranks of this machine).
+    - Paddle's MKL takes a slow path on AMD processors unless told the type of the processor.
+    - glibc returns large tensors to the system, and fetches them anew, at each step unless told to keep them.
+    - This module's imports include zlib, without which Paddle 2.6.2 crashes at its first use by another library.
+    """
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores() // ranks)))
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        if "AuthenticAMD" in file.read():
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mmap for large blocks
+            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+    warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
+
+
+def physical_cores() -> int:
+    """The cores this process may use, hyper-threads of one core counted once where the system tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                siblings.add(file.read())
+        except OSError:
+            siblings.add(cpu)
+    return len(siblings)
 
 
 # ---------------------------------------------------------------- directories that appear whole
