@@ -33,7 +33,16 @@ from importlib.metadata import version
 
 import numpy as np
 
-from utils import ArgumentParser, UserError, atomic_directory, boolean, command_line, number, recover_directory
+from utils import (
+    ArgumentParser,
+    UserError,
+    atomic_directory,
+    boolean,
+    command_line,
+    number,
+    peak_memory,
+    recover_directory,
+)
 
 RETIRED_DATASET = "wikipedia"  # a script data set, and its dumps: neither can be loaded any more
 DEFAULT_DATASET, DEFAULT_DUMP = "wikimedia/wikipedia", "20231101"
@@ -49,6 +58,10 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, the incre
 
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---------------------------------------------------------------- documents
@@ -154,7 +167,7 @@ def file_documents(paths: list, column: str) -> Iterator[str]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # ValueError: pyarrow's errors too
-            raise UserError(f"cannot read {path} beyond record {position}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"cannot read {path} beyond record {position}: {first_line(error)}") from None
 
 
 def undecodable_byte(path: str) -> int:
@@ -217,10 +230,9 @@ def hub_documents(name: str, config: str | None, column: str) -> Iterator[str]:
     except UserError:
         raise
     except Exception as error:  # the hub's client, and what it stands on, raise errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot read the data set {name} ({config or 'no configuration'}): {reason}. Check the name and the "
-            "connection (HF_ENDPOINT names a mirror), or use --data_files FILE or --dataset_name demo"
+            f"cannot read the data set {name}, {config or 'no configuration'} ({first_line(error)}): check the name "
+            "and the connection (HF_ENDPOINT names a mirror), or use --data_files FILE or --dataset_name demo"
         ) from error
 
 
@@ -261,112 +273,92 @@ def build_tokenizer(vocab: dict, merges: list):
 
 
 def train_tokenizer(documents: Iterable, vocab_size: int, corpus_bytes: int | None):
-    """Learns a byte-level BPE from at most TRAINING_SAMPLE characters, spread over the corpus where its size is known.
-
-    The vocabulary holds all 256 bytes, so any text is encoded without loss.
-    """
+    """Learns a byte-level BPE from at most TRAINING_SAMPLE characters: documents drawn evenly where the corpus's size
+    is known, the first ones elsewhere. The vocabulary holds all 256 bytes, so any text is encoded without loss."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    share = min(1.0, TRAINING_SAMPLE / corpus_bytes) if corpus_bytes else 1.0
-    used = 0
+    share, used = min(1, TRAINING_SAMPLE / (corpus_bytes or 1)), 0
 
-    def sample():
+    def sample() -> Iterator[str]:
         nonlocal used
         for i, document in enumerate(documents):
-            if used < TRAINING_SAMPLE and drawn(np.array([i]), share)[0]:
-                used += len(document)
-                yield valid_utf8(document).decode()
-            elif used >= TRAINING_SAMPLE:
+            if used >= TRAINING_SAMPLE:
                 return
+            if drawn(np.array([i]), share):
+                used += len(document)
+                yield utf8(document).decode()
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         special_tokens=[BOS, PAD, EOS, UNK],
-        initial_alphabet=alphabet,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(sample(), trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    if len(model["vocab"]) + 1 < vocab_size:
-        warn(f"the text gives a vocabulary of {len(model['vocab']) + 1} tokens only, not {vocab_size}")
-    print(f"tokenizer: trained on {used:,} characters")
-    return build_tokenizer({**model["vocab"], MASK: len(model["vocab"])}, model["merges"])
+    learned = len(model["vocab"]) + 1
+    if learned < vocab_size:
+        warn(f"the text gives a vocabulary of {learned} tokens only, not {vocab_size}")
+    print(f"tokenizer: {learned:,} tokens learned from {used:,} characters")
+    return build_tokenizer({**model["vocab"], MASK: learned - 1}, model["merges"])
 
 
-def load_tokenizer(name: str):
+def load_tokenizer(name: str, max_seq_length: int):
     """Loads a directory (tokenizer.json, or vocab.json and merges.txt) or, where there is none, a hub id."""
     from tokenizers import Tokenizer
 
-    def find(file: str) -> str | None:
-        if os.path.isdir(name):
-            path = os.path.join(name, file)
-            return path if os.path.isfile(path) else None
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return huggingface_hub.hf_hub_download(name, file)
-        except EntryNotFoundError:
-            return None
-
+    folder = pathlib.Path(name)
     try:
-        if path := find("tokenizer.json"):
-            tokenizer = Tokenizer.from_file(path)
-        elif (vocab := find("vocab.json")) and (merges := find("merges.txt")):
-            with open(vocab, encoding="utf-8") as vocab, open(merges, encoding="utf-8") as merges:
-                pairs = [line.split() for line in merges if not line.startswith("#version") and line.strip()]
-                tokenizer = build_tokenizer(json.load(vocab), pairs)
+        if not folder.is_dir():
+            tokenizer = Tokenizer.from_pretrained(name)
+        elif (folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         else:
-            raise UserError(f"the tokenizer {name} has neither tokenizer.json nor vocab.json with merges.txt")
-        config = find("tokenizer_config.json")
-    except UserError:
-        raise
+            merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+            vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            tokenizer = build_tokenizer(vocab, [line.split() for line in merges if line and line[:8] != "#version"])
     except Exception as error:  # tokenizers raises bare Exceptions, the hub's client errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot load the tokenizer {name}: {reason}. Give a directory with tokenizer.json, a hub id, or `train`"
+            f"cannot load the tokenizer {name} ({first_line(error)}): give `train`, a hub id, or a directory with "
+            "tokenizer.json or vocab.json + merges.txt"
         ) from error
-    longest = None
-    if config:
-        with open(config, encoding="utf-8") as file:
-            longest = json.load(file).get("model_max_length")
-    return tokenizer, longest
+    if json.loads(tokenizer.to_str())["model"]["type"] != "BPE":
+        raise UserError(f"the tokenizer {name} is not a byte-level BPE, as RoBERTa's is")
+    if missing := [token for token in (BOS, PAD, EOS, MASK) if tokenizer.token_to_id(token) is None]:
+        raise UserError(f"the tokenizer {name} has no {' '.join(missing)}; use one of RoBERTa's kind")
+    if (config := folder / "tokenizer_config.json").exists():
+        longest = json.loads(config.read_text(encoding="utf-8")).get("model_max_length", max_seq_length)
+        if max_seq_length > longest:
+            raise UserError(f"--max_seq_length {max_seq_length} is above the model_max_length {longest} in {config}")
+    return tokenizer
 
 
-def save_tokenizer(tokenizer, folder: str, max_seq_length: int) -> str:
+def save_tokenizer(tokenizer, folder: pathlib.Path, max_seq_length: int) -> str:
     """Writes the files that `tokenizers`, transformers and PaddleNLP load; returns tokenizer.json's SHA-256."""
-    os.makedirs(folder)
-    tokenizer.save(os.path.join(folder, "tokenizer.json"))
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
     vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
     config = {
         "tokenizer_class": "RobertaBPETokenizer",  # PaddleNLP's name; transformers takes tokenizer.json
         "model_max_length": max(512, max_seq_length),
         "add_prefix_space": False,
-        "bos_token": BOS,
-        "cls_token": BOS,
-        "eos_token": EOS,
-        "sep_token": EOS,
-        "unk_token": UNK,
-        "pad_token": PAD,
-        "mask_token": MASK,
+        **{"bos_token": BOS, "cls_token": BOS, "eos_token": EOS, "sep_token": EOS},
+        **{"unk_token": UNK, "pad_token": PAD, "mask_token": MASK},
     }
-    with open(os.path.join(folder, "vocab.json"), "w", encoding="utf-8") as file:
-        json.dump(vocab, file, ensure_ascii=False)
-    with open(os.path.join(folder, "merges.txt"), "w", encoding="utf-8") as file:
-        file.write("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges))
-    with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2)
-    return hashlib.sha256(pathlib.Path(folder, "tokenizer.json").read_bytes()).hexdigest()
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
 
 
 # ---------------------------------------------------------------- from documents to rows
 
 
-def valid_utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     """Encodes text; lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD."""
     try:
         return text.encode()
@@ -385,35 +377,23 @@ def drawn(numbers: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 
 
 def batches_of(documents: Iterable, line_by_line: bool) -> Iterator[tuple]:
-    """Yields (texts as UTF-8, the document's number for each, whether it is the last batch) until all are read.
+    """Yields (texts as UTF-8, for each the number of its document); white space alone is no text and no document.
 
-    A text is a document, or a line of one; those of nothing but white space are left out.
+    A text is a document, or with line_by_line a line of one.
     """
-
-    def batches():
-        texts, owners, size, kept = [], [], 0, 0
-        for document in documents:
-            if not document or document.isspace():
-                continue
-            lines = document.split("\n") if line_by_line else [document]
-            lines = [valid_utf8(line) for line in lines if line and not line.isspace()]
-            texts += lines
-            owners += [kept] * len(lines)
-            kept += 1
-            size += len(document)
-            if size >= BATCH_CHARACTERS:
-                yield texts, np.array(owners)
-                texts, owners, size = [], [], 0
-        if texts:
+    texts, owners, characters, number_of_document = [], [], 0, 0
+    for document in documents:
+        lines = document.split("\n") if line_by_line else [document]
+        lines = [utf8(line) for line in lines if line and not line.isspace()]
+        texts += lines
+        owners += [number_of_document] * len(lines)
+        number_of_document += bool(lines)
+        characters += len(document)
+        if characters >= BATCH_CHARACTERS and texts:
             yield texts, np.array(owners)
-
-    waiting = None
-    for batch in batches():
-        if waiting:
-            yield *waiting, False
-        waiting = batch
-    if waiting:
-        yield *waiting, True
+            texts, owners, characters = [], [], 0
+    if texts:
+        yield texts, np.array(owners)
 
 
 class Encoder:
@@ -460,46 +440,42 @@ class SplitWriter:
 
         self.schema, self.stream = schema, pyarrow.ipc.new_stream(path, schema)
         self.pending = schema.empty_table()
-        self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+        self.bos, self.eos, pad = map(tokenizer.token_to_id, (BOS, EOS, PAD))
         self.is_special = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
-        self.is_special[[self.bos, self.eos, tokenizer.token_to_id(PAD)]] = True
-        self.dtype = schema.field("input_ids").type.value_type.to_pandas_dtype()
+        self.is_special[[self.bos, self.eos, pad]] = True
         self.room, self.packed = max_seq_length - 2, packed  # <s> and </s> take two places of a row
-        self.remainder = np.empty(0, dtype=self.dtype)
-        self.documents = self.tokens = self.rows = self.dropped_tokens = 0
+        self.remainder = np.empty(0, dtype=schema.field("input_ids").type.value_type.to_pandas_dtype())
+        self.counts = dict.fromkeys(("documents", "tokens", "rows", "dropped_tokens"), 0)
 
-    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Takes texts: their ids (integers [sum of lengths]) and lengths (int [texts])."""
-        ids = ids.astype(self.dtype)
-        self.tokens += len(ids)
+    def add(self, documents: int, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Takes the texts of so many documents: their ids (integers [sum of lengths]) and lengths (int [texts])."""
+        self.counts["documents"] += documents
+        self.counts["tokens"] += len(ids)
+        ids = ids.astype(self.remainder.dtype)
         if self.packed:
             stream = np.concatenate([self.remainder, np.insert(ids, np.cumsum(lengths), self.eos)])
-            body, self.remainder = np.split(stream, [len(stream) // self.room * self.room])
-            rows = np.full((len(body) // self.room, self.room + 2), self.eos, dtype=self.dtype)
-            rows[:, 0] = self.bos
-            rows[:, 1:-1] = body.reshape(-1, self.room)
-            self._write(rows.ravel(), np.full(len(rows), self.room + 2))
-            self.dropped_tokens = len(self.remainder)
+            lengths = np.full(len(stream) // self.room, self.room)
+            ids, self.remainder = np.split(stream, [lengths.sum()])
+            self.counts["dropped_tokens"] = len(self.remainder)
         else:
             place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            self.counts["dropped_tokens"] += int(np.sum(place >= self.room))
             ids, lengths = ids[place < self.room], np.minimum(lengths, self.room)
-            self.dropped_tokens += int(np.sum(place >= self.room))
-            ends = np.cumsum(lengths)
-            bounds = np.stack([ends - lengths, ends], axis=1).ravel()
-            self._write(np.insert(ids, bounds, [self.bos, self.eos] * len(lengths)), lengths + 2)
+        bounds = np.repeat(np.cumsum(lengths), 2)
+        bounds[::2] -= lengths  # the start and the end of each row
+        self._write(np.insert(ids, bounds, np.tile([self.bos, self.eos], len(lengths))), lengths + 2)
 
     def _write(self, values: np.ndarray, lengths: np.ndarray) -> None:
         import pyarrow
 
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         columns = []
-        for field, column in zip(self.schema, (values, self.is_special[values])):
-            flat = pyarrow.array(column)
+        for field, flat in zip(self.schema, (values, self.is_special[values])):
             if self.packed:
-                columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, type=field.type))
+                columns.append(pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), type=field.type))
             else:
-                columns.append(pyarrow.ListArray.from_arrays(offsets, flat, type=field.type))
-        self.rows += len(lengths)
+                columns.append(pyarrow.ListArray.from_arrays(offsets, pyarrow.array(flat), type=field.type))
+        self.counts["rows"] += len(lengths)
         self.pending = pyarrow.concat_tables([self.pending, pyarrow.table(columns, schema=self.schema)])
         while self.pending.num_rows >= ROWS_PER_RECORD_BATCH:
             self._write_batch()
@@ -512,9 +488,6 @@ class SplitWriter:
         if self.pending.num_rows:
             self._write_batch()
         self.stream.close()
-
-    def counts(self) -> dict:
-        return {name: getattr(self, name) for name in ("documents", "tokens", "rows", "dropped_tokens")}
 
 
 def create_layout(folder: str, max_seq_length: int, vocab_size: int, packed: bool) -> tuple:
@@ -535,50 +508,59 @@ def create_layout(folder: str, max_seq_length: int, vocab_size: int, packed: boo
     return features.arrow_schema, paths
 
 
-def write_rows(documents: Iterable, tokenizer, folder: str, args, total_bytes: int | None) -> dict:
+def write_rows(documents: Iterable, tokenizer, folder: str, args, corpus_bytes: int | None) -> dict:
     """Encodes the documents and writes both splits below `folder`; returns what the data card says of them."""
     from tqdm import tqdm
 
-    packed = not args.line_by_line
+    packed, seen = not args.line_by_line, 0
     schema, paths = create_layout(folder, args.max_seq_length, tokenizer.get_vocab_size(), packed)
-    writers = {s: SplitWriter(paths[s], schema, tokenizer, args.max_seq_length, packed) for s in SPLITS}
-    encode, fingerprint, seen = Encoder(tokenizer), hashlib.blake2b(digest_size=16), 0
-    with tqdm(total=total_bytes, unit="B", unit_scale=True, disable=None, desc="encoding") as progress:
-        for texts, owners, is_last in batches_of(documents, args.line_by_line):
+    train, validation = (SplitWriter(paths[s], schema, tokenizer, args.max_seq_length, packed) for s in SPLITS)
+    encode, fingerprint = Encoder(tokenizer), hashlib.blake2b(digest_size=16)
+    batches = with_last_marked(batches_of(documents, args.line_by_line))
+    with tqdm(total=corpus_bytes, unit="B", unit_scale=True, disable=None, desc="encoding") as progress:
+        for (texts, owners), is_last in batches:
             ids, lengths = encode(texts)
+            held_out = drawn(np.arange(seen, owners[-1] + 1), args.validation_split_percentage / 100, args.seed)
+            if is_last and not validation.counts["documents"] and not held_out.any():
+                held_out[-1] = True
+            text_held_out = held_out[owners - seen]
+            token_held_out = np.repeat(text_held_out, lengths)
+            for writer, chosen in ((train, False), (validation, True)):
+                documents_here = int(np.sum(held_out == chosen))
+                writer.add(documents_here, ids[token_held_out == chosen], lengths[text_held_out == chosen])
+            seen = owners[-1] + 1
             fingerprint.update(np.fromiter(map(len, texts), dtype=np.int64).tobytes() + b"".join(texts))
-            numbers, first = np.unique(owners, return_index=True)
-            to_validation = drawn(seen + numbers, args.validation_split_percentage / 100, args.seed)
-            if is_last and not (writers["validation"].documents or to_validation.any()):
-                to_validation[-1] = True
-            seen += len(numbers)
-            of_text = np.repeat(to_validation, np.diff(first, append=len(owners)))
-            of_token = np.repeat(of_text, lengths)
-            for split, chosen in (("train", False), ("validation", True)):
-                writers[split].documents += int(np.sum(to_validation == chosen))
-                writers[split].add(ids[of_token == chosen], lengths[of_text == chosen])
             progress.update(sum(map(len, texts)))
-            progress.set_postfix_str(f"{sum(w.tokens for w in writers.values()) / 1e6:.1f} M tokens")
-    for writer in writers.values():
+            progress.set_postfix_str(f"{(train.counts['tokens'] + validation.counts['tokens']) / 1e6:.1f} M tokens")
+    for split, writer in zip(SPLITS, (train, validation)):
         writer.close()
-    check_rows(writers, args)
+        check_not_empty(split, writer.counts, args.max_seq_length, seen)
     return {
         "fingerprint": f"blake2b:{fingerprint.hexdigest()}",
         "bytes": encode.encoded_bytes,
-        "splits": {split: writer.counts() for split, writer in writers.items()},
+        "splits": {split: writer.counts for split, writer in zip(SPLITS, (train, validation))},
     }
 
 
-def check_rows(writers: dict, args) -> None:
-    if not any(writer.tokens for writer in writers.values()):
+def with_last_marked(items: Iterable) -> Iterator[tuple]:
+    """Yields (item, whether it is the last)."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True
+
+
+def check_not_empty(split: str, counts: dict, max_seq_length: int, documents: int) -> None:
+    if not documents:
         raise UserError("the corpus is empty: no document holds anything but white space")
-    for split, writer in writers.items():
-        if not writer.rows:
-            raise UserError(
-                f"the corpus is too small: the {split} split's {writer.documents} documents have {writer.tokens:,} "
-                f"tokens, less than one row of {args.max_seq_length}. Lower --max_seq_length, change "
-                "--validation_split_percentage, or add text"
-            )
+    if not counts["rows"]:
+        raise UserError(
+            f"the corpus is too small: the {split} split's {counts['documents']} documents ({counts['tokens']:,} "
+            f"tokens) do not fill a row of {max_seq_length}. Lower --max_seq_length, change "
+            "--validation_split_percentage, or add text"
+        )
 
 
 # ---------------------------------------------------------------- arguments
@@ -621,20 +603,6 @@ def parse_arguments(argv: list | None):
 # ---------------------------------------------------------------- main
 
 
-def prepare_tokenizer(args, documents: Callable, corpus_bytes: int | None):
-    if args.tokenizer_name == "train":
-        return train_tokenizer(documents(), args.vocab_size, corpus_bytes)
-    tokenizer, longest = load_tokenizer(args.tokenizer_name)
-    if json.loads(tokenizer.to_str())["model"]["type"] != "BPE":
-        raise UserError(f"the tokenizer {args.tokenizer_name} is not a byte-level BPE, as RoBERTa's is")
-    missing = [token for token in (BOS, PAD, EOS, MASK) if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise UserError(f"the tokenizer {args.tokenizer_name} has no {' '.join(missing)}; use one of RoBERTa's kind")
-    if longest and args.max_seq_length > longest:
-        raise UserError(f"--max_seq_length {args.max_seq_length} is above the {longest} of {args.tokenizer_name}")
-    return tokenizer
-
-
 def check_output(args) -> None:
     path = args.output_dir
     if os.path.isdir(path) and os.listdir(path):
@@ -657,23 +625,19 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
     print(f"written: {args.output_dir} (tokenizer in {os.path.join(args.output_dir, 'tokenizer')})")
 
 
-def peak_memory() -> float:
-    """The process's largest resident memory so far, in MB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
 def main(argv: list | None = None) -> None:
     args = parse_arguments(argv)
     recover_directory(args.output_dir)
     check_output(args)
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # read when gigatoken starts its threads
-    documents, source, corpus_bytes = open_corpus(args)
+    open_documents, source, corpus_bytes = open_corpus(args)
+    start = time.perf_counter()
     with atomic_directory(args.output_dir) as folder:
-        start = time.perf_counter()
-        tokenizer = prepare_tokenizer(args, documents, corpus_bytes)
-        written = write_rows(documents(), tokenizer, folder, args, corpus_bytes)
+        if args.tokenizer_name == "train":
+            tokenizer = train_tokenizer(open_documents(), args.vocab_size, corpus_bytes)
+        else:
+            tokenizer = load_tokenizer(args.tokenizer_name, args.max_seq_length)
+        written = write_rows(open_documents(), tokenizer, folder, args, corpus_bytes)
         card = {
             "command": shlex.join(["python", "create_data.py", *(sys.argv[1:] if argv is None else argv)]),
             "source": source,
@@ -681,7 +645,7 @@ def main(argv: list | None = None) -> None:
             "tokenizer": {
                 "name": args.tokenizer_name,
                 "vocab_size": tokenizer.get_vocab_size(),
-                "sha256": save_tokenizer(tokenizer, os.path.join(folder, "tokenizer"), args.max_seq_length),
+                "sha256": save_tokenizer(tokenizer, pathlib.Path(folder, "tokenizer"), args.max_seq_length),
             },
             "arguments": vars(args),
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},

@@ -145,16 +145,15 @@ def build_loader(rows, sampler, collator, args):
             batch["masked_positions"] = np.zeros(1, dtype=np.int64)
         return batch
 
-    def ignore_signals(worker_id):  # a signal to the process group is the trainer's to handle
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def leave_process_group(worker_id):  # a signal to the group is the trainer's to handle, which ends its workers
+        os.setpgrp()
 
     return paddle.io.DataLoader(
         rows,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=args.num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=leave_process_group,
     )
 
 

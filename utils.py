@@ -100,6 +100,13 @@ def prepare_for_paddle() -> None:
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
 
 
+def peak_memory() -> float:
+    """The process's largest resident memory so far, in MB."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 def physical_cores() -> int:
     """The cores this process may use, hyper-threads of one core counted once where the system tells."""
     if not hasattr(os, "sched_getaffinity"):

@@ -1,0 +1,154 @@
+"""DataCollatorMLM masks as RoBERTa does, and a row's mask depends on (seed, epoch, row) alone."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from utils import IGNORE_INDEX, DataCollatorMLM, EvaluationSampler, UpdateSampler
+
+VOCAB, BOS, PAD, EOS, MASK = 1000, 0, 1, 2, 999
+TOKENIZER = SimpleNamespace(
+    mask_token_id=MASK, pad_token_id=PAD, vocab_size=VOCAB, all_special_ids=[BOS, PAD, EOS, 3, MASK]
+)
+
+
+def example(row: int, length: int = 128, epoch: int = 0) -> dict:
+    ids = np.random.default_rng(row).integers(4, MASK, size=length).astype(np.uint16)
+    ids[0], ids[-1] = BOS, EOS
+    return {"input_ids": ids, "special_tokens_mask": np.isin(ids, [BOS, EOS]), "epoch": epoch, "row": row}
+
+
+def test_15_percent_are_chosen_and_replaced_80_10_10_and_specials_never():
+    examples = [example(row) for row in range(1000)]
+    batch = DataCollatorMLM(TOKENIZER, seed=1)(examples)
+    original, special = (np.stack([e[name] for e in examples]) for name in ("input_ids", "special_tokens_mask"))
+    chosen = batch["labels"] != IGNORE_INDEX
+    assert np.sum(~special) > 100_000
+    assert not np.any(chosen & special)
+    assert np.array_equal(batch["input_ids"][~chosen], original[~chosen])
+    assert np.array_equal(batch["labels"][chosen], original[chosen])
+    assert abs(chosen.sum() / np.sum(~special) - 0.15) < 0.01
+    replaced = batch["input_ids"][chosen]
+    stays, masked = replaced == original[chosen], replaced == MASK
+    assert abs(masked.mean() - 0.8) < 0.01
+    assert abs(stays.mean() - 0.1) < 0.01
+    random_ids = replaced[~stays & ~masked]
+    assert abs(len(random_ids) / len(replaced) - 0.1) < 0.01
+    assert not np.isin(random_ids, TOKENIZER.all_special_ids).any()
+    assert abs(random_ids.mean() / VOCAB - 0.5) < 0.02  # evenly over the vocabulary
+    assert len(np.unique(random_ids)) > 0.7 * VOCAB
+
+
+def test_a_row_has_the_same_mask_in_any_batch_order_and_collator():
+    together = DataCollatorMLM(TOKENIZER, seed=1)([example(row) for row in range(8)])
+    for row in (5, 0, 7):
+        alone = DataCollatorMLM(TOKENIZER, seed=1)([example(row)])
+        assert np.array_equal(alone["input_ids"][0], together["input_ids"][row])
+        assert np.array_equal(alone["labels"][0], together["labels"][row])
+    padded = DataCollatorMLM(TOKENIZER, seed=1)([example(3), example(99, length=300)])
+    assert np.array_equal(padded["labels"][0, :128], together["labels"][3])
+
+
+def test_masks_change_with_epoch_seed_and_row():
+    def labels(seed=1, **key):
+        return DataCollatorMLM(TOKENIZER, seed=seed)([{**example(0), **key}])["labels"]
+
+    assert np.array_equal(labels(), labels())
+    for other in (labels(epoch=1), labels(seed=2), labels(row=1)):
+        assert not np.array_equal(labels(), other)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_masks_do_not_depend_on_the_workers(num_workers):
+    import paddle
+
+    class Rows:
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, key):
+            return example(key[1], epoch=key[0])
+
+    sampler = UpdateSampler(64, batch_size=4, seed=3, updates=20)
+    collator = DataCollatorMLM(TOKENIZER, seed=1)
+    loader = paddle.io.DataLoader(Rows(), batch_sampler=sampler, collate_fn=collator, num_workers=num_workers)
+    expected = [collator([example(row, epoch=epoch) for epoch, row in keys]) for keys in sampler]
+    batches = list(loader)
+    assert len(batches) == len(expected) == 20
+    for batch, wanted in zip(batches, expected):
+        assert wanted["masked_positions"].size > 0
+        for name, array in wanted.items():
+            assert np.array_equal(batch[name].numpy(), array)
+
+
+def test_batches_are_int64_padded_and_name_the_masked_positions():
+    batch = DataCollatorMLM(TOKENIZER)([example(0, 30), example(1, 50)])
+    assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.dtype("int64"))
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, 50)
+    assert np.all(batch["input_ids"][0, 30:] == PAD) and np.all(batch["labels"][0, 30:] == IGNORE_INDEX)
+    assert np.array_equal(batch["masked_positions"], np.flatnonzero(batch["labels"] != IGNORE_INDEX))
+    assert len(batch["masked_positions"]) > 0
+
+
+def test_works_alone_on_plain_lists_keyed_by_their_ids_and_the_epoch():
+    collator = DataCollatorMLM(TOKENIZER, seed=1)
+    rows = [example(row)["input_ids"].tolist() for row in range(4)]
+    first = collator([{"input_ids": ids} for ids in rows])
+    assert not np.isin(np.stack(rows)[first["labels"] != IGNORE_INDEX], TOKENIZER.all_special_ids).any()
+    second = collator([{"input_ids": ids} for ids in reversed(rows)])
+    assert np.array_equal(first["labels"], second["labels"][::-1])
+    collator.epoch = 1
+    assert not np.array_equal(first["labels"], collator([{"input_ids": ids} for ids in rows])["labels"])
+
+
+def test_inputs_are_never_edited():
+    given = example(0)
+    before = given["input_ids"].copy()
+    given["input_ids"].setflags(write=False)
+    batch = DataCollatorMLM(TOKENIZER)([given])
+    assert np.array_equal(given["input_ids"], before)
+    assert not np.array_equal(batch["input_ids"][0], before)
+
+
+def test_tokenizers_without_mask_or_pad_and_impossible_probabilities_are_refused():
+    for name in ("mask_token_id", "pad_token_id"):
+        with pytest.raises(ValueError, match="mask token or a pad token"):
+            DataCollatorMLM(SimpleNamespace(**{**vars(TOKENIZER), name: None}))
+    for probability in (0, -0.1, 1.5):
+        with pytest.raises(ValueError, match="mlm_probability"):
+            DataCollatorMLM(TOKENIZER, mlm_probability=probability)
+
+
+def rows_of_updates(accumulation: int, batch_size: int, world_size: int, first_update: int = 0) -> list:
+    """The rows of each update over all ranks, micro-batch by micro-batch, as they lie in the global batch."""
+    ranks = [
+        list(UpdateSampler(100, batch_size, accumulation, rank, world_size, 7, first_update, updates=20))
+        for rank in range(world_size)
+    ]
+    return [
+        [key for micro in range(accumulation) for rank in ranks for key in rank[update * accumulation + micro]]
+        for update in range(20 - first_update)
+    ]
+
+
+def test_an_updates_rows_depend_on_the_global_batch_only():
+    expected = rows_of_updates(1, 12, 1)
+    for cut in ((2, 6, 1), (1, 6, 2), (3, 2, 2), (1, 3, 4)):
+        assert rows_of_updates(*cut) == expected
+    assert rows_of_updates(1, 6, 2, first_update=13) == expected[13:]  # a restart in the middle of the second epoch
+
+
+def test_an_epoch_has_each_row_at_most_once_and_the_next_another_order():
+    updates = rows_of_updates(1, 12, 1)
+    epochs = [[key for update in updates[8 * e : 8 * e + 8] for key in update] for e in range(2)]
+    for number, keys in enumerate(epochs):
+        assert len(set(keys)) == 96 and {epoch for epoch, _ in keys} == {number}
+    assert [row for _, row in epochs[0]] != [row for _, row in epochs[1]]
+
+
+def test_evaluation_reads_each_row_once_over_all_ranks():
+    samplers = [EvaluationSampler(23, batch_size=4, rank=rank, world_size=3) for rank in range(3)]
+    keys = [key for sampler in samplers for batch in sampler for key in batch]
+    assert sorted(row for _, row in keys) == list(range(23))
+    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]

@@ -1,0 +1,413 @@
+"""What run_pretrain.py promises of a run: its update, its checkpoints, what it prints and refuses."""
+
+import contextlib
+import json
+import math
+import shutil
+
+import datasets
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, TINY, metrics, run_script, training_arguments
+from paddlenlp import transformers
+
+import run_pretrain
+from run_pretrain import RobertaForMaskedLM, build_config, learning_rate_at, masked_loss
+from utils import DataCollatorMLM, TokenRows, UserError
+
+PAGE_COMMAND = """--model_name_or_path roberta-en-base --batch_size 16 --learning_rate 1e-4 --weight_decay 1e-2
+--warmup_steps 10000 --num_train_epochs 3 --input_file wiki --output_dir ckp/ --logging_steps 100 --save_steps 10000
+--max_steps -1 --device gpu --max_seq_length 512 --amp True"""
+
+
+def load(data, split: str = "train"):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(data / "tokenizer"))
+    return tokenizer, TokenRows(datasets.load_from_disk(str(data))[split])
+
+
+@pytest.fixture
+def model_and_batch(monkeypatch, packed_data):
+    """A tiny model without dropout, and a batch of 8 packed rows as Paddle tensors."""
+    monkeypatch.setitem(run_pretrain.ARCHITECTURES, TINY, (2, 32, 2))
+    tokenizer, rows = load(packed_data)
+    paddle.seed(0)
+    model = RobertaForMaskedLM(build_config(TINY, tokenizer, 32))
+    model.eval()
+    batch = DataCollatorMLM(tokenizer)([rows[0, i] for i in range(8)])
+    return model, {name: paddle.to_tensor(array) for name, array in batch.items()}
+
+
+# ---------------------------------------------------------------- model and loss
+
+
+def test_the_masked_only_head_gives_the_loss_and_gradients_of_full_logits(model_and_batch):
+    model, batch = model_and_batch
+    masked_loss(model, batch)[0].backward()
+    gradients = {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+    model.clear_gradients()
+    logits = model(batch["input_ids"]).reshape([-1, model.config.vocab_size])
+    log_probabilities = paddle.nn.functional.log_softmax(logits)
+    labels = batch["labels"].flatten()
+    chosen = labels != -100
+    picked = paddle.take_along_axis(log_probabilities, paddle.where(chosen, labels, 0 * labels).unsqueeze(-1), axis=1)
+    full = -(picked.squeeze(-1) * chosen.astype("float32")).sum()
+    full.backward()
+    assert int(chosen.sum()) > 20
+    np.testing.assert_allclose(masked_loss(model, batch)[0].item(), full.item(), rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        expected = parameter.grad.numpy()
+        assert np.abs(expected - gradients[name]).max() <= 1e-5 * max(np.abs(expected).max(), 1e-2), name
+
+
+def test_padding_does_not_change_the_logits_of_unpadded_positions(model_and_batch):
+    model, batch = model_and_batch
+    ids = batch["input_ids"][:1]
+    padded = paddle.concat([ids, paddle.full([1, 9], model.config.pad_token_id, dtype="int64")], axis=1)
+    np.testing.assert_allclose(model(padded)[:, :32].numpy(), model(ids).numpy(), atol=1e-5)
+
+
+def test_a_batch_without_a_masked_token_has_no_loss_and_no_gradient(model_and_batch):
+    model, batch = model_and_batch
+    nothing = {
+        "input_ids": batch["input_ids"],
+        "labels": paddle.full_like(batch["labels"], -100),
+        "masked_positions": paddle.zeros([1], dtype="int64"),
+    }
+    loss, _, _ = masked_loss(model, nothing)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not p.grad.numpy().any() for p in model.parameters())
+
+
+def test_every_value_of_the_architecture_is_robertas(packed_data):
+    tokenizer, _ = load(packed_data)
+    config = build_config("roberta-en-base", tokenizer, 512)
+    expected = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "vocab_size": 400,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
+    rates = [learning_rate_at(step, 1.0, 4, 10) for step in range(1, 11)]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert learning_rate_at(1, 1.0, 0, 10) == 0.9
+
+
+def test_weight_decay_spares_biases_and_layer_norms(model_and_batch, monkeypatch):
+    model, _ = model_and_batch
+    args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT), "--weight_decay", "0.5"])
+    before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    optimizer = run_pretrain.build_optimizer(model, args)
+    (0 * sum(p.sum() for p in model.parameters())).backward()  # no gradient: only decay moves a weight
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = before[name] * (1 - 1e-3 * 0.5) if parameter.ndim >= 2 else before[name]
+        np.testing.assert_allclose(parameter.numpy(), expected, rtol=1e-6, err_msg=name)
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_a_run_from_start_to_checkpoint(pretrain, packed_data, capsys):
+    output = pretrain("--max_steps", "60", "--learning_rate", "3e-2", "--save_steps", "30", "--warmup_steps", "5")
+    train, evaluations = metrics(output, "train"), metrics(output, "evaluation")
+    assert [record["step"] for record in train] == list(range(1, 61))
+    assert abs(train[0]["loss"] / math.log(400) - 1) < 0.03  # an untrained model knows nothing
+    assert train[-1]["loss"] < train[0]["loss"] - 0.5
+    assert [record["step"] for record in evaluations] == [30, 60]
+    assert evaluations[0]["perplexity"] == pytest.approx(math.exp(evaluations[0]["eval_loss"]))
+    assert 0 < evaluations[1]["accuracy"] < 1
+    shown = capsys.readouterr().out.splitlines()
+    assert any("training from scratch" in line for line in shown)
+    assert any("amp" in line and "float32" in line for line in shown)
+    assert str(output / "paddle_60") in shown[-1] and f"{evaluations[1]['eval_loss']:.4f}" in shown[-1]
+    assert "perplexity" in shown[-1]
+
+
+def test_from_pretrained_gives_the_logits_of_the_model_that_was_saved(pretrain, packed_data, monkeypatch):
+    saved = {}
+    real = run_pretrain.save_checkpoint
+
+    def save_and_remember(path, model, *rest):
+        real(path, model, *rest)
+        _, rows = load(packed_data, "validation")
+        saved["ids"] = paddle.to_tensor(np.stack([rows[0, i]["input_ids"] for i in range(4)]).astype("int64"))
+        model.eval()
+        saved["logits"] = model(saved["ids"]).numpy()
+        model.train()
+
+    monkeypatch.setattr(run_pretrain, "save_checkpoint", save_and_remember)
+    checkpoint = str(pretrain("--max_steps", "5") / "paddle_5")
+    model = transformers.RobertaForMaskedLM.from_pretrained(checkpoint)
+    model.eval()
+    assert np.array_equal(model(saved["ids"]).numpy(), saved["logits"])
+    ours = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(packed_data / "tokenizer"))
+    assert ours("a few words")["input_ids"] == theirs("a few words")["input_ids"] != []
+    assert (ours.mask_token_id, ours.pad_token_id) == (399, 1)
+
+
+def test_training_continues_from_a_checkpoints_weights(pretrain, tmp_path, capsys):
+    first = pretrain("--max_steps", "40", "--learning_rate", "3e-2")
+    second = pretrain("--max_steps", "5", "--model_name_or_path", str(first / "paddle_40"), output=tmp_path / "second")
+    assert f"continuing from {first / 'paddle_40'}" in capsys.readouterr().out
+    assert metrics(second, "train")[0]["loss"] < math.log(400) - 0.5
+
+
+def test_line_by_line_data_trains_and_evaluates(pretrain, ragged_data):
+    output = pretrain("--max_steps", "40", "--learning_rate", "3e-2", data=ragged_data)
+    losses = [record["loss"] for record in metrics(output, "train")]
+    assert abs(losses[0] / math.log(400) - 1) < 0.03 and np.mean(losses[-5:]) < losses[0] - 0.3
+    assert metrics(output, "evaluation")[-1]["eval_loss"] < losses[0] - 0.3
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(pretrain, tmp_path):
+    runs = [pretrain("--max_steps", "4", "--seed", s, output=tmp_path / f"{i}") for i, s in enumerate("112")]
+    losses = [[record["loss"] for record in metrics(run, "train")] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_end_is_max_steps_or_the_epochs_whichever_comes_first(pretrain, tmp_path, packed_data):
+    updates_per_epoch = len(load(packed_data)[1]) // 64
+    assert updates_per_epoch > 3
+    arguments = ("--batch_size", "32", "--gradient_accumulation_steps", "2", "--num_train_epochs", "2")
+    whole = pretrain(*arguments, output=tmp_path / "whole")
+    assert metrics(whole, "train")[-1]["step"] == 2 * updates_per_epoch
+    assert metrics(pretrain(*arguments, "--max_steps", "3"), "train")[-1]["step"] == 3
+
+
+def test_workers_do_not_change_the_run(pretrain, tmp_path):
+    runs = [pretrain("--max_steps", "4", "--num_workers", n, output=tmp_path / n) for n in "02"]
+    losses = [[record["loss"] for record in metrics(run, "train")] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
+    output = pretrain("--max_steps", "3")
+    record = metrics(output, "train")[-1]
+    assert {"loss", "learning_rate", "grad_norm", "steps_per_second", "tokens_per_second", "tflops"} < set(record)
+    assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale"} < set(record)
+    assert list((output / "visualdl").glob("vdlrecords*"))
+
+
+# ---------------------------------------------------------------- numbers that are not finite
+
+
+class StandInScaler:
+    """Behaves as paddle.amp.GradScaler does on a GPU, which on a CPU disables itself: fixed scale, skips infinities."""
+
+    def __init__(self, enable=True, init_loss_scaling=1024.0):
+        self._scale, self.found_inf, self.skipped, self._optimizer = init_loss_scaling, False, 0, None
+
+    def is_enable(self):
+        return True
+
+    def scale(self, loss):
+        return loss * self._scale
+
+    def unscale_(self, optimizer):
+        gradients = [p.grad for p in optimizer._parameter_list]
+        with paddle.no_grad():
+            for gradient in gradients:
+                gradient.scale_(1 / self._scale)
+        self.found_inf = not all(bool(paddle.isfinite(gradient).all()) for gradient in gradients)
+
+    def step(self, optimizer):
+        if self.found_inf:
+            self.skipped += 1
+        else:
+            optimizer.step()
+
+    def update(self):
+        self._scale = self._scale / 2 if self.found_inf else self._scale
+
+    def state_dict(self):
+        return {"scale": np.array([self._scale], dtype=np.float32), "skipped": self.skipped}
+
+    def load_state_dict(self, state):
+        self._scale, self.skipped = float(state["scale"][0]), state["skipped"]
+
+
+@contextlib.contextmanager
+def infinite_loss_at(monkeypatch, steps: set):
+    """Makes the loss of one micro-batch infinite in the given updates (counted from 0)."""
+    real_update, real_loss, here = run_pretrain.train_update, run_pretrain.masked_loss, {}
+
+    def update(model, optimizer, scaler, batches, step, *rest):
+        here["bad"] = step in steps
+        return real_update(model, optimizer, scaler, batches, step, *rest)
+
+    def loss(model, batch):
+        value, *rest = real_loss(model, batch)
+        bad, here["bad"] = here.get("bad"), False
+        return (value * float("inf") if bad else value), *rest
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_pretrain, "train_update", update)
+        patch.setattr(run_pretrain, "masked_loss", loss)
+        yield
+
+
+@pytest.mark.parametrize("scaler", [None, StandInScaler])
+def test_a_non_finite_update_never_reaches_the_weights(pretrain, monkeypatch, scaler):
+    if scaler:
+        monkeypatch.setattr(paddle.amp, "GradScaler", scaler)
+    weights, real_update = [], run_pretrain.train_update
+
+    def remember(model, *rest):
+        before = [p.numpy().copy() for p in model.parameters()]
+        result = real_update(model, *rest)
+        after = [p.numpy() for p in model.parameters()]
+        weights.append(all(map(np.array_equal, before, after)))
+        assert all(np.isfinite(a).all() for a in after)
+        return result
+
+    monkeypatch.setattr(run_pretrain, "train_update", remember)
+    with infinite_loss_at(monkeypatch, {2}):
+        output = pretrain("--max_steps", "6", "--gradient_accumulation_steps", "2")
+    assert weights == [False, False, True, False, False, True]  # the last has learning rate 0
+    records = metrics(output, "train")
+    assert [record["skipped_updates"] for record in records] == [0, 0, 1, 0, 0, 0]
+    if scaler:
+        assert [record["loss_scale"] for record in records] == [2.0**15] * 2 + [2.0**14] * 4
+
+
+def test_five_non_finite_updates_in_a_row_stop_the_run(pretrain, monkeypatch):
+    bad = {4, 6, 7, 8, 9, 10}
+    with infinite_loss_at(monkeypatch, bad), pytest.raises(UserError) as error:
+        pretrain("--max_steps", "20", "--save_steps", "3")
+    for named in ("5 updates in a row", "step 11", "learning rate", "loss scale", "paddle_9"):
+        assert named in str(error.value)
+
+
+# ---------------------------------------------------------------- arguments and bad starts
+
+
+def test_the_original_pages_command_parses_character_for_character():
+    args = run_pretrain.parse_arguments(PAGE_COMMAND.replace('"', "").split())
+    assert (args.batch_size, args.learning_rate, args.warmup_steps, args.max_steps, args.amp) == (
+        16,
+        1e-4,
+        10000,
+        -1,
+        True,
+    )
+
+
+def test_every_flag_is_read_and_every_help_says_something():
+    source = (ROOT / "run_pretrain.py").read_text()
+    parser_text = run_script("run_pretrain.py", "--help").stdout
+    for name in vars(run_pretrain.parse_arguments([])):
+        assert f"--{name}" in parser_text
+        assert f"args.{name}" in source or f" {name} " in source.replace('"', " "), name
+
+
+def break_data(data, tmp_path, how):
+    """A copy of the data set that is damaged in one way."""
+    copy = tmp_path / "broken"
+    shutil.copytree(data, copy)
+    how(copy)
+    return copy
+
+
+def drop_column(data):
+    datasets.DatasetDict(
+        {
+            name: split.remove_columns("special_tokens_mask")
+            for name, split in datasets.load_from_disk(str(data)).items()
+        }
+    ).save_to_disk(str(data / "new"))
+    for split in ("train", "validation"):
+        shutil.rmtree(data / split)
+        shutil.move(data / "new" / split, data / split)
+
+
+BROKEN_DATA = {
+    "not a data set": lambda data: (data / "dataset_dict.json").unlink(),
+    "no column special_tokens_mask": drop_column,
+    "holds no tokenizer": lambda data: shutil.rmtree(data / "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN_DATA)
+def test_broken_data_is_named(pretrain, packed_data, tmp_path, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(data=break_data(packed_data, tmp_path, BROKEN_DATA[message]))
+    assert not (tmp_path / "ckp").exists()
+
+
+BAD_ARGUMENTS = {
+    "--input_file nowhere": "nowhere: no such directory",
+    "--max_seq_length 16": "rows of 32 tokens: set --max_seq_length 32",
+    "--model_name_or_path nowhere/at/all": "cannot load the model nowhere/at/all",
+    "--max_steps 0": "--max_steps is 0",
+    "--num_train_epochs 0": "gives no update",
+    "--warmup_steps 1000000": "longer than the training",
+    "--batch_size 1000000": "larger than the data",
+    "--learning_rate -1": "--learning_rate: -1 is not at least 0",
+    "--learning_rate nan": "--learning_rate: nan is not",
+    "--weight_decay inf": "--weight_decay: inf is not",
+    "--adam_epsilon 0": "--adam_epsilon: 0 is not",
+    "--batch_size 0": "--batch_size: 0 is not at least 1",
+    "--amp yes": "--amp: 'yes' is neither True nor False",
+    "--max_grad_nor 1": "unrecognized arguments: --max_grad_nor",
+    "--device xpu": "--device xpu: Paddle",
+    "--resume_from_checkpoint nowhere": "cannot resume from nowhere",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS)
+def test_a_bad_start_is_one_line_that_names_it(pretrain, arguments):
+    with pytest.raises(UserError) as error:
+        pretrain(*arguments.split())
+    assert BAD_ARGUMENTS[arguments] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tmp_path):
+    run = run_script("run_pretrain.py", *training_arguments(packed_data, tmp_path / "ckp")[2:], "--max_steps", "0")
+    assert run.returncode == 2
+    assert [line for line in run.stderr.splitlines() if "error" in line or "Traceback" in line] == [
+        run.stderr.splitlines()[-1]
+    ]
+    assert run.stderr.splitlines()[-1].startswith("error: nothing to train: --max_steps is 0")
+
+
+def test_weights_for_another_vocabulary_or_fewer_positions_are_refused(pretrain, packed_data, tmp_path):
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    for change, message in (
+        ({"vocab_size": 500}, "vocab_size 500"),
+        ({"max_position_embeddings": 20}, "positions for 18"),
+    ):
+        changed = tmp_path / message.replace(" ", "")
+        shutil.copytree(checkpoint, changed)
+        config = json.loads((changed / "config.json").read_text())
+        (changed / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UserError, match=message):
+            pretrain("--model_name_or_path", str(changed), output=tmp_path / "never")
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_training(pretrain, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(run_pretrain.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="one checkpoint takes"):
+        pretrain("--max_steps", "1")
+
+
+def test_checkpoints_of_another_run_are_never_touched(pretrain):
+    output = pretrain("--max_steps", "2")
+    before = (output / "paddle_2" / "SHA256SUMS").read_text()
+    with pytest.raises(UserError, match="holds checkpoints"):
+        pretrain("--max_steps", "2")
+    assert (output / "paddle_2" / "SHA256SUMS").read_text() == before
