@@ -8,6 +8,7 @@
 
 import contextlib
 import glob
+import io
 import json
 import math
 import os
@@ -39,7 +40,9 @@ from utils import (
 prepare_for_paddle()  # threads, MKL and memory: read when Paddle is imported
 
 import numpy as np
-import paddle
+
+with contextlib.redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread, which are wanted here
+    import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
 import safetensors.numpy

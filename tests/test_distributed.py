@@ -1,0 +1,181 @@
+"""Several processes, started by paddle.distributed.launch, give what one gives; and survive kills as one does."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, metrics, training_arguments
+from safetensors.numpy import load_file
+from test_resume import RESUME, RUN, result
+
+import run_pretrain
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(log_dir, processes: int, script: str, *arguments, nodes: int = 1, master: int | None = None):
+    """Starts the launcher of one node; the workers' output goes to log_dir."""
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", log_dir]
+    command += ["--nproc_per_node", processes // nodes]
+    command += ["--nnodes", nodes, "--master", f"127.0.0.1:{master}"] if nodes > 1 else []
+    command = [str(part) for part in [*command, script, *arguments]]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def arguments_of(data, output, *more) -> list:
+    arguments = training_arguments(data, output)
+    arguments[arguments.index("tiny-for-tests")] = "roberta-en-tiny"
+    return [*arguments, *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def without_dropout(packed_data, tmp_path_factory):
+    """A model directory to continue from, whose configuration has no dropout."""
+    output = tmp_path_factory.mktemp("start")
+    run_pretrain.main(arguments_of(packed_data, output, "--max_steps", "1"))
+    config = output / "paddle_1/config.json"
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **off}))
+    return output / "paddle_1"
+
+
+def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path):
+    outputs = {}
+    for processes, accumulation in (1, 4), (2, 2), (4, 1):
+        output = outputs[processes] = tmp_path / f"{processes}x{accumulation}"
+        more = ["--gradient_accumulation_steps", accumulation, "--max_steps", 5, "--learning_rate", "1e-4"]
+        more += ["--model_name_or_path", without_dropout]
+        if processes == 1:
+            run_pretrain.main(arguments_of(packed_data, output, *more))
+        else:
+            command = arguments_of(packed_data, output, *more)
+            assert launch(tmp_path / "logs", processes, "run_pretrain.py", *command).wait(timeout=300) == 0
+    weights = {n: load_file(output / "paddle_5/model.safetensors") for n, output in outputs.items()}
+    start = load_file(without_dropout / "model.safetensors")
+    assert max(np.abs(weights[1][name] - start[name]).max() for name in start) > 1e-4  # something was learned
+    for processes in (2, 4):
+        for name, expected in weights[1].items():
+            assert np.abs(weights[processes][name] - expected).max() <= 1e-6, (processes, name)
+        for event, key in ("train", "loss"), ("evaluation", "eval_loss"):
+            losses, expected = ([r[key] for r in metrics(outputs[n], event)] for n in (processes, 1))
+            np.testing.assert_allclose(losses, expected, atol=1e-5)
+            assert len(losses) == (5 if event == "train" else 1)
+
+
+def test_normalising_each_micro_batch_alone_would_fail_that_check(packed_data, without_dropout, tmp_path, monkeypatch):
+    """What the check above is worth: the mean of the micro-batches' means is not the mean over the masked tokens."""
+
+    def run(name, *more):
+        options = ["--max_steps", 5, "--learning_rate", "1e-4", "--model_name_or_path", without_dropout, *more]
+        run_pretrain.main(arguments_of(packed_data, tmp_path / name, *options))
+        return load_file(tmp_path / name / "paddle_5/model.safetensors")
+
+    four = ("--gradient_accumulation_steps", 4)
+    right, one_batch = run("right", *four), run("one", "--batch_size", 32)
+    real_loss, real_number = run_pretrain.masked_loss, run_pretrain.number_masked
+    monkeypatch.setattr(run_pretrain, "number_masked", lambda batch: paddle.ones([]))
+    monkeypatch.setattr(
+        run_pretrain, "masked_loss", lambda m, b: (real_loss(m, b)[0] / real_number(b), *real_loss(m, b)[1:])
+    )
+    wrong = run("wrong", *four)
+    distance = {n: max(np.abs(w[k] - one_batch[k]).max() for k in w) for n, w in (("right", right), ("wrong", wrong))}
+    assert distance["right"] <= 1e-6 < distance["wrong"]
+
+
+def test_two_launchers_one_worker_killed_end_as_an_undisturbed_run(packed_data, tmp_path):
+    """The outer loop of the README: whatever ends a launcher with an error, both are started anew."""
+    import psutil
+
+    run = [*RUN, "--batch_size", "32", *RESUME]  # two processes of 32 rows
+    undisturbed = tmp_path / "undisturbed"
+    command = arguments_of(packed_data, undisturbed, *run)
+    assert launch(tmp_path / "logs", 2, "run_pretrain.py", *command).wait(timeout=300) == 0
+    output, kills = tmp_path / "ckp", 0
+    for _attempt in range(4):
+        port, before = free_port(), len(list(output.glob("paddle_*")))
+        launchers = [
+            launch(
+                tmp_path / f"logs{i}",
+                2,
+                "run_pretrain.py",
+                *arguments_of(packed_data, output, *run),
+                nodes=2,
+                master=port,
+            )
+            for i in range(2)
+        ]
+        try:
+            while kills < 2 and len(list(output.glob("paddle_*[0-9]"))) <= before:
+                assert all(launcher.poll() is None for launcher in launchers)
+                time.sleep(0.02)
+            if kills < 2:
+                victim = psutil.Process(launchers[kills].pid).children()[0]  # of the first launcher, then the second
+                victim.send_signal(signal.SIGKILL)
+                kills += 1
+                assert launchers[kills - 1].wait(timeout=120) != 0
+                for launcher in launchers:  # what a scheduler, or the loop's owner, does with the other half
+                    launcher.terminate()
+            codes = [launcher.wait(timeout=240) for launcher in launchers]
+        finally:
+            for launcher in launchers:
+                launcher.kill()
+        if codes == [0, 0]:
+            break
+    assert kills == 2 and codes == [0, 0]
+    assert result(output) == result(undisturbed)
+
+
+INFINITE_ON_RANK_1 = """
+import sys
+sys.path.insert(0, {root!r})
+import run_pretrain
+import paddle, numpy as np
+rank, state = run_pretrain.dist.get_rank(), {{}}
+real_update, real_loss = run_pretrain.train_update, run_pretrain.masked_loss
+
+def update(model, optimizer, scaler, batches, step, *rest):
+    state["bad"] = rank == 1 and step in {steps}
+    before = [p.numpy().copy() for p in model.parameters()]
+    result = real_update(model, optimizer, scaler, batches, step, *rest)
+    changed = not all(np.array_equal(b, p.numpy()) for b, p in zip(before, model.parameters()))
+    print("UPDATE", step, "changed" if changed else "unchanged", flush=True)
+    return result
+
+def loss(model, batch):
+    value, *rest = real_loss(model, batch)
+    bad, state["bad"] = state.get("bad"), False
+    return (value * float("inf") if bad else value), *rest
+
+run_pretrain.train_update, run_pretrain.masked_loss = update, loss
+sys.exit(run_pretrain.command_line(run_pretrain.main))
+"""
+
+
+@pytest.mark.parametrize("steps", [{2}, {3, 4, 5, 6, 7}], ids=["one", "five in a row"])
+def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path, steps):
+    script = tmp_path / "infinite.py"
+    script.write_text(INFINITE_ON_RANK_1.format(root=str(ROOT), steps=steps))
+    arguments = arguments_of(packed_data, tmp_path / "ckp", "--gradient_accumulation_steps", 2, "--max_steps", 10)
+    process = launch(tmp_path / "logs", 2, script, *arguments, "--save_steps", "3")
+    status = process.wait(timeout=300)
+    logs = [(tmp_path / f"logs/workerlog.{rank}").read_text() for rank in range(2)]
+    for log in logs:
+        updates = [line.split()[1:] for line in log.splitlines() if line.startswith("UPDATE")]
+        assert {int(step) for step, state in updates if state == "unchanged"} - {9} == steps  # the last rate is 0
+        assert len(updates) == (10 if status == 0 else 8)
+    if len(steps) == 5:
+        assert status != 0 and "5 updates in a row" in logs[0] and "paddle_6" in logs[0]
+    else:
+        assert status == 0 and [r["skipped_updates"] for r in metrics(tmp_path / "ckp", "train")].count(1) == 1

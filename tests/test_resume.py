@@ -1,0 +1,305 @@
+"""A run that is stopped, killed or damaged, and resumed, ends as if nothing had happened; anything else is refused."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, metrics, training_arguments
+
+import run_pretrain
+import utils
+from utils import UserError
+
+STEPS, SAVE_STEPS = 40, 7
+RUN = f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --logging_steps 3 --batch_size 64 --warmup_steps 5".split()
+RESUME = ["--resume_from_checkpoint", "auto"]
+
+
+class Killed(BaseException):
+    """Stands for a kill inside this process."""
+
+
+def result(output) -> dict:
+    """What must be equal: weights and optimizer state, byte for byte, and every loss that was logged."""
+    final = max(output.glob("paddle_*"), key=lambda path: int(path.name.split("_")[1]))
+    digests = {
+        name: hashlib.sha256((final / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", "training_state/optimizer.safetensors")
+    }
+    losses = {
+        (r["event"], r["step"]): r.get("loss", r.get("eval_loss"))
+        for event in ("train", "evaluation")
+        for r in metrics(output, event)
+    }
+    records = len((output / "metrics.jsonl").read_text().splitlines())
+    return {"checkpoint": final.name, **digests, "losses": losses, "records": records}
+
+
+def stop_in_update(monkeypatch, step: int, action) -> None:
+    """Calls action() in the update that follows `step`, once."""
+    real = run_pretrain.train_update
+
+    def update(model, optimizer, scaler, batches, this_step, *rest):
+        if this_step == step:
+            monkeypatch.setattr(run_pretrain, "train_update", real)
+            action()
+        return real(model, optimizer, scaler, batches, this_step, *rest)
+
+    monkeypatch.setattr(run_pretrain, "train_update", update)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packed_data, tmp_path_factory) -> dict:
+    """The same run without any interruption; it crosses an epoch and has dropout."""
+    output = tmp_path_factory.mktemp("undisturbed") / "ckp"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run_pretrain.ARCHITECTURES, "tiny-for-tests", (2, 32, 2))
+        run_pretrain.main([*training_arguments(packed_data, output), *RUN])
+    sampler = json.loads((output / "paddle_40/training_state/state.json").read_text())["identity"]
+    assert sampler["data"]["rows"] // 64 < STEPS and sampler["architecture"]["hidden_dropout_prob"] > 0
+    return result(output)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(pretrain, monkeypatch, undisturbed, tmp_path, seed):
+    """The kill is an exception that no handler of the run sees; the real signal is in the slow test below."""
+    random_, output, kills = random.Random(seed), tmp_path / "ckp", 0
+
+    def kill():
+        raise Killed
+
+    while not (output / f"paddle_{STEPS}").exists():
+        reached = max([int(p.name.split("_")[1]) for p in output.glob("paddle_*")], default=0)
+        stop_in_update(monkeypatch, random_.randrange(reached, min(reached + 20, STEPS + 5)), kill)
+        try:
+            # an earlier model shifts Paddle's own names of the parameters in every attempt
+            pretrain(*RUN, *RESUME, output=output)
+        except Killed:
+            kills += 1
+        monkeypatch.undo()
+        monkeypatch.setitem(run_pretrain.ARCHITECTURES, "tiny-for-tests", (2, 32, 2))
+    assert kills > 0
+    assert result(output) == undisturbed
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undisturbed, tmp_path, signum, capsys):
+    def send():
+        for _ in range(3 if signum == signal.SIGTERM else 1):  # the launcher repeats SIGTERM
+            os.kill(os.getpid(), signum)
+
+    for step in (4, 13, 36):
+        stop_in_update(monkeypatch, step, send)
+        output = pretrain(*RUN, *RESUME, output=tmp_path / "ckp")
+        assert (output / f"paddle_{step + 2}").exists()  # the flag goes out with the next update
+        assert "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
+    assert result(pretrain(*RUN, *RESUME, output=output)) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", "3"))))
+def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed):
+    """KILLS=20 runs as many repetitions."""
+
+    def start(output):
+        options = [*training_arguments(packed_data, output), *RUN, *RESUME]
+        options[options.index("tiny-for-tests")] = "roberta-en-tiny"
+        return subprocess.Popen([sys.executable, "run_pretrain.py", *options], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    if not (undisturbed := tmp_path.parent / "undisturbed").exists():
+        assert start(undisturbed).wait() == 0
+    random_, output, kills, status = random.Random(seed), tmp_path / "ckp", 0, None
+    while status != 0:
+        process, log = start(output), output / "metrics.jsonl"
+        written = log.stat().st_size if log.exists() else 0
+        while kills < 4 and process.poll() is None and (not log.exists() or log.stat().st_size <= written):
+            time.sleep(0.01)
+        if kills < 4:
+            time.sleep(random_.uniform(0, 1))
+            process.kill()
+        status = process.wait()
+        kills += status == -signal.SIGKILL
+    assert kills > 0
+    assert result(output) == result(undisturbed)
+
+
+def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pretrain, monkeypatch, tmp_path):
+    arguments = ["--save_steps", "2", "--max_steps", "4", *RESUME]
+    whole = pretrain(*arguments, output=tmp_path / "whole")
+    stop_in_update(monkeypatch, 3, lambda: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        pretrain(*arguments, output=tmp_path / "half")
+    calls = {"left": None, "made": 0}
+
+    def dying(function):
+        def call(*args, **kwargs):
+            if calls["left"] is not None:
+                calls["made"] += 1
+                calls["left"] -= 1
+                if calls["left"] < 0:
+                    raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    real_save, real_rmtree = run_pretrain.save_checkpoint, shutil.rmtree
+
+    def save(*args):
+        calls["left"] = calls["point"]
+        real_save(*args)
+        calls["left"] = None
+
+    def rmtree(path, *args, **kwargs):  # who is killed cleans up nothing
+        if calls["left"] is None or calls["left"] >= 0:
+            real_rmtree(path, *args, **kwargs)
+
+    writers = [(os, "fsync"), (os, "rename"), (os, "makedirs"), (shutil, "copytree"), (shutil, "copy2")]
+    writers += [(run_pretrain.safetensors.numpy, "save_file"), (run_pretrain, "write_checksums"), (json, "dump")]
+    points = 0
+    for point in range(100):
+        output = tmp_path / f"{point}"
+        shutil.copytree(tmp_path / "half", output)
+        calls.update(point=point, left=None, made=0)
+        with monkeypatch.context() as patch:
+            for module, name in writers:
+                patch.setattr(module, name, dying(getattr(module, name)))
+            patch.setattr(run_pretrain, "save_checkpoint", save)
+            patch.setattr(shutil, "rmtree", rmtree)
+            try:
+                pretrain(*arguments, output=output)
+                break  # so many points there are
+            except Killed:
+                points += 1
+        calls["left"] = None
+        named = sorted(path.name for path in output.glob("paddle_*") if not path.name.endswith((".partial", ".old")))
+        assert [utils.damage_of(str(output / name)) for name in named] == [None] * len(named)
+        assert named in (["paddle_2"], ["paddle_2", "paddle_4"])
+        assert result(pretrain(*arguments, output=output)) == result(whole)
+        assert not list(output.glob("*.partial"))
+    assert points > 15
+
+
+DAMAGE = {
+    "model.safetensors is damaged": lambda path: flip_bit(path / "model.safetensors"),
+    "optimizer.safetensors is damaged": lambda path: os.truncate(path / "training_state/optimizer.safetensors", 1000),
+    "state.json is missing": lambda path: (path / "training_state/state.json").unlink(),
+    "config.json is missing": lambda path: (path / "config.json").unlink(),
+    "SHA256SUMS is missing": lambda path: (path / "SHA256SUMS").unlink(),
+    "SHA256SUMS is missing or unreadable": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
+}
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_auto_takes_the_one_before(pretrain, tmp_path, capsys, damage):
+    arguments = ["--save_steps", "2", "--max_steps", "4"]
+    output = pretrain(*arguments)
+    expected = result(output)
+    DAMAGE[damage](output / "paddle_4")
+    with pytest.raises(UserError, match=damage):
+        pretrain(*arguments, "--resume_from_checkpoint", str(output / "paddle_4"))
+    capsys.readouterr()
+    pretrain(*arguments, *RESUME)
+    shown = capsys.readouterr()
+    assert "paddle_4" in shown.err and damage in shown.err and "resuming" in shown.out and "paddle_2" in shown.out
+    assert result(output) == expected
+
+
+CHANGES = {
+    "learning_rate (was 0.001, is 0.002)": "--learning_rate 2e-3",
+    "seed (was 42, is 7)": "--seed 7",
+    "global_batch (was 8, is 16)": "--batch_size 16",
+    "total_steps (was 4, is 6)": "--max_steps 6",
+    "warmup_steps (was 0, is 2)": "--warmup_steps 2",
+    "architecture": "--model_name_or_path roberta-en-tiny",
+    "mlm_probability": "--mlm_probability 0.2",
+}
+
+
+def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, ragged_data):
+    output = pretrain("--save_steps", "2", "--max_steps", "4")
+    before = result(output)
+    for named, change in CHANGES.items():
+        with pytest.raises(UserError) as error:
+            pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, *change.split())
+        assert named in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="data"):
+        pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, data=ragged_data)
+    assert result(output) == before
+
+
+def test_the_global_batch_may_be_cut_otherwise(pretrain, monkeypatch, tmp_path):
+    keys = []
+    real = run_pretrain.TokenRows.__getitem__
+    monkeypatch.setattr(run_pretrain.TokenRows, "__getitem__", lambda rows, key: keys.append(key) or real(rows, key))
+    arguments = ["--save_steps", "2", "--max_steps", "6"]
+    pretrain(*arguments, "--batch_size", "16", output=tmp_path / "whole")
+    expected = list(keys)
+    keys.clear()
+    stop_in_update(monkeypatch, 4, lambda: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        pretrain(*arguments, "--batch_size", "16")
+    read_before = len([key for key in keys if key[0] == 0])
+    assert read_before >= 4 * 16
+    keys.clear()
+    pretrain(*arguments, *RESUME, "--batch_size", "4", "--gradient_accumulation_steps", "4")
+    training = [key for key in keys if key[0] == 0]
+    assert training == [key for key in expected if key[0] == 0][4 * 16 :]  # and nothing that was passed is read again
+
+
+def test_auto_is_a_fresh_start_where_there_is_no_checkpoint_and_nothing_remains_to_do_at_the_end(pretrain, capsys):
+    output = pretrain("--max_steps", "2", *RESUME)
+    assert "training from scratch" in capsys.readouterr().out
+    first = result(output)
+    pretrain("--max_steps", "2", *RESUME)
+    assert f"done: {output / 'paddle_2'}" in capsys.readouterr().out
+    assert result(output) == first
+
+
+def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_removed(pretrain, tmp_path):
+    output = tmp_path / "ckp"
+    (output / "paddle_9.partial").mkdir(parents=True)
+    pretrain("--max_steps", "7", "--save_steps", "2", "--save_total_limit", "2", *RESUME)
+    assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_6", "paddle_7"]
+
+
+def test_the_scaler_resumes_where_it_was(pretrain, monkeypatch, tmp_path):
+    from test_pretrain import StandInScaler, infinite_loss_at
+
+    monkeypatch.setattr(run_pretrain.paddle.amp, "GradScaler", StandInScaler)
+    arguments = ["--max_steps", "6", "--save_steps", "3"]
+    with infinite_loss_at(monkeypatch, {1}):
+        expected = result(pretrain(*arguments, output=tmp_path / "whole"))
+        stop_in_update(monkeypatch, 4, lambda: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            pretrain(*arguments)
+    output = pretrain(*arguments, *RESUME)
+    assert result(output) == expected
+    assert metrics(output, "train")[-1]["loss_scale"] == 2.0**14
+
+
+def test_a_second_interrupt_exits_at_once(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stop = run_pretrain.StopSignal()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested and not codes
+        os.kill(os.getpid(), signal.SIGINT)
+        assert codes == [130]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
