@@ -13,6 +13,7 @@ import ast
 import codecs
 import contextlib
 import csv
+import functools
 import glob
 import gzip
 import hashlib
@@ -56,6 +57,7 @@ CHECKED_BYTES, CHECKED_SHARE = 100_000, 0.001  # text compared with `tokenizers`
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, the increment of splitmix64
 
 
+@functools.cache  # once for each message: some corpora are read twice
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
@@ -109,12 +111,12 @@ def read_txt(path: str, column: str) -> Iterator[str]:
 def read_json(path: str, column: str) -> Iterator:
     """One JSON value a line; a .json file may instead hold one array, which is read whole."""
     with open_text(path) as lines:
-        if ".json" in pathlib.Path(path).suffixes and lines.read(1) == "[":
-            lines.seek(0)
+        first = next((line for line in lines if not line.isspace()), "")
+        lines.seek(0)
+        if ".json" in pathlib.Path(path).suffixes and first.lstrip().startswith("["):
             yield from json.load(lines)
         else:
-            lines.seek(0)
-            yield from ("" if line.isspace() else json.loads(line) for line in lines)
+            yield from ("" if line.isspace() else json.loads(line.rstrip()) for line in lines)
 
 
 def read_csv(path: str, column: str) -> Iterator[dict]:
@@ -166,7 +168,7 @@ def file_documents(paths: list, column: str) -> Iterator[str]:
             raise UserError(f"{path}: byte {undecodable_byte(path)} is not UTF-8; convert it (iconv does)") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
-        except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # ValueError: pyarrow's errors too
+        except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
             raise UserError(f"cannot read {path} beyond record {position}: {first_line(error)}") from None
 
 
@@ -188,13 +190,14 @@ def find_files(patterns: list) -> list:
     """The files that paths, globs and directories (searched through) stand for, in order."""
     paths = []
     for pattern in patterns:
-        if os.path.isdir(pattern):
-            found = [p for p in glob.glob(f"{glob.escape(pattern)}/**", recursive=True) if reader_of(p)]
-        else:
-            found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = []
+        for path in matches:
+            inside = sorted(glob.glob(f"{glob.escape(path)}/**", recursive=True)) if os.path.isdir(path) else []
+            found += list(filter(reader_of, inside)) if inside else [path]
         if not found:
             raise UserError(f"no such file: {pattern} (types: {TYPES})")
-        paths += sorted(found)
+        paths += found
     for path in paths:
         if reader_of(path) is None:
             raise UserError(f"{path}: unknown type of file; the types are {TYPES}")
@@ -319,28 +322,28 @@ def load_tokenizer(name: str, max_seq_length: int):
             merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
             vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             tokenizer = build_tokenizer(vocab, [line.split() for line in merges if line and line[:8] != "#version"])
+        config = folder / "tokenizer_config.json"
+        config = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
     except Exception as error:  # tokenizers raises bare Exceptions, the hub's client errors of many kinds
         raise UserError(
             f"cannot load the tokenizer {name} ({first_line(error)}): give `train`, a hub id, or a directory with "
             "tokenizer.json or vocab.json + merges.txt"
         ) from error
-    if json.loads(tokenizer.to_str())["model"]["type"] != "BPE":
+    if type(tokenizer.model).__name__ != "BPE":
         raise UserError(f"the tokenizer {name} is not a byte-level BPE, as RoBERTa's is")
     if missing := [token for token in (BOS, PAD, EOS, MASK) if tokenizer.token_to_id(token) is None]:
         raise UserError(f"the tokenizer {name} has no {' '.join(missing)}; use one of RoBERTa's kind")
-    if (config := folder / "tokenizer_config.json").exists():
-        longest = json.loads(config.read_text(encoding="utf-8")).get("model_max_length", max_seq_length)
-        if max_seq_length > longest:
-            raise UserError(f"--max_seq_length {max_seq_length} is above the model_max_length {longest} in {config}")
+    if max_seq_length > (longest := config.get("model_max_length") or max_seq_length):
+        raise UserError(f"--max_seq_length {max_seq_length} is above the model_max_length {longest} of {name}")
     return tokenizer
 
 
-def save_tokenizer(tokenizer, folder: pathlib.Path, max_seq_length: int) -> str:
+def save_tokenizer(tokenizer, definition: str, folder: pathlib.Path, max_seq_length: int) -> str:
     """Writes the files that `tokenizers`, transformers and PaddleNLP load; returns tokenizer.json's SHA-256."""
     folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
     vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges = json.loads(definition)["model"]["merges"]
     config = {
         "tokenizer_class": "RobertaBPETokenizer",  # PaddleNLP's name; transformers takes tokenizer.json
         "model_max_length": max(512, max_seq_length),
@@ -352,7 +355,7 @@ def save_tokenizer(tokenizer, folder: pathlib.Path, max_seq_length: int) -> str:
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges), ""]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    return hashlib.sha256(definition.encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- from documents to rows
@@ -399,8 +402,8 @@ def batches_of(documents: Iterable, line_by_line: bool) -> Iterator[tuple]:
 class Encoder:
     """gigatoken, checked against `tokenizers` on a sample of the text in every run."""
 
-    def __init__(self, tokenizer):
-        self.reference, self.definition = tokenizer, tokenizer.to_str()
+    def __init__(self, tokenizer, definition: str):
+        self.reference, self.definition = tokenizer, definition
         self.encoded_bytes = self.checked_bytes = self.expires = 0
 
     def __call__(self, texts: list) -> tuple:
@@ -508,14 +511,14 @@ def create_layout(folder: str, max_seq_length: int, vocab_size: int, packed: boo
     return features.arrow_schema, paths
 
 
-def write_rows(documents: Iterable, tokenizer, folder: str, args, corpus_bytes: int | None) -> dict:
+def write_rows(documents: Iterable, tokenizer, definition: str, folder: str, args, corpus_bytes: int | None) -> dict:
     """Encodes the documents and writes both splits below `folder`; returns what the data card says of them."""
     from tqdm import tqdm
 
     packed, seen = not args.line_by_line, 0
     schema, paths = create_layout(folder, args.max_seq_length, tokenizer.get_vocab_size(), packed)
     train, validation = (SplitWriter(paths[s], schema, tokenizer, args.max_seq_length, packed) for s in SPLITS)
-    encode, fingerprint = Encoder(tokenizer), hashlib.blake2b(digest_size=16)
+    encode, fingerprint = Encoder(tokenizer, definition), hashlib.blake2b(digest_size=16)
     batches = with_last_marked(batches_of(documents, args.line_by_line))
     with tqdm(total=corpus_bytes, unit="B", unit_scale=True, disable=None, desc="encoding") as progress:
         for (texts, owners), is_last in batches:
@@ -605,6 +608,9 @@ def parse_arguments(argv: list | None):
 
 def check_output(args) -> None:
     path = args.output_dir
+    if not path or os.path.isfile(path):
+        raise UserError(f"{path!r} is not the name of a directory: choose another --output_dir")
+    recover_directory(path)
     if os.path.isdir(path) and os.listdir(path):
         if not os.path.exists(os.path.join(path, "dataset_dict.json")):
             raise UserError(f"{path} is not empty and not a data set: choose another --output_dir")
@@ -627,7 +633,6 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
 
 def main(argv: list | None = None) -> None:
     args = parse_arguments(argv)
-    recover_directory(args.output_dir)
     check_output(args)
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # read when gigatoken starts its threads
     open_documents, source, corpus_bytes = open_corpus(args)
@@ -637,7 +642,8 @@ def main(argv: list | None = None) -> None:
             tokenizer = train_tokenizer(open_documents(), args.vocab_size, corpus_bytes)
         else:
             tokenizer = load_tokenizer(args.tokenizer_name, args.max_seq_length)
-        written = write_rows(open_documents(), tokenizer, folder, args, corpus_bytes)
+        definition = tokenizer.to_str(pretty=True)  # the content of tokenizer.json
+        written = write_rows(open_documents(), tokenizer, definition, folder, args, corpus_bytes)
         card = {
             "command": shlex.join(["python", "create_data.py", *(sys.argv[1:] if argv is None else argv)]),
             "source": source,
@@ -645,7 +651,7 @@ def main(argv: list | None = None) -> None:
             "tokenizer": {
                 "name": args.tokenizer_name,
                 "vocab_size": tokenizer.get_vocab_size(),
-                "sha256": save_tokenizer(tokenizer, pathlib.Path(folder, "tokenizer"), args.max_seq_length),
+                "sha256": save_tokenizer(tokenizer, definition, pathlib.Path(folder, "tokenizer"), args.max_seq_length),
             },
             "arguments": vars(args),
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},

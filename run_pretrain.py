@@ -20,6 +20,7 @@ import time
 
 from utils import (
     IGNORE_INDEX,
+    PARTIAL,
     ArgumentParser,
     DataCollatorMLM,
     EvaluationSampler,
@@ -362,13 +363,13 @@ class MetricsLog:
         if os.path.exists(self.path):
             with open(self.path) as file:
                 lines = file.readlines()
-        with open(self.path + ".partial", "w") as file:
+        with open(self.path + PARTIAL, "w") as file:
             for line in lines:
                 with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
                     record = json.loads(line)
                     if (record["step"], record["event"] == "evaluation") < (step, True):
                         file.write(line)
-        os.replace(self.path + ".partial", self.path)
+        os.replace(self.path + PARTIAL, self.path)
 
     def __call__(self, event: str, step: int, record: dict) -> None:
         with open(self.path, "a") as file:

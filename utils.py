@@ -22,8 +22,9 @@ import numpy as np
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 EVALUATION_EPOCH = 2**32 - 1  # the masks of the evaluation: an epoch number that no training reaches
 CHECKSUMS = "SHA256SUMS"
-PARTIAL, ASIDE = ".partial", ".old"  # suffixes of a directory being written, and of one being replaced
+PARTIAL, ASIDE = ".being_written", ".being_replaced"  # suffixes of directories
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT}  # a path that cannot be made
 
 
 # ---------------------------------------------------------------- errors and arguments
@@ -134,6 +135,7 @@ def _fsync(path: str) -> None:
 
 def recover_directory(path: str) -> None:
     """Clears what a killed run left beside `path`, and puts `path` back if it was killed while replacing it."""
+    path = os.path.realpath(path)
     shutil.rmtree(path + PARTIAL, ignore_errors=True)
     if os.path.isdir(path + ASIDE):
         if os.path.isdir(path):
@@ -149,7 +151,7 @@ def atomic_directory(path: str):
     Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk under
     another name, an old `path` is moved aside, and recover_directory() undoes a kill between the two renames.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     partial = path + PARTIAL
     try:
         recover_directory(path)
@@ -165,9 +167,9 @@ def atomic_directory(path: str):
         _fsync(os.path.dirname(path))
         shutil.rmtree(path + ASIDE, ignore_errors=True)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, NotADirectoryError) or getattr(error, "errno", None) in WRITE_ERRORS:
-            raise UserError(f"cannot write {path}: {error.strerror}; nothing was left there") from error
+        recover_directory(path)
+        if getattr(error, "errno", None) in WRITE_ERRORS:
+            raise UserError(f"cannot write {path}: {error.strerror}; what was there is unchanged") from error
         raise
 
 

@@ -178,11 +178,11 @@ def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pr
             except Killed:
                 points += 1
         calls["left"] = None
-        named = sorted(path.name for path in output.glob("paddle_*") if not path.name.endswith((".partial", ".old")))
+        named = sorted(path.name for path in output.glob("paddle_*") if "." not in path.name)
         assert [utils.damage_of(str(output / name)) for name in named] == [None] * len(named)
         assert named in (["paddle_2"], ["paddle_2", "paddle_4"])
         assert result(pretrain(*arguments, output=output)) == result(whole)
-        assert not list(output.glob("*.partial"))
+        assert not list(output.glob("*.being_*"))
     assert points > 15
 
 
@@ -270,7 +270,7 @@ def test_auto_is_a_fresh_start_where_there_is_no_checkpoint_and_nothing_remains_
 
 def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_removed(pretrain, tmp_path):
     output = tmp_path / "ckp"
-    (output / "paddle_9.partial").mkdir(parents=True)
+    (output / "paddle_9.being_written").mkdir(parents=True)
     pretrain("--max_steps", "7", "--save_steps", "2", "--save_total_limit", "2", *RESUME)
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_6", "paddle_7"]
 

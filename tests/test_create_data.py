@@ -1,0 +1,747 @@
+"""create_data.py: every token of any text arrives, from any kind of file, and no accident leaves half of anything."""
+
+import ast
+import contextlib
+import errno
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pandas
+import pytest
+from tokenizers import Tokenizer
+
+import create_data
+from utils import UserError
+
+ROOT = pathlib.Path(create_data.__file__).resolve().parent
+KILLS = int(os.environ.get("KILLS", "10"))  # how many runs the test of SIGKILL kills
+SPLITS = ["train", "validation"]
+BOS, PAD, EOS, UNK = range(4)  # ids, in RoBERTa's vocabulary and in our own
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+NASTY = [
+    "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=1_000_000)),  # 1 MB without a space
+    "1'2\"3,4;5" * 10_000,
+    "family 👩‍👩‍👧‍👦, flag 🏴󠁧󠁢󠁥󠁮󠁧󠁿, skin 👍🏽, keycap 1️⃣",
+    "combining: e\u0301 a\u0323\u0302 Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́O",
+    "right to left: שָׁלוֹם עולם \u202eabc\u202c مرحبا بالعالم \u200f!",
+    "control: \x00\x01\x07\x08\x0b\x0c\x1b\x1c\x7f\x85\xa0\u2028\u2029 and NUL\x00",
+    "lone surrogates: \ud800 \udfff\ud800x\udc00",
+    "\ud800",
+    "CRLF\r\nand CR\rand LF\n\nand\ttab  and   spaces ",
+    "\ufeffa byte-order mark\ufeff",
+    "specials: </s> <s>x<mask> <mask>  <mask><pad> <unk></s></s>",
+    "它是一种语言模型。用于自然语言处理！ 日本語のテキスト、한국어 문장",
+    "लॉरेम इप्सम डोलोर क्षत्रिय ज्ञान",
+    "ﷺ ﬁ Ω K İ ß \U0010ffff \ue000 \ufffe it's I'LL we've 3½ ²³",
+]
+
+
+def made_up(documents: int, words: int = 60, seed: int = 0) -> list:
+    """Distinct documents of made-up words."""
+    draw = random.Random(seed)
+    vocabulary = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(500)]
+    return [f"{i} {' '.join(draw.choices(vocabulary, k=draw.randint(5, words)))}." for i in range(documents)]
+
+
+def write(path: pathlib.Path, texts: list, column: str = "text") -> pathlib.Path:
+    """Writes documents in the format that the path's suffixes name."""
+    records = [{"title": f"title {i}", column: text} for i, text in enumerate(texts)]
+    data = {
+        "txt": lambda: "\n\n".join(texts).encode(),
+        "jsonl": lambda: "\n".join(map(json.dumps, records)).encode(),
+        "lines.json": lambda: "\n".join(map(json.dumps, records)).encode(),
+        "array.json": lambda: json.dumps(records, indent=1).encode(),
+        "csv": lambda: pandas.DataFrame(records).to_csv(index=False).encode(),
+        "parquet": lambda: pandas.DataFrame(records).to_parquet(),
+    }[path.name.removesuffix(".gz").split(".", 1)[1]]()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def main(*arguments) -> None:
+    create_data.main([str(argument) for argument in arguments])
+
+
+def command(*arguments, first: str = "") -> list:
+    """The command that runs the script, after the statements `first` in the same process."""
+    code = f"{first}\nimport runpy; runpy.run_path('create_data.py', run_name='__main__')"
+    return [sys.executable, *(["-c", code] if first else [ROOT / "create_data.py"]), *map(str, arguments)]
+
+
+def script(*arguments, first: str = "", cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments, first=first), cwd=cwd, capture_output=True, text=True)
+
+
+def card_of(out: pathlib.Path) -> dict:
+    return json.loads((out / "data_card.json").read_text())
+
+
+def rows_of(out: pathlib.Path, split: str) -> list:
+    return datasets.load_from_disk(str(out))[split]["input_ids"][:]
+
+
+def stream_of(out: pathlib.Path, split: str) -> list:
+    """The ids of a split's packed rows one after another, without each row's <s> and </s>."""
+    rows = datasets.load_from_disk(str(out))[split].data.column("input_ids").combine_chunks()
+    return rows.flatten().to_numpy().reshape(len(rows), -1)[:, 1:-1].ravel().tolist()
+
+
+def documents_of(out: pathlib.Path) -> dict:
+    """The texts of each split, from rows of 4 tokens: so short that at most the last document's </s> was dropped."""
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json"))
+    texts = {split: tokenizer.decode(stream_of(out, split), skip_special_tokens=False) for split in SPLITS}
+    return {split: text.removesuffix("</s>").split("</s>") for split, text in texts.items()}
+
+
+def all_documents(out: pathlib.Path) -> list:
+    return sorted(itertools.chain(*documents_of(out).values()))
+
+
+def expected_stream(tokenizer: pathlib.Path, texts: list) -> list:
+    """What the documents' stream has to be, by `tokenizers`."""
+    reference, ids = Tokenizer.from_file(str(tokenizer / "tokenizer.json")), []
+    for start in range(0, len(texts), 256):
+        for encoding in reference.encode_batch(texts[start : start + 256], add_special_tokens=False):
+            ids += [*encoding.ids, EOS]
+    return ids
+
+
+def digest(out: pathlib.Path) -> str:
+    """A hash of all rows, after checking that the data set is whole: data, tokenizer and card."""
+    data, card = datasets.load_from_disk(str(out)), card_of(out)
+    assert {split: len(data[split]) for split in data} == {s: card["splits"][s]["rows"] for s in SPLITS}
+    assert hashlib.sha256((out / "tokenizer/tokenizer.json").read_bytes()).hexdigest() == card["tokenizer"]["sha256"]
+    files = sorted(out.glob("*/*.arrow"))
+    assert len(files) == 2
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def contents(folder: pathlib.Path) -> dict:
+    return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path.parent / "no_hub_cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # saves half a minute of retries
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # for the processes that a test starts
+    monkeypatch.setenv("RAYON_NUM_THREADS", "2")  # restores what main() sets
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> pathlib.Path:
+    """The directory of our own tokenizer, of 400 tokens."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = write(folder / "text.txt", made_up(400))
+    options = "--tokenizer_name train --vocab_size 400 --max_seq_length 16"
+    main("--data_files", text, "--output_dir", folder / "out", *options.split())
+    return folder / "out/tokenizer"
+
+
+@pytest.fixture(params=["own", "roberta-base"])
+def each_tokenizer(request) -> pathlib.Path:
+    if request.param == "own":
+        return request.getfixturevalue("tokenizer")
+    return request.getfixturevalue("data_dir") / "roberta-base"
+
+
+@pytest.fixture
+def create(tmp_path, tokenizer):
+    """Runs main() on documents or a path, in rows of 4 tokens if not told otherwise; returns the output directory."""
+
+    def run(source, *options, name: str = "out") -> pathlib.Path:
+        if isinstance(source, list):
+            source = write(tmp_path / f"{name}.jsonl", source)
+        defaults = ["--tokenizer_name", tokenizer, "--output_dir", tmp_path / name, "--max_seq_length", 4]
+        main(*defaults, "--data_files", source, *options)
+        return tmp_path / name
+
+    return run
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("length", [4, 16, 100])
+def test_a_packed_row_is_exactly_max_seq_length_long_and_its_specials_are_marked(create, length):
+    texts = [f"{text} <pad> <mask>" for text in made_up(200)]
+    out = create(texts, "--max_seq_length", length, "--validation_split_percentage", 10)
+    data = datasets.load_from_disk(str(out))
+    assert list(data) == SPLITS
+    for split in data.values():
+        assert split.features == {
+            "input_ids": datasets.List(datasets.Value("uint16"), length=length),
+            "special_tokens_mask": datasets.List(datasets.Value("bool"), length=length),
+        }
+        ids, special = (np.array(split[name][:]) for name in ("input_ids", "special_tokens_mask"))
+        assert ids.shape == special.shape == (len(split), length) and len(split) > 10
+        assert (ids[:, 0] == BOS).all() and (ids[:, -1] == EOS).all()
+        assert np.array_equal(special, np.isin(ids, [BOS, PAD, EOS]))
+        assert (ids == PAD).any() and (ids[:, 1:-1] == EOS).any()
+
+
+def test_ids_are_int32_where_the_vocabulary_is_above_65536(create, tokenizer, tmp_path):
+    definition = json.loads((tokenizer / "tokenizer.json").read_text())
+    vocab = definition["model"]["vocab"]
+    for size, dtype in ((65_536, "uint16"), (65_537, "int32")):
+        vocab.update({f"unused{i}": i for i in range(len(vocab), size)})
+        folder = tmp_path / f"vocabulary{size}"
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(json.dumps(definition))
+        out = create(["one", "two"], "--tokenizer_name", folder, name=f"out{size}")
+        assert datasets.load_from_disk(str(out))["train"].features["input_ids"].feature.dtype == dtype
+        assert all_documents(out) == ["one", "two"]
+
+
+@pytest.mark.parametrize("documents, words, length", [(300, 60, 4), (300, 60, 50), (150, 12_000, 512)])
+def test_every_token_of_every_document_is_there_in_order_once(create, tokenizer, capsys, documents, words, length):
+    texts = made_up(documents, words)
+    kept = documents_of(create(texts, name="short"))
+    assert sorted(kept["train"] + kept["validation"]) == sorted(texts)
+    capsys.readouterr()
+    out = create(texts, "--max_seq_length", length)
+    printed, card = capsys.readouterr().out, card_of(out)
+    for split in SPLITS:
+        assert kept[split] == [text for text in texts if text in kept[split]]
+        expected, found = expected_stream(tokenizer, kept[split]), stream_of(out, split)
+        assert found == expected[: len(found)] and found
+        dropped = len(expected) - len(found)
+        assert dropped < length - 2
+        assert card["splits"][split] == {
+            "documents": len(kept[split]),
+            "tokens": len(expected) - len(kept[split]),
+            "rows": len(found) // (length - 2),
+            "dropped_tokens": dropped,
+        }
+        assert re.search(rf"^{split}\b.*\b{dropped:,} dropped tokens", printed, re.MULTILINE)
+
+
+def test_line_by_line_gives_a_row_for_each_line_that_is_not_blank(create, tokenizer):
+    texts = [f"{text}\n\n \t\n{i} another line\n" for i, text in enumerate(made_up(100))]
+    out = create(texts, "--line_by_line", "True", "--max_seq_length", 32, "--validation_split_percentage", 20)
+    reference, card, lines_found = Tokenizer.from_file(str(tokenizer / "tokenizer.json")), card_of(out), 0
+    for split, kept in documents_of(create(texts, "--validation_split_percentage", 20, name="packed")).items():
+        lines = [line for text in kept for line in text.split("\n") if line.strip()]
+        encoded = [reference.encode(line, add_special_tokens=False).ids for line in lines]
+        rows = rows_of(out, split)
+        assert rows == [[BOS, *ids[:30], EOS] for ids in encoded]
+        assert min(map(len, rows)) < 32 and max(map(len, rows)) == 32
+        assert card["splits"][split]["dropped_tokens"] == sum(len(ids[30:]) for ids in encoded) > 0
+        lines_found += len(lines)
+    assert lines_found == 200
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_ids_of_nasty_text_equal_those_of_tokenizers(create, each_tokenizer):
+    options = "--max_seq_length", 64, "--validation_split_percentage", 0, "--tokenizer_name", each_tokenizer
+    found = stream_of(create([*NASTY, *made_up(50)], *options), "train")
+    expected = expected_stream(each_tokenizer, [LONE_SURROGATE.sub("\ufffd", text) for text in NASTY])
+    assert found[: len(expected)] == expected
+
+
+@pytest.mark.slow
+def test_ids_of_all_articles_equal_those_of_tokenizers(create, data_dir):
+    path, tokenizer = data_dir / "wiki/train.txt", data_dir / "roberta-base"
+    out = create(path, "--tokenizer_name", tokenizer, "--max_seq_length", 512, "--validation_split_percentage", 0)
+    *articles, _ = re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())
+    expected, found = (np.array(ids) for ids in (expected_stream(tokenizer, articles), stream_of(out, "train")))
+    assert len(articles) == 2090 and len(expected) > 6_000_000
+    assert 0 <= len(expected) - len(found) < 510
+    assert np.array_equal(found, expected[: len(found)])
+    assert card_of(out)["splits"]["validation"]["documents"] == 1
+
+
+@pytest.mark.parametrize(
+    "raw, documents, warned",
+    [
+        (b"one\ntwo\n\nthree\n\n\n\nfour", ["one\ntwo", "three", "four"], False),
+        (b"\n\none\n \t\ntwo\n\n", ["one", "two"], False),
+        (b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n", ["one\ntwo", "three"], False),
+        (b"one\ntwo\nthree\n", ["one", "two", "three"], True),
+    ],
+    ids=["empty lines", "white space", "BOM and CRLF", "no empty lines"],
+)
+def test_documents_of_a_text_file_end_at_empty_lines(create, tmp_path, capsys, raw, documents, warned):
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert all_documents(create(tmp_path / "a.txt")) == sorted(documents)
+    assert ("warning" in (stderr := capsys.readouterr().err)) == ("a.txt" in stderr) == warned
+
+
+def test_empty_and_white_documents_give_nothing(create):
+    out = create(["", " ", "one", "\n\t\n", "\u3000\xa0", None, "two", ""])
+    assert all_documents(out) == ["one", "two"]
+    assert sum(card_of(out)["splits"][split]["documents"] for split in SPLITS) == 2
+
+
+# ---------------------------------------------------------------- validation split
+
+
+def test_the_documents_held_out_are_a_function_of_seed_and_number_alone(create):
+    texts, share = made_up(300), ("--validation_split_percentage", 20)
+    held_out = documents_of(create(texts, *share))["validation"]
+    assert 0.1 * 300 < len(held_out) < 0.3 * 300
+
+    other_tokenizer = create(texts, *share, "--tokenizer_name", "train", "--vocab_size", 300, name="tokenizer")
+    assert documents_of(other_tokenizer)["validation"] == held_out
+    longer = stream_of(create(texts, *share, "--max_seq_length", 64, name="longer"), "validation")
+    assert longer == stream_of(create(texts, *share, name="again"), "validation")[: len(longer)]
+    fewer = documents_of(create(texts[:100], *share, name="fewer"))["validation"]
+    assert fewer == [text for text in held_out if text in texts[:100]]
+    long_texts = documents_of(create(made_up(300, words=6000), *share, name="long"))["validation"]
+    assert [text.split()[0] for text in long_texts] == [text.split()[0] for text in held_out]
+    other_seed = documents_of(create(texts, *share, "--seed", 7, name="seed"))["validation"]
+    assert set(other_seed) != set(held_out) and len(other_seed) > 30
+
+
+@pytest.mark.parametrize("words", [60, 12_000])
+def test_the_last_document_alone_is_held_out_where_none_is_drawn(create, words):
+    texts = made_up(150, words)
+    assert documents_of(create(texts, "--validation_split_percentage", 0))["validation"] == texts[-1:]
+
+
+# ---------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "array.json", "lines.json", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(create, tmp_path, kind, packing):
+    texts = [*made_up(40), 'two\nlines, "quotes", commas', "Ελληνικά, 中文, 👩‍👧", "last"]
+    from_file = create(write(tmp_path / f"a.{kind}{packing}", texts))
+    assert digest(from_file) == digest(create(texts, name="jsonl"))
+    assert all_documents(from_file) == sorted(texts)
+
+
+def test_globs_and_directories_are_read_in_order_several_at_once(create, tmp_path):
+    texts = made_up(9)
+    for i, name in enumerate(["x/a.txt", "x/b/c.jsonl.gz", "x/d.csv", "y1.jsonl", "y2.jsonl", "y3.jsonl", "z.jsonl"]):
+        write(tmp_path / name, texts[i : i + 1] if i else ["", texts[0]])
+    (tmp_path / "x/README.md").write_text("not text to train on")
+    out = create(tmp_path / "x", tmp_path / "y[12].*", tmp_path / "z.jsonl", "--validation_split_percentage", 0)
+    found = documents_of(out)
+    assert found["train"] + found["validation"] == [texts[i] for i in (0, 1, 2, 3, 4, 6)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_text_column_names_the_column_and_the_error_lists_what_there_is(create, tmp_path, kind):
+    path = write(tmp_path / f"a.{kind}", ["one", "two"], "body")
+    assert all_documents(create(path, "--text_column", "body")) == ["one", "two"]
+    with pytest.raises(UserError, match=rf"a.{kind}\b.* 'text'.*\btitle, body\b.*--text_column"):
+        create(path, name="none")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_the_demo_needs_no_network(create, tmp_path, tokenizer):
+    main("--dataset_name", "demo", "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out")
+    assert 1.5e6 < card_of(tmp_path / "out")["bytes"] < 10e6
+    assert digest(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- hub
+
+PAGE = r"""
+python create_data.py \
+--output_dir wiki \
+--dataset_name wikipedia \
+--dataset_config_name 20200501.en \
+---tokenizer_name roberta-base \
+--max_seq_length 512 \
+--line_by_line False \
+--preprocessing_num_workers 20
+"""
+
+
+def test_the_original_pages_command_reads_the_dump_that_there_is(monkeypatch, tmp_path, tokenizer, capsys):
+    cached = tmp_path / "hub/models--roberta-base"
+    shutil.copytree(tokenizer, cached / "snapshots/0123")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0123")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    texts, asked = made_up(50, words=3000), []
+
+    def load_dataset(*arguments, **options):
+        asked.append((*arguments, *options.values()))
+        return datasets.Dataset.from_dict({"title": texts, "text": texts}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    main(*shlex.split(PAGE.replace("\\\n", " "))[2:])
+    assert asked and all(request[:2] == ("wikimedia/wikipedia", "20231101.en") for request in asked)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and "20200501.en" in warning and "20231101.en" in warning
+    splits = card_of(tmp_path / "wiki")["splits"]
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == len(texts)
+    assert digest(tmp_path / "wiki") and "wikimedia/wikipedia" in card_of(tmp_path / "wiki")["source"]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_that_offers_local_text(monkeypatch, tmp_path, tokenizer):
+    def unreachable(*arguments, **options):
+        raise ConnectionError("cannot reach huggingface.co\nand a second line")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError) as error:
+        main("--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out")
+    for part in ("wikimedia/wikipedia", "cannot reach huggingface.co", "--data_files", "--dataset_name demo"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- reproducible
+
+
+def test_arrow_files_are_the_same_for_any_number_of_workers(tmp_path, tokenizer):
+    text, cards, digests = write(tmp_path / "a.jsonl", made_up(500, words=5000)), [], []
+    assert text.stat().st_size > 5_000_000
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        options = "--tokenizer_name", tokenizer, "--preprocessing_num_workers", workers, "--output_dir", out
+        result = script("--data_files", text, *options)
+        assert result.returncode == 0, result.stderr
+        digests.append(digest(out))
+        cards.append(card_of(out))
+    assert digests[0] == digests[1]
+    assert cards[0]["fingerprint"] == cards[1]["fingerprint"]
+
+
+def test_the_data_card_says_where_the_data_came_from(create, tmp_path, tokenizer):
+    texts = made_up(100)
+    card = card_of(create(texts, "--max_seq_length", 16))
+    other = card_of(create([*texts[:-1], texts[-1] + "!"], "--max_seq_length", 16, name="other"))
+    assert card["source"] == [str(tmp_path / "out.jsonl")]
+    assert card["fingerprint"] != other["fingerprint"]
+    assert card["tokenizer"]["name"] == str(tokenizer) and card["tokenizer"]["vocab_size"] == 400
+    assert card["tokenizer"]["sha256"] == hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    assert shlex.split(card["command"])[:2] == ["python", "create_data.py"] and card["source"][0] in card["command"]
+    for package in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers"):
+        assert card["versions"][package] == version(package)
+
+
+# ---------------------------------------------------------------- own tokenizer
+
+
+def test_an_own_tokenizer_has_robertas_ids_and_the_size_asked_for(tokenizer):
+    own = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    assert [own.id_to_token(i) for i in (0, 1, 2, 3, 399)] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    assert own.get_vocab_size() == len(own.get_vocab()) == 400
+    assert own.encode(" <mask>", add_special_tokens=False).ids == [399]  # it takes the space before it
+    assert own.encode("a").ids == [BOS, *own.encode("a", add_special_tokens=False).ids, EOS]
+
+
+def test_an_own_tokenizer_encodes_any_unicode_text_without_loss(tokenizer):
+    own = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    every_fifth = "".join(chr(i) for i in range(0, 0x110000, 5) if not 0xD800 <= i < 0xE000)
+    texts = [every_fifth, *(text for text in NASTY if "<mask>" not in text and not LONE_SURROGATE.search(text))]
+    assert len(texts) == len(NASTY) - 2
+    for text in texts:
+        ids = own.encode(text, add_special_tokens=False).ids
+        assert own.decode(ids, skip_special_tokens=False) == text
+        assert UNK not in ids
+
+
+def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path):
+    (tmp_path / "pair").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(tokenizer / name, tmp_path / "pair")
+    (tmp_path / "pair/tokenizer_config.json").write_text('{"model_max_length": null}')
+    texts = [*made_up(20), *(text for text in NASTY[1:] if not LONE_SURROGATE.search(text))]
+    assert digest(create(texts, "--tokenizer_name", tmp_path / "pair", name="pair_out")) == digest(create(texts))
+
+
+# ---------------------------------------------------------------- errors
+
+LINES = b'{"text": "one"}\n\n{"text": "two"}\n'
+LONG_LINE = b'"' + b"x" * (2**20 - 2) + "é".encode() + b"\xe9"  # a character across the end of the first megabyte
+# What goes wrong: (files, of which the first is read unless there are arguments; arguments; parts of the message)
+ERRORS = {
+    "no such file": ({}, "--data_files absent.txt", ["absent.txt"]),
+    "no file for a glob": ({}, "--data_files *.csv", ["*.csv"]),
+    "unknown type": ({"a.docx": b"x"}, "", ["a.docx", ".parquet"]),
+    "directory without text": ({"sub/a.png": b"x"}, "--data_files sub", ["sub", ".parquet"]),
+    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "byte 7 "]),
+    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", f"byte {2**20 + 1} "]),
+    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "byte 8 "]),
+    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "byte 5 "]),
+    "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
+    "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
+    "malformed while training": ({"b.jsonl": b"oops"}, "--data_files b.jsonl --tokenizer_name train", ["line 1:"]),
+    "malformed array": ({"a.json": b'[{"text": "one"},\noops]'}, "", ["a.json", "line 2:"]),
+    "text not a string": ({"a.jsonl": LINES + b'{"text": 5}'}, "", ["a.jsonl", "'text'"]),
+    "truncated .gz": ({"a.txt.gz": gzip.compress(LINES)[:-9]}, "", ["a.txt.gz"]),
+    "not a .gz": ({"a.txt.gz": LINES}, "", ["a.txt.gz"]),
+    "corrupt .parquet": ({"a.parquet": b"PAR1 junk PAR1"}, "", ["a.parquet"]),
+    "empty file": ({"a.txt": b""}, "", ["empty"]),
+    "only white space": ({"a.txt": b"\n \t\r\n\n"}, "", ["empty"]),
+    "too small for one row": ({}, "--max_seq_length 512", ["small", "512"]),
+    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["small"]),
+    "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "at least 4"]),
+    "max_seq_length above the tokenizer's": ({}, "--tokenizer_name {bad}/100 --max_seq_length 101", ["101", "100"]),
+    "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
+    "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
+    "tokenizer_config.json broken": ({}, "--tokenizer_name {bad}/broken_config", ["/broken_config"]),
+    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words"]),
+    "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
+    "hub tokenizer out of reach": ({}, "--tokenizer_name someone/something", ["someone/something", "`train`"]),
+    "output below a file": ({}, "--output_dir good.jsonl/out", ["good.jsonl/out"]),
+    "output name too long": ({}, f"--output_dir {'n' * 300}", ["n" * 300]),
+    "output is a file": ({}, "--output_dir good.jsonl --data_files absent.txt", ["good.jsonl", "--output_dir"]),
+    "output without a name": ({}, "--output_dir '' --overwrite_output_dir True", ["--output_dir"]),
+    "output exists": ({"old/dataset_dict.json": b""}, "--output_dir old", ["old", "--overwrite_output_dir True"]),
+    "output is not a data set": ({"old/x": b""}, "--output_dir old --overwrite_output_dir True", ["old"]),
+    "yes is not a boolean": ({}, "--line_by_line Yes", ["--line_by_line", "'Yes'"]),
+    "unknown argument": ({}, "--tokeniser_name x", ["--tokeniser_name"]),
+}
+
+
+@pytest.fixture(scope="module")
+def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
+    """A folder of tokenizers that cannot be used."""
+    folder, definition = tmp_path_factory.mktemp("bad"), json.loads((tokenizer / "tokenizer.json").read_text())
+    vocab = definition["model"]["vocab"]
+    unmasked = {token: i for token, i in vocab.items() if token != "<mask>"}
+    specials = [token for token in definition["added_tokens"] if token["content"] != "<mask>"]
+    maskless = {**definition, "added_tokens": specials, "model": {**definition["model"], "vocab": unmasked}}
+    words = {**definition, "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}}
+    for name, file, content in (
+        ("empty", "README.md", "nothing"),
+        ("broken", "tokenizer.json", "{oops}"),
+        ("maskless", "tokenizer.json", json.dumps(maskless)),
+        ("words", "tokenizer.json", json.dumps(words)),
+        ("100", "tokenizer_config.json", '{"model_max_length": 100}'),
+        ("broken_config", "tokenizer_config.json", "{oops}"),
+    ):
+        (folder / name).mkdir()
+        if file == "tokenizer_config.json":
+            shutil.copy(tokenizer / "tokenizer.json", folder / name)
+        (folder / name / file).write_text(content)
+    return folder
+
+
+@pytest.fixture
+def mistake(tmp_path, tokenizer, bad, monkeypatch):
+    """Makes the files of a mistake, in the current directory; returns the arguments of the run."""
+
+    def make(name: str) -> list:
+        files, arguments, _ = ERRORS[name]
+        write(tmp_path / "good.jsonl", made_up(50))
+        for path, content in files.items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_bytes(content)
+        monkeypatch.chdir(tmp_path)
+        source = next(iter(files)) if files and not arguments else "good.jsonl"
+        defaults = f"--data_files {source} --tokenizer_name {tokenizer} --output_dir out --max_seq_length 8 "
+        return shlex.split(defaults + arguments.format(bad=bad))
+
+    return make
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(mistake, tmp_path, name):
+    arguments = mistake(name)
+    before = contents(tmp_path)
+    with pytest.raises(UserError) as error:
+        main(*arguments)
+    message = str(error.value)
+    assert [part for part in ERRORS[name][2] if part not in message] == [], message
+    assert "\n" not in message
+    assert before and contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["malformed line", "unknown argument"])
+def test_a_mistake_ends_the_script_with_status_2_and_without_a_traceback(mistake, tmp_path, name):
+    result = script(*mistake(name), cwd=tmp_path)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+    assert all(part in result.stderr for part in ERRORS[name][2])
+
+
+@pytest.mark.parametrize("limit", [100, 3000, 10_000])  # the layout, the rows, tokenizer.json
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, tokenizer, limit):
+    """A limit on the size of a file stands in for the disk's."""
+    text, before = write(tmp_path / "a.jsonl", made_up(20)), ["a.jsonl"]
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    options = "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 8
+    result = script("--data_files", text, *options, first=limited)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1 and "File too large" in result.stderr
+    assert os.listdir(tmp_path) == before
+
+
+# ---------------------------------------------------------------- overwriting
+
+
+class Overwrite:
+    """A data set that stands alone in a folder, and the arguments that overwrite it with another."""
+
+    def __init__(self, folder: pathlib.Path, tokenizer: pathlib.Path):
+        self.saved, self.out = folder / "saved", folder / "alone/out"
+        defaults = ["--tokenizer_name", tokenizer, "--validation_split_percentage", 10, "--max_seq_length", 64]
+        old, new = (write(folder / f"{seed}.jsonl", made_up(200, words=1000, seed=seed)) for seed in (0, 1))
+        self.arguments = [*defaults, "--overwrite_output_dir", "True", "--output_dir", self.out, "--data_files", new]
+        main(*self.arguments)
+        self.new_digest = digest(self.out)
+        main(*defaults, "--data_files", old, "--output_dir", self.saved)
+        self.old_digest = digest(self.saved)
+        self.restore()
+
+    def restore(self) -> None:
+        shutil.rmtree(self.out.parent)
+        shutil.copytree(self.saved, self.out)
+
+    def check_after_kill(self, expected: set, slash: str = "") -> None:
+        """What is there is whole, a run that may not overwrite cleans up, and one that may succeeds."""
+        assert not self.out.exists() or digest(self.out) in expected
+        with contextlib.suppress(UserError):  # it refuses where there is a data set
+            main(*self.arguments, "--overwrite_output_dir", "False", "--output_dir", f"{self.out}{slash}")
+        assert os.listdir(self.out.parent) == ["out"] and digest(self.out) in expected
+        main(*self.arguments)
+        assert os.listdir(self.out.parent) == ["out"] and digest(self.out) == self.new_digest
+
+
+@pytest.fixture
+def overwrite(tmp_path, tokenizer):
+    return Overwrite(tmp_path, tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_killed_run_leaves_what_was_there_or_the_new_data_set(overwrite, there_before):
+    def run(kill_after: float | None, writing: bool) -> tuple:
+        """Kills a run so long after its start or first write; returns its status and when it started, wrote, ended."""
+        listing, times, silent = os.listdir(overwrite.out.parent), [time.monotonic()], subprocess.DEVNULL
+        process = subprocess.Popen(command(*overwrite.arguments), cwd=ROOT, stdout=silent, stderr=silent)
+        while writing and process.poll() is None and os.listdir(overwrite.out.parent) == listing:
+            time.sleep(0.001)
+        times.append(time.monotonic())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(kill_after)
+        process.kill()
+        return process.wait(), *times, time.monotonic()
+
+    status, start, first_writing, end = run(None, writing=True)
+    assert status == 0 and digest(overwrite.out) == overwrite.new_digest
+    expected = {overwrite.new_digest, overwrite.old_digest} if there_before else {overwrite.new_digest}
+    draw, killed = random.Random(there_before), 0
+    for i in range(KILLS):
+        overwrite.restore()
+        if not there_before:
+            shutil.rmtree(overwrite.out)
+        writing = i % 4 > 0  # before the first writing little can go wrong
+        killed += run(draw.uniform(0, end - (first_writing if writing else start)), writing)[0] == -signal.SIGKILL
+        overwrite.check_after_kill(expected)
+    assert killed > KILLS // 10
+
+
+ACT_AT_RENAME = """
+import os
+renames, rename = 0, os.rename
+def rename_or_act(source, target):
+    global renames
+    renames += os.path.dirname(target) == {parent!r}
+    if renames == {number} and os.path.dirname(target) == {parent!r}:
+        {action}
+    rename(source, target)
+os.rename = os.replace = rename_or_act
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    "action, status",
+    [
+        ("os.kill(os.getpid(), 9)", -9),
+        ("raise OSError(28, 'No space left on device')", 2),
+        ("raise KeyboardInterrupt", 130),
+    ],
+    ids=["killed", "failed", "interrupted"],
+)
+def test_an_overwrite_that_ends_at_a_rename_leaves_the_old_data_set(overwrite, number, action, status):
+    """Where the process could not clean up, the next run does, also when it names the directory with a slash."""
+    acting = ACT_AT_RENAME.format(parent=str(overwrite.out.parent), number=number, action=action)
+    result = script(*overwrite.arguments, first=acting)
+    assert result.returncode == status, result.stderr
+    if status > 0:
+        assert os.listdir(overwrite.out.parent) == ["out"] and digest(overwrite.out) == overwrite.old_digest
+    overwrite.check_after_kill({overwrite.old_digest}, slash="/" * (number - 1))
+
+
+def test_an_overwrite_that_fails_leaves_the_old_data_set(overwrite, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{oops}\n')
+    before = contents(overwrite.out.parent)
+    with pytest.raises(UserError, match="line 2"):
+        main(*overwrite.arguments, "--data_files", tmp_path / "bad.jsonl")
+    assert contents(overwrite.out.parent) == before
+
+
+def test_an_output_that_is_a_link_is_overwritten_each_time(overwrite, tmp_path):
+    link = tmp_path / "links/out"
+    link.parent.mkdir()
+    link.symlink_to(overwrite.out)
+    for _ in range(2):
+        main(*overwrite.arguments, "--output_dir", link)
+        assert digest(link) == overwrite.new_digest and os.listdir(link.parent) == ["out"]
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_copy_that_the_user_put_aside_stays(overwrite, there_before):
+    aside = overwrite.out.with_name("out.old")
+    shutil.move(overwrite.out, aside)
+    if there_before:
+        shutil.copytree(aside, overwrite.out)
+    main(*overwrite.arguments)
+    assert digest(aside) == overwrite.old_digest and digest(overwrite.out) == overwrite.new_digest
+
+
+# ---------------------------------------------------------------- the script
+
+SAY_MODULES = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+
+
+def test_the_script_does_not_import_paddle_and_its_help_not_even_datasets(tmp_path, tokenizer):
+    texts = write(tmp_path / "a.jsonl", made_up(50))
+    options = "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 8
+    for arguments, loaded in (("--help",), False), (("--data_files", texts, *options), True):
+        result = script(*arguments, first=SAY_MODULES)
+        modules = set(result.stderr.split())
+        assert result.returncode == 0 and "numpy" in modules
+        assert "paddle" not in modules and "paddlenlp" not in modules
+        assert ("datasets" in modules) == ("tokenizers" in modules) == loaded
+
+
+def test_every_flag_is_in_the_help_and_is_read(capsys):
+    source = (ROOT / "create_data.py").read_text()
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    flags = {call.args[0].value for call in calls}
+    page = set(re.findall(r"^--(?=\w)\w+", PAGE, re.MULTILINE)) | {"--tokenizer_name"}
+    assert len(page) == 7 and page <= flags
+    with pytest.raises(SystemExit) as end:
+        main("--help")
+    assert end.value.code == 0
+    described = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert flags == set(described) - {"--help"}
+    assert [flag for flag in flags if not re.search(rf"\bargs\.{flag[2:]}\b", source)] == []
