@@ -119,9 +119,9 @@ def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed)
     while status != 0:
         process, log = start(output), output / "metrics.jsonl"
         written = log.stat().st_size if log.exists() else 0
-        while kills < 4 and process.poll() is None and (not log.exists() or log.stat().st_size <= written):
+        while kills < 2 and process.poll() is None and (not log.exists() or log.stat().st_size <= written):
             time.sleep(0.01)
-        if kills < 4:
+        if kills < 2:
             time.sleep(random_.uniform(0, 1))
             process.kill()
         status = process.wait()
