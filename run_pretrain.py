@@ -316,8 +316,12 @@ def load_training_state(path: str, model, optimizer, scaler) -> dict:
 
 def checkpoints_in(output_dir: str) -> list:
     """The complete checkpoints' paths, the oldest first."""
-    found = [p for p in glob.glob(os.path.join(glob.escape(output_dir), "paddle_*")) if CHECKPOINT.search(p)]
-    return sorted(found, key=lambda path: int(CHECKPOINT.search(path)[1]))
+    found = glob.glob(os.path.join(glob.escape(output_dir), "paddle_*"))
+    return sorted(filter(CHECKPOINT.search, found), key=step_of)
+
+
+def step_of(checkpoint: str) -> int:
+    return int(CHECKPOINT.search(checkpoint)[1])
 
 
 def find_checkpoint(args) -> str | None:
@@ -692,25 +696,18 @@ def main(argv: list | None = None) -> None:
         state = load_training_state(checkpoint, model, optimizer, scaler)
         check_same_run(identity, state["identity"], checkpoint)
     sampler.first_update = state["step"]
-    action = (
-        f"resuming {checkpoint} at step {state['step']}"
-        if checkpoint
-        else (f"continuing from {source}" if source else "training from scratch")
-    )
+    action = f"continuing from {source}" if source else "training from scratch"
+    action = f"resuming {checkpoint} at step {state['step']}" if checkpoint else action
     say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
     say(f"data: {len(rows['train']):,} rows, {sampler.updates:,} updates of {math.prod(sampler.shape):,} rows")
     entropy = unigram_entropy(rows["validation"], tokenizer)
     say(f"yardstick: predicting by word frequency alone would give an evaluation loss of {entropy:.3f} at best")
 
     collator = DataCollatorMLM(tokenizer, args.mlm_probability, seed=args.seed)
+    evaluation_sampler = EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size)
     loaders = {
         "train": build_loader(rows["train"], sampler, collator, args),
-        "validation": build_loader(
-            rows["validation"],
-            EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size),
-            collator,
-            args,
-        ),
+        "validation": build_loader(rows["validation"], evaluation_sampler, collator, args),
     }
     log = MetricsLog(args.output_dir, state["step"], sampler.updates) if rank == 0 else lambda *record: None
 
@@ -719,8 +716,9 @@ def main(argv: list | None = None) -> None:
             path = os.path.join(args.output_dir, f"paddle_{state['step']}")
             record = {**state, "identity": identity, "arguments": vars(args)}
             save_checkpoint(path, unwrap(model), tokenizer_dir(args), optimizer, scaler, record)
-            for old in checkpoints_in(args.output_dir)[: -(args.save_total_limit or sys.maxsize)]:
-                shutil.rmtree(old)
+            older = [c for c in checkpoints_in(args.output_dir) if step_of(c) < state["step"]]  # others are abandoned
+            for surplus in older[: max(0, len(older) + 1 - (args.save_total_limit or sys.maxsize))]:
+                shutil.rmtree(surplus)
         wait_for_all()
 
     model.train()

@@ -275,6 +275,16 @@ def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_remove
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_6", "paddle_7"]
 
 
+def test_rotation_never_deletes_the_only_complete_checkpoint(pretrain):
+    arguments = ["--max_steps", "6", "--save_steps", "2"]
+    output = pretrain(*arguments)
+    for step in (4, 6):
+        flip_bit(output / f"paddle_{step}/model.safetensors")
+    pretrain(*arguments, *RESUME, "--save_total_limit", "1")  # from paddle_2, beside damaged ones of later steps
+    assert [path.name for path in output.glob("paddle_*")] == ["paddle_6"]
+    assert utils.damage_of(str(output / "paddle_6")) is None
+
+
 def test_the_scaler_resumes_where_it_was(pretrain, monkeypatch, tmp_path):
     from test_pretrain import StandInScaler, infinite_loss_at
 

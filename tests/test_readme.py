@@ -1,0 +1,60 @@
+"""Every command of the README is one that the scripts understand, and the files that it names exist."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+import create_data
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+def arguments_of(script: str) -> list:
+    """The arguments of each command with this script."""
+    pattern = rf"{re.escape(script)} ([^;]*)"
+    return [shlex.split(match[1]) for match in (re.search(pattern, command) for command in COMMANDS) if match]
+
+
+def test_every_command_is_of_a_kind_that_is_checked():
+    assert len(COMMANDS) > 10
+    for command in COMMANDS:
+        assert re.match(
+            r"(until )?python (-m paddle\.distributed\.launch|create_data\.py|run_pretrain\.py|tests/)|pip |pytest |rm ",
+            command,
+        )
+
+
+@pytest.mark.parametrize("arguments", arguments_of("create_data.py"), ids=" ".join)
+def test_create_data_commands_parse(arguments):
+    create_data.parse_arguments(arguments)
+
+
+@pytest.mark.parametrize("arguments", arguments_of("run_pretrain.py"), ids=" ".join)
+def test_run_pretrain_commands_parse(arguments):
+    import run_pretrain
+
+    run_pretrain.parse_arguments(arguments)
+
+
+def test_every_flag_that_is_named_exists():
+    import run_pretrain
+
+    known = {*vars(create_data.parse_arguments([])), *vars(run_pretrain.parse_arguments([]))}
+    launcher = {"gpus", "nproc_per_node", "nnodes", "master", "max_restart", "logdir", "help"}
+    named = set(re.findall(r"--([a-z_]+)", README))
+    assert len(named) > 20
+    assert named <= known | launcher
+
+
+def test_the_top_level_is_the_fixed_one():
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not listed:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed if not name.startswith(".")}
+    assert top == {"README.md", "create_data.py", "run_pretrain.py", "utils.py", "requirements.txt", "tests", "LICENSE"}
