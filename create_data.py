@@ -153,7 +153,9 @@ def text_of(record, column: str, where: str) -> str:
     text = record
     if isinstance(record, dict):
         if column not in record:
-            raise UserError(f"{where}: no column {column!r}, but {', '.join(record)}: name one with --text_column")
+            raise UserError(
+                f"{where}: no column {column!r}, but {', '.join(map(str, record))}: name one with --text_column"
+            )
         text = record[column] or ""
     if not isinstance(text, str):
         raise UserError(f"{where}: text is expected in column {column!r}, not a {type(text).__name__}")
@@ -198,7 +200,7 @@ def find_files(patterns: list) -> list:
             inside = sorted(glob.glob(f"{glob.escape(path)}/**", recursive=True)) if os.path.isdir(path) else []
             found += list(filter(reader_of, inside)) if inside else [path]
         if not found:
-            raise UserError(f"no such file: {pattern} (types: {TYPES})")
+            raise UserError(f"no such file, or nothing to read in it: {pattern} (types: {TYPES})")
         paths += found
     for path in paths:
         if reader_of(path) is None:
@@ -625,6 +627,8 @@ def check_output(args) -> None:
     path = args.output_dir
     if not path or os.path.isfile(path):
         raise UserError(f"{path!r} is not the name of a directory: choose another --output_dir")
+    if os.path.ismount(path):
+        raise UserError(f"{path} is a mount point, which cannot be replaced whole: name a directory inside it")
     recover_directory(path)
     if os.path.isdir(path) and os.listdir(path):
         if not os.path.exists(os.path.join(path, "dataset_dict.json")):
@@ -671,7 +675,7 @@ def main(argv: list | None = None) -> None:
             "arguments": vars(args),
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},
         }
-        pathlib.Path(folder, "data_card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        pathlib.Path(folder, "data_card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     print_summary(args, card, tokenizer, time.perf_counter() - start)
 
 

@@ -19,6 +19,7 @@ import sys
 import time
 
 from utils import (
+    ASIDE,
     IGNORE_INDEX,
     PARTIAL,
     ArgumentParser,
@@ -120,6 +121,11 @@ def build_config(name: str, tokenizer, max_seq_length: int):
                 f"{name} has {what} {of_model}, the data's tokenizer {of_data}: prepare the data with the "
                 f"model's tokenizer (create_data.py --tokenizer_name {name})"
             )
+    vocabulary = os.path.join(name, "vocab.json")
+    if os.path.exists(vocabulary):
+        with open(vocabulary, encoding="utf-8") as file:
+            if json.load(file) != tokenizer.get_vocab():
+                raise UserError(f"{name} has another tokenizer than the data: prepare it with --tokenizer_name {name}")
     if config.max_position_embeddings < positions:
         raise UserError(
             f"{name} has positions for {config.max_position_embeddings - tokenizer.pad_token_id - 1} tokens, "
@@ -149,8 +155,10 @@ def build_loader(rows, sampler, collator, args):
             batch["masked_positions"] = np.zeros(1, dtype=np.int64)
         return batch
 
-    def leave_process_group(worker_id):  # a signal to the group is the trainer's to handle, which ends its workers
+    def leave_process_group(worker_id):  # a signal to the group is the trainer's to handle; it ends its workers
         os.setpgrp()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return paddle.io.DataLoader(
         rows,
@@ -302,7 +310,7 @@ def named_moments(model, optimizer) -> dict:
 def load_training_state(path: str, model, optimizer, scaler) -> dict:
     tensors = safetensors.numpy.load_file(os.path.join(path, "training_state", "optimizer.safetensors"))
     paddle_names = {name: parameter.name for name, parameter in model.named_parameters()}
-    if {key.partition("/")[0] for key in tensors} != set(paddle_names):
+    if tensors and {key.partition("/")[0] for key in tensors} != set(paddle_names):  # none before the first update
         raise UserError(f"{path}: the optimizer state is of another model's parameters")
     named = (key.partition("/") for key in tensors)
     optimizer.set_state_dict(
@@ -315,7 +323,7 @@ def load_training_state(path: str, model, optimizer, scaler) -> dict:
 
 
 def checkpoints_in(output_dir: str) -> list:
-    """The complete checkpoints' paths, the oldest first."""
+    """The checkpoints' paths, the oldest first; none is half-written, but one may be damaged since."""
     found = glob.glob(os.path.join(glob.escape(output_dir), "paddle_*"))
     return sorted(filter(CHECKPOINT.search, found), key=step_of)
 
@@ -342,6 +350,8 @@ def find_checkpoint(args) -> str | None:
         if not (damage := damage_of(path)):
             return path
         print(f"warning: passing over the checkpoint {path}: {damage}", file=sys.stderr)
+    if found:
+        raise UserError(f"every checkpoint in {args.output_dir} is damaged: move them away to start anew")
     return None
 
 
@@ -354,13 +364,12 @@ class MetricsLog:
     A resumed run drops what metrics.jsonl holds beyond the step it resumes from, so each step stands there once.
     """
 
-    def __init__(self, output_dir: str, step: int, total_steps: int):
+    def __init__(self, output_dir: str, step: int):
         from visualdl import LogWriter
 
         self.path = os.path.join(output_dir, "metrics.jsonl")
         self._drop_beyond(step)
         self.writer = LogWriter(logdir=os.path.join(output_dir, "visualdl"))
-        self.progress = tqdm(total=total_steps, initial=step, unit="update", disable=None)
 
     def _drop_beyond(self, step: int) -> None:
         lines = []
@@ -376,12 +385,15 @@ class MetricsLog:
         os.replace(self.path + PARTIAL, self.path)
 
     def __call__(self, event: str, step: int, record: dict) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
         with open(self.path, "a") as file:
-            file.write(json.dumps({"event": event, "step": step, **record}) + "\n")
+            file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
         for name, value in record.items():
             self.writer.add_scalar(f"{event}/{name}", value, step)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
-        self.progress.write(f"{event} at step {step:,}: {shown}")
+        shown = ", ".join(
+            f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in record.items()
+        )
+        tqdm.write(f"{event} at step {step:,}: {shown}")
 
 
 class StopSignal:
@@ -442,6 +454,8 @@ def train(model, optimizer, scaler, loaders: dict, state: dict, log, save, args)
     """
     total_steps, config = loaders["train"].batch_sampler.updates, unwrap(model).config
     stop, micro_batches, window = StopSignal(), iter(loaders["train"]), LogWindow(state["window"])
+    hidden = None if dist.get_rank() == 0 else True  # None: shown on a terminal
+    progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=hidden)
     while True:
         step = state["step"]
         if step and (step % args.save_steps == 0 or step == total_steps):
@@ -456,6 +470,7 @@ def train(model, optimizer, scaler, loaders: dict, state: dict, log, save, args)
         result = train_update(model, optimizer, scaler, batches, step, stop.requested, args)
         window.add(result, batches, config, loaded - started, time.perf_counter() - loaded)
         state["step"] = step = step + 1
+        progress.update()
         state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if result["skipped"] else 0
         if step % args.logging_steps == 0:
             log("train", step, train_record(window, result, optimizer, scaler, total_steps - step))
@@ -463,7 +478,7 @@ def train(model, optimizer, scaler, loaders: dict, state: dict, log, save, args)
         if state["skipped_in_a_row"] >= args.max_skipped_updates:
             raise UserError(
                 f"{state['skipped_in_a_row']} updates in a row had a non-finite loss or gradient, the last at step "
-                f"{step} (learning rate {optimizer.get_lr():.3g}, loss scale {loss_scale(scaler):g}); the last good "
+                f"{step} (learning rate {optimizer.get_lr():.3g}, loss scale {loss_scale(scaler):g}); the newest "
                 f"checkpoint is {(checkpoints_in(args.output_dir) or ['none'])[-1]}. Lower --learning_rate"
             )
         state["window"] = window.sums
@@ -475,7 +490,7 @@ def train(model, optimizer, scaler, loaders: dict, state: dict, log, save, args)
 
 def train_record(window: LogWindow, result: dict, optimizer, scaler, updates_left: int) -> dict:
     return {
-        "loss": window.sums["loss_sum"] / max(window.sums["num_masked"], 1),
+        "loss": window.sums["loss_sum"] / (window.sums["num_masked"] or math.nan),
         "learning_rate": optimizer.get_lr(),
         "grad_norm": result["grad_norm"],
         "skipped_updates": window.sums["skipped_updates"],
@@ -581,8 +596,10 @@ def load_data(args) -> tuple:
     try:
         splits = datasets.load_from_disk(args.input_file)
         splits = {name: splits[name] for name in ("train", "validation")}
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--input_file {args.input_file}: not a data set of create_data.py ({error})") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--input_file {args.input_file}: not a data set of create_data.py, or damaged ({error})"
+        ) from error
     for name, split in splits.items():
         if missing := {"input_ids", "special_tokens_mask"} - set(split.column_names):
             raise UserError(f"--input_file {args.input_file}: the {name} split has no column {', '.join(missing)}")
@@ -593,9 +610,15 @@ def load_data(args) -> tuple:
             f"--input_file {args.input_file} has rows of {longest} tokens: set --max_seq_length {longest}, or prepare "
             f"shorter ones (create_data.py --max_seq_length {args.max_seq_length})"
         )
-    if not os.path.exists(os.path.join(tokenizer_dir(args), "vocab.json")):
-        raise UserError(f"{tokenizer_dir(args)} holds no tokenizer; create_data.py writes it beside the rows")
-    return transformers.AutoTokenizer.from_pretrained(tokenizer_dir(args)), rows
+    try:
+        if not os.path.isdir(tokenizer_dir(args)):
+            raise FileNotFoundError("no such directory")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir(args))
+    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
+        raise UserError(f"{tokenizer_dir(args)} holds no tokenizer, which create_data.py writes ({error})") from error
+    if len(rows["validation"].token_counts()) > tokenizer.vocab_size:
+        raise UserError(f"--input_file {args.input_file}: the rows have ids beyond its tokenizer's vocabulary")
+    return tokenizer, rows
 
 
 def tokenizer_dir(args) -> str:
@@ -620,11 +643,14 @@ def count_updates(sampler: UpdateSampler, args) -> int:
 
 def run_identity(args, config, sampler: UpdateSampler) -> dict:
     """What the result depends on: everything but how a global batch is cut into devices and micro-batches."""
-    data, card = {"rows": sampler.num_rows}, os.path.join(args.input_file, "data_card.json")
-    if os.path.exists(card):
-        with open(card) as file:
-            card = json.load(file)
-        data.update({key: card[key] for key in ("fingerprint", "tokenizer", "splits")})
+    data, path = {"rows": sampler.num_rows}, os.path.join(args.input_file, "data_card.json")
+    if os.path.exists(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                card = json.load(file)
+            data.update({key: card[key] for key in ("fingerprint", "tokenizer", "splits")})
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}): prepare the data anew, or remove the file") from error
     names = "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps seed mlm_probability amp scale_loss"
     identity = {
         **{name: getattr(args, name) for name in names.split()},
@@ -653,7 +679,9 @@ def prepare_output(args) -> None:
         try:
             os.makedirs(args.output_dir, exist_ok=True)
             for path in glob.glob(os.path.join(glob.escape(args.output_dir), "paddle_*")):
-                recover_directory(re.sub(r"\.\w+$", "", path))
+                recover_directory(path.removesuffix(PARTIAL).removesuffix(ASIDE))
+            with open(os.path.join(args.output_dir, "metrics.jsonl"), "a"):
+                pass  # it can be written
         except OSError as error:
             raise UserError(f"cannot write --output_dir {args.output_dir}: {error.strerror}") from error
     wait_for_all()
@@ -687,7 +715,10 @@ def main(argv: list | None = None) -> None:
     checkpoint = find_checkpoint(args)
     paddle.seed(args.seed)
     source = checkpoint or (args.model_name_or_path if args.model_name_or_path not in ARCHITECTURES else None)
-    model = RobertaForMaskedLM.from_pretrained(source) if source else RobertaForMaskedLM(config)
+    try:
+        model = RobertaForMaskedLM.from_pretrained(source) if source else RobertaForMaskedLM(config)
+    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
+        raise UserError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     check_disk(model, args)
     optimizer = build_optimizer(model, args)
     scaler = paddle.amp.GradScaler(enable=args.amp, init_loss_scaling=args.scale_loss)
@@ -709,7 +740,7 @@ def main(argv: list | None = None) -> None:
         "train": build_loader(rows["train"], sampler, collator, args),
         "validation": build_loader(rows["validation"], evaluation_sampler, collator, args),
     }
-    log = MetricsLog(args.output_dir, state["step"], sampler.updates) if rank == 0 else lambda *record: None
+    log = MetricsLog(args.output_dir, state["step"]) if rank == 0 else lambda *record: None
 
     def save(state: dict) -> None:
         if rank == 0:

@@ -22,9 +22,10 @@ import numpy as np
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 EVALUATION_EPOCH = 2**32 - 1  # the masks of the evaluation: an epoch number that no training reaches
 CHECKSUMS = "SHA256SUMS"
+NEEDED = ("config.json", "model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json")
 PARTIAL, ASIDE = ".being_written", ".being_replaced"  # suffixes of directories
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT}  # a path that cannot be made
+WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EXDEV}  # a path that cannot be
 
 
 # ---------------------------------------------------------------- errors and arguments
@@ -348,13 +349,15 @@ def write_checksums(folder: str) -> None:
 
 
 def damage_of(folder: str) -> str | None:
-    """Says what is wrong with a folder that write_checksums() sealed, or None."""
+    """Says what is wrong with a checkpoint that write_checksums() sealed, or None."""
     try:
         with open(os.path.join(folder, CHECKSUMS)) as file:
             expected = dict(reversed(line.rstrip("\n").split("  ", 1)) for line in file)
     except (OSError, ValueError):
         return f"{CHECKSUMS} is missing or unreadable"
     found = _checksums(folder)
+    if unlisted := [name for name in NEEDED if name not in expected]:
+        return f"{CHECKSUMS} is cut off: it lacks {unlisted[0]}"
     for name, digest in expected.items():
         if found.get(name) != digest:
             return f"{name} is {'damaged' if name in found else 'missing'}"

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 
 import datasets
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, TINY, metrics, run_script, training_arguments
+from conftest import ROOT, TINY, create, metrics, run_script, text_of_words, training_arguments
 from paddlenlp import transformers
 
 import run_pretrain
@@ -338,6 +339,15 @@ BROKEN_DATA = {
     "not a data set": lambda data: (data / "dataset_dict.json").unlink(),
     "no column special_tokens_mask": drop_column,
     "holds no tokenizer": lambda data: shutil.rmtree(data / "tokenizer"),
+    "tokenizer holds no tokenizer": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
+    "tokenizer, which create_data.py writes": lambda data: (data / "tokenizer/merges.txt").unlink(),
+    "beyond its tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
+        json.dumps(
+            {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
+        )
+    ),
+    "data_card.json is damaged": lambda data: (data / "data_card.json").write_text("{"),
+    "or damaged": lambda data: os.truncate(data / "train/data-00000-of-00001.arrow", 1000),
 }
 
 
@@ -396,6 +406,21 @@ def test_weights_for_another_vocabulary_or_fewer_positions_are_refused(pretrain,
         (changed / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UserError, match=message):
             pretrain("--model_name_or_path", str(changed), output=tmp_path / "never")
+
+
+def test_weights_of_another_tokenizer_of_the_same_size_are_refused(pretrain, tmp_path):
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
+    other = create(tmp_path / "other.txt", tmp_path / "other")
+    with pytest.raises(UserError, match="another tokenizer than the data"):
+        pretrain("--model_name_or_path", str(checkpoint), data=other, output=tmp_path / "never")
+
+
+def test_a_model_directory_without_weights_is_named(pretrain, tmp_path):
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot load the weights of .*paddle_1"):
+        pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_training(pretrain, monkeypatch):

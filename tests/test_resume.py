@@ -192,6 +192,7 @@ DAMAGE = {
     "state.json is missing": lambda path: (path / "training_state/state.json").unlink(),
     "config.json is missing": lambda path: (path / "config.json").unlink(),
     "SHA256SUMS is missing": lambda path: (path / "SHA256SUMS").unlink(),
+    "SHA256SUMS is cut off": lambda path: os.truncate(path / "SHA256SUMS", 0),
     "SHA256SUMS is missing or unreadable": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
 }
 
@@ -283,6 +284,28 @@ def test_rotation_never_deletes_the_only_complete_checkpoint(pretrain):
     pretrain(*arguments, *RESUME, "--save_total_limit", "1")  # from paddle_2, beside damaged ones of later steps
     assert [path.name for path in output.glob("paddle_*")] == ["paddle_6"]
     assert utils.damage_of(str(output / "paddle_6")) is None
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(pretrain):
+    output = pretrain("--max_steps", "2")
+    flip_bit(output / "paddle_2/model.safetensors")
+    before = (output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        pretrain("--max_steps", "2", *RESUME)
+    assert ((output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()) == before
+
+
+def test_a_checkpoint_from_before_the_first_good_update_resumes(pretrain, monkeypatch, tmp_path):
+    from test_pretrain import infinite_loss_at
+
+    arguments = ["--max_steps", "4", "--save_steps", "1"]
+    with infinite_loss_at(monkeypatch, {0}):
+        expected = result(pretrain(*arguments, output=tmp_path / "whole"))
+        stop_in_update(monkeypatch, 1, lambda: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            pretrain(*arguments)
+        assert metrics(tmp_path / "ckp", "train")[0]["loss"] is None
+        assert result(pretrain(*arguments, *RESUME)) == expected
 
 
 def test_the_scaler_resumes_where_it_was(pretrain, monkeypatch, tmp_path):
