@@ -103,8 +103,10 @@ def prepare_for_paddle() -> None:
 
 
 def peak_memory() -> float:
-    """The process's largest resident memory so far, in MB."""
-    import resource  # not on Windows
+    """The process's largest resident memory so far, in MB; nan on Windows, which does not tell."""
+    if os.name == "nt":
+        return math.nan
+    import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
@@ -127,6 +129,8 @@ def physical_cores() -> int:
 
 
 def _fsync(path: str) -> None:
+    if os.name == "nt" and os.path.isdir(path):  # Windows flushes no directories
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
