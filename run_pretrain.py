@@ -169,6 +169,18 @@ def build_loader(rows, sampler, collator, args):
     )
 
 
+@contextlib.contextmanager
+def micro_batches_of(loader):
+    """Yields an iterator over a training loader; when the block ends, so do the loader's workers, in good order."""
+    micro_batches = iter(loader)
+    try:
+        yield micro_batches
+    finally:
+        loader.batch_sampler.updates = 0
+        for _made_ahead in micro_batches:
+            pass
+
+
 # ---------------------------------------------------------------- steps
 
 
@@ -446,20 +458,19 @@ class LogWindow:
         return speeds
 
 
-def train(model, optimizer, scaler, loaders: dict, state: dict, log, save, args) -> dict | None:
+def train(model, optimizer, scaler, micro_batches, validation, total_steps, state, log, save, args) -> dict | None:
     """Runs the updates from state["step"] to the last; returns the last evaluation, or None if a signal ended it.
 
     `log(event, step, record)` reports, `save(state)` writes a checkpoint. The evaluation of a step comes after its
     checkpoint, so a run that is resumed there begins with it.
     """
-    total_steps, config = loaders["train"].batch_sampler.updates, unwrap(model).config
-    stop, micro_batches, window = StopSignal(), iter(loaders["train"]), LogWindow(state["window"])
+    stop, window, config = StopSignal(), LogWindow(state["window"]), unwrap(model).config
     hidden = None if dist.get_rank() == 0 else True  # None: shown on a terminal
     progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=hidden)
     while True:
         step = state["step"]
         if step and (step % args.save_steps == 0 or step == total_steps):
-            evaluation = evaluate(unwrap(model), loaders["validation"], args)
+            evaluation = evaluate(unwrap(model), validation, args)
             log("evaluation", step, evaluation)
         if step == total_steps:
             return evaluation
@@ -736,10 +747,8 @@ def main(argv: list | None = None) -> None:
 
     collator = DataCollatorMLM(tokenizer, args.mlm_probability, seed=args.seed)
     evaluation_sampler = EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size)
-    loaders = {
-        "train": build_loader(rows["train"], sampler, collator, args),
-        "validation": build_loader(rows["validation"], evaluation_sampler, collator, args),
-    }
+    train_loader = build_loader(rows["train"], sampler, collator, args)
+    validation_loader = build_loader(rows["validation"], evaluation_sampler, collator, args)
     log = MetricsLog(args.output_dir, state["step"]) if rank == 0 else lambda *record: None
 
     def save(state: dict) -> None:
@@ -754,7 +763,9 @@ def main(argv: list | None = None) -> None:
 
     model.train()
     model = paddle.DataParallel(model) if world_size > 1 else model
-    evaluation = train(model, optimizer, scaler, loaders, state, log, save, args)
+    with micro_batches_of(train_loader) as batches:
+        parts = (model, optimizer, scaler, batches, validation_loader, sampler.updates)
+        evaluation = train(*parts, state, log, save, args)
     path = os.path.join(args.output_dir, f"paddle_{state['step']}")
     if evaluation is None:
         say(f"stopped by a signal: saved {path}; --resume_from_checkpoint auto continues")

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -304,7 +305,8 @@ class UpdateSampler:
     An epoch is a permutation of the rows drawn from (seed, epoch), cut into global batches (the last incomplete
     one is dropped); a global batch is cut into `accumulation` micro-steps, each into `world_size` micro-batches of
     `batch_size` rows. So the rows of an update depend on the global batch alone, not on how it is cut, and an
-    iteration may start at any update (`first_update`) without reading what was passed.
+    iteration may start at any update (`first_update`) without reading what was passed. It ends before `updates`, also
+    where that is lowered on the way.
     """
 
     def __init__(self, num_rows, batch_size, accumulation=1, rank=0, world_size=1, seed=0, first_update=0, updates=0):
@@ -318,7 +320,7 @@ class UpdateSampler:
 
     def __iter__(self):
         permuted_epoch, global_batch = None, math.prod(self.shape)
-        for update in range(self.first_update, self.updates):
+        for update in itertools.takewhile(lambda update: update < self.updates, itertools.count(self.first_update)):
             epoch, position = divmod(update, self.updates_per_epoch)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch

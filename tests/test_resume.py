@@ -130,6 +130,22 @@ def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed)
     assert result(output) == result(undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sigterm_ends_with_status_0_and_without_a_word_on_stderr(packed_data, tmp_path, num_workers):
+    options = [*training_arguments(packed_data, tmp_path / "ckp"), "--num_workers", str(num_workers)]
+    options[options.index("tiny-for-tests")] = "roberta-en-tiny"
+    command = [sys.executable, "run_pretrain.py", *options, "--num_train_epochs", "1000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ckp/metrics.jsonl").exists() or not metrics(tmp_path / "ckp", "train"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped by a signal" in shown.splitlines()[-1]
+    assert "Error" not in errors and "Traceback" not in errors, errors
+
+
 def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pretrain, monkeypatch, tmp_path):
     arguments = ["--save_steps", "2", "--max_steps", "4", *RESUME]
     whole = pretrain(*arguments, output=tmp_path / "whole")
