@@ -26,7 +26,7 @@ CHECKSUMS = "SHA256SUMS"
 NEEDED = ("config.json", "model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json")
 PARTIAL, ASIDE = ".being_written", ".being_replaced"  # suffixes of directories
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EXDEV}  # a path that cannot be
+WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EXDEV}  # no such place
 
 
 # ---------------------------------------------------------------- errors and arguments
@@ -83,7 +83,9 @@ def command_line(main) -> int:
 
 
 def prepare_for_paddle() -> None:
-    """Settings that must precede `import paddle`; what the user has set stays. Measured: tests/benchmarks/results/.
+    """Settings that must precede `import paddle`; what the user has set stays.
+
+    On two cores of an AMD EPYC, roberta-en-tiny on 16 x 128 tokens went from 2.4 to 4.4 updates a second with them.
 
     - Paddle computes with one thread unless told otherwise: one per core (shared by the ranks of this machine).
     - Paddle's MKL takes a slow path on AMD processors unless told the type of the processor.
