@@ -84,7 +84,8 @@ def ours(args) -> Contestant:
     project.paddle.seed(run.seed)
     model = project.RobertaForMaskedLM(config)
     optimizer = project.build_optimizer(model, run)
-    scaler = project.paddle.amp.GradScaler(enable=args.precision == "float16", init_loss_scaling=run.scale_loss)
+    model.padded = False
+    scaler = project.build_scaler(run)
     sampler = project.UpdateSampler(len(rows["train"]), run.batch_size, seed=run.seed, updates=args.updates)
     collator = project.DataCollatorMLM(tokenizer, run.mlm_probability, seed=run.seed)
     loader = project.build_loader(rows["train"], sampler, collator, run)
