@@ -32,6 +32,8 @@ from utils import (
     boolean,
     command_line,
     damage_of,
+    from_transformers,
+    is_of_transformers,
     number,
     peak_memory,
     prepare_for_paddle,
@@ -123,7 +125,7 @@ def attend(query, key, value, mask, dropout: float):
     On GPUs that have it (Ampere and later), in half precision and without padding, FlashAttention; on CPUs, a row at
     a time; else the plain way. All give the same, and the same gradients, but for rounding and which weights drop.
     """
-    if mask is None and query.dtype != paddle.float32 and has_ampere():
+    if has_flash_attention(query, mask):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     query, key, value = (tensor.transpose([0, 2, 1, 3]) for tensor in (query, key, value))
     if query.place.is_cpu_place():
@@ -131,6 +133,10 @@ def attend(query, key, value, mask, dropout: float):
     else:
         context = paddle.matmul(F.dropout(attention_weights(query, key, mask), dropout), value)
     return context.transpose([0, 2, 1, 3])
+
+
+def has_flash_attention(query, mask) -> bool:
+    return mask is None and query.dtype != paddle.float32 and has_ampere()
 
 
 def attention_weights(query, key, mask):
@@ -256,17 +262,39 @@ def build_config(name: str, tokenizer, max_seq_length: int):
                 f"{name} has {what} {of_model}, the data's tokenizer {of_data}: prepare the data with the "
                 f"model's tokenizer (create_data.py --tokenizer_name {name})"
             )
-    vocabulary = os.path.join(name, "vocab.json")
-    if os.path.exists(vocabulary):
-        with open(vocabulary, encoding="utf-8") as file:
-            if json.load(file) != tokenizer.get_vocab():
-                raise UserError(f"{name} has another tokenizer than the data: prepare it with --tokenizer_name {name}")
+    if (vocabulary := vocabulary_of(name)) and vocabulary != tokenizer.get_vocab():
+        raise UserError(f"{name} has another tokenizer than the data: prepare it with --tokenizer_name {name}")
     if config.max_position_embeddings < positions:
         raise UserError(
             f"{name} has positions for {config.max_position_embeddings - tokenizer.pad_token_id - 1} tokens, "
             f"--max_seq_length {max_seq_length} needs more"
         )
     return config
+
+
+def vocabulary_of(folder: str) -> dict | None:
+    """The ids by token of the tokenizer in a model's directory, or None where there is none."""
+    for name in ("vocab.json", "tokenizer.json"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            if name == "vocab.json":
+                return content
+            return content["model"]["vocab"] | {added["content"]: added["id"] for added in content["added_tokens"]}
+    return None
+
+
+def load_model(source: str, config):
+    """The model with the weights of a directory or hub id, in PaddleNLP's layout or in transformers'."""
+    if not is_of_transformers(source):
+        return RobertaForMaskedLM.from_pretrained(source)
+    model = RobertaForMaskedLM(config)
+    weights = from_transformers(safetensors.numpy.load_file(os.path.join(source, "model.safetensors")))
+    if missing := set(model.state_dict()) - set(weights):
+        raise ValueError(f"its model.safetensors has no {min(missing)}")
+    model.set_state_dict({name: weights[name] for name in model.state_dict()})
+    return model
 
 
 def build_optimizer(model, args):
@@ -760,6 +788,13 @@ def set_device(args) -> None:
     if dist.get_world_size() > 1:
         dist.init_parallel_env()
     say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
+    set_precision(args)
+    if args.num_workers is None:
+        args.num_workers = 0 if args.device == "cpu" else 2
+
+
+def set_precision(args) -> None:
+    """Chooses what was left open of --amp, --amp_dtype and --amp_level, and prints it."""
     if args.amp and args.device == "cpu":
         say("amp: on a CPU the computation stays in float32, without loss scaling")
         args.amp = False
@@ -769,8 +804,6 @@ def set_device(args) -> None:
     if args.amp:
         scaling = f", loss scaling from {args.scale_loss:g}" if args.amp_dtype == "float16" else ", no loss scaling"
         say(f"amp: {args.amp_dtype}, level {args.amp_level}{scaling}")
-    if args.num_workers is None:
-        args.num_workers = 0 if args.device == "cpu" else 2
 
 
 def has_ampere() -> bool:
@@ -911,7 +944,7 @@ def main(argv: list | None = None) -> None:
     paddle.seed(args.seed)
     source = checkpoint or (args.model_name_or_path if args.model_name_or_path not in ARCHITECTURES else None)
     try:
-        model = RobertaForMaskedLM.from_pretrained(source) if source else RobertaForMaskedLM(config)
+        model = load_model(source, config) if source else RobertaForMaskedLM(config)
     except Exception as error:  # PaddleNLP's loader raises errors of many kinds
         raise UserError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     check_disk(model, args)
@@ -936,7 +969,10 @@ def main(argv: list | None = None) -> None:
     evaluation_sampler = EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size)
     train_loader = build_loader(rows["train"], sampler, collator, args)
     validation_loader = build_loader(rows["validation"], evaluation_sampler, collator, args)
-    log = MetricsLog(args.output_dir, state["step"]) if rank == 0 else lambda *record: None
+    metrics = MetricsLog(args.output_dir, state["step"]) if rank == 0 else lambda *record: None
+
+    def log(event: str, step: int, record: dict) -> None:
+        metrics(event, step, {**record, "unigram_entropy": entropy} if event == "evaluation" else record)
 
     def save(state: dict) -> None:
         if rank == 0:

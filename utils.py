@@ -4,6 +4,10 @@ Nothing here imports Paddle, so create_data.py starts fast and DataCollatorMLM w
 
     collator = DataCollatorMLM(tokenizer, mlm_probability=0.15, seed=42)
     batch = collator([{"input_ids": [0, 31414, 232, 328, 2]}, ...])
+
+Run as a script, it turns a checkpoint into a model directory of Hugging Face transformers:
+
+    python utils.py --checkpoint ckp/paddle_10000 --output_dir ckp_transformers
 """
 
 import argparse
@@ -12,6 +16,7 @@ import ctypes
 import errno
 import hashlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -24,6 +29,18 @@ IGNORE_INDEX = -100  # the label of a position that is not predicted
 EVALUATION_EPOCH = 2**32 - 1  # the masks of the evaluation: an epoch number that no training reaches
 CHECKSUMS = "SHA256SUMS"
 NEEDED = ("config.json", "model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json")
+TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and transformers'; longer ones first
+    (".encoder.layers.", ".encoder.layer."),
+    (".self_attn.q_proj.", ".attention.self.query."),
+    (".self_attn.k_proj.", ".attention.self.key."),
+    (".self_attn.v_proj.", ".attention.self.value."),
+    (".self_attn.out_proj.", ".attention.output.dense."),
+    (".norm1.", ".attention.output.LayerNorm."),
+    (".linear1.", ".intermediate.dense."),
+    (".linear2.", ".output.dense."),
+    (".norm2.", ".output.LayerNorm."),
+    (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
+)
 PARTIAL, ASIDE = ".being_written", ".being_replaced"  # suffixes of directories
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EXDEV}  # no such place
@@ -386,3 +403,83 @@ def _checksums(folder: str) -> dict:
             digests[os.path.relpath(path, folder).replace(os.sep, "/")] = digest.hexdigest()
     digests.pop(CHECKSUMS, None)
     return digests
+
+
+# ---------------------------------------------------------------- to and from transformers
+
+
+def to_transformers(weights: dict) -> dict:
+    """PaddleNLP's weights of a RobertaForMaskedLM (arrays by name) under transformers' names and in its layout."""
+    converted = {}
+    for name, array in weights.items():
+        for ours, theirs in TRANSFORMERS_NAMES:
+            name = name.replace(ours, theirs)
+        converted[name] = _other_layout(name, array)
+    return converted
+
+
+def from_transformers(weights: dict) -> dict:
+    """The inverse of to_transformers(); adds what transformers leaves out of its files, as it is tied."""
+    converted = {}
+    for name, array in weights.items():
+        for ours, theirs in TRANSFORMERS_NAMES:
+            name = name.replace(theirs, ours)
+        converted[name] = _other_layout(name, array)
+    for tied, source in (
+        ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias", "lm_head.bias"),
+    ):
+        if source in converted:
+            converted.setdefault(tied, converted[source])
+    return converted
+
+
+def _other_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike."""
+    is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
+    return np.ascontiguousarray(array.T) if is_linear else array
+
+
+def is_of_transformers(folder: str) -> bool:
+    """Whether the folder's model.safetensors has transformers' layout rather than PaddleNLP's."""
+    from safetensors import safe_open
+
+    path = os.path.join(folder, "model.safetensors")
+    if not os.path.exists(path):
+        return False
+    with safe_open(path, framework="numpy") as file:
+        return any(".encoder.layer." in name for name in file.keys())  # noqa: SIM118 (it is not a dict)
+
+
+def export_checkpoint(checkpoint: str, output_dir: str) -> None:
+    """Writes a checkpoint's model and tokenizer as transformers' from_pretrained() reads them."""
+    import safetensors.numpy
+
+    if damage := damage_of(checkpoint):
+        raise UserError(f"--checkpoint {checkpoint}: {damage}")
+    if os.path.exists(output_dir):
+        raise UserError(f"--output_dir {output_dir} exists: choose another")
+    with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    weights = to_transformers(safetensors.numpy.load_file(os.path.join(checkpoint, "model.safetensors")))
+    del weights["lm_head.decoder.weight"], weights["lm_head.decoder.bias"]  # tied
+    with atomic_directory(output_dir) as folder:
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*_state", CHECKSUMS))
+        safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+            paddles = ("paddlenlp_version", "dtype", "torch_dtype")
+            config = {key: value for key, value in config.items() if key not in paddles}
+            json.dump({**config, "architectures": ["RobertaForMaskedLM"], "model_type": "roberta"}, file, indent=2)
+
+
+def main(argv: list | None = None) -> None:
+    parser = ArgumentParser("Turns a checkpoint into a model directory of Hugging Face transformers.")
+    parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP that run_pretrain.py wrote")
+    parser.add_argument("--output_dir", required=True, help="directory to write")
+    args = parser.parse_args(argv)
+    export_checkpoint(args.checkpoint, args.output_dir)
+    print(f"written: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

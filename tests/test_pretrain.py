@@ -61,6 +61,170 @@ def test_the_masked_only_head_gives_the_loss_and_gradients_of_full_logits(model_
         assert np.abs(expected - gradients[name]).max() <= 1e-5 * max(np.abs(expected).max(), 1e-2), name
 
 
+def loss_and_gradients(model, batch) -> tuple:
+    """Of the masked loss, with dropout as the model's mode has it; seeded."""
+    paddle.seed(7)
+    loss = masked_loss(model, batch)[0]
+    loss.backward()
+    gradients = {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+    model.clear_gradients()
+    return loss.item(), gradients
+
+
+def assert_equal_losses_and_gradients(one: tuple, other: tuple, rtol: float = 1e-5):
+    np.testing.assert_allclose(one[0], other[0], rtol=rtol)
+    assert one[1].keys() == other[1].keys() and len(one[1]) > 30
+    for name, expected in other[1].items():
+        assert np.abs(expected - one[1][name]).max() <= rtol * max(np.abs(expected).max(), 1e-2), name
+
+
+def ragged(batch: dict, tokenizer_pad: int = 1) -> dict:
+    """The batch with the second half of every other row turned into padding."""
+    input_ids, labels = batch["input_ids"].numpy().copy(), batch["labels"].numpy().copy()
+    input_ids[::2, 16:], labels[::2, 16:] = tokenizer_pad, -100
+    arrays = {"input_ids": input_ids, "labels": labels, "masked_positions": np.flatnonzero(labels != -100)}
+    return {name: paddle.to_tensor(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_fast_paths_give_the_loss_and_gradients_of_paddlenlps_encoder(model_and_batch, monkeypatch, padded):
+    model, batch = model_and_batch
+    batch, model.padded = ragged(batch) if padded else batch, padded
+    fast = loss_and_gradients(model, batch)
+    monkeypatch.setattr(run_pretrain, "FAST_PATHS", False)
+    assert_equal_losses_and_gradients(fast, loss_and_gradients(model, batch))
+
+
+@pytest.mark.parametrize("kind", ["flash", "plain"])
+def test_every_kind_of_attention_gives_the_same_loss_and_gradients(model_and_batch, monkeypatch, kind):
+    model, batch = model_and_batch
+    model.padded = False
+    rowwise = loss_and_gradients(model, batch)
+    used = []
+    if kind == "flash":  # Paddle computes it on a CPU by other means
+        monkeypatch.setattr(run_pretrain, "has_flash_attention", lambda query, mask: used.append(mask) or True)
+    else:
+
+        class Plain:
+            def apply(query, key, value, mask, dropout):
+                used.append(mask)
+                return paddle.matmul(run_pretrain.attention_weights(query, key, mask), value)
+
+        monkeypatch.setattr(run_pretrain, "RowwiseAttention", Plain)
+    assert_equal_losses_and_gradients(loss_and_gradients(model, batch), rowwise)
+    assert used == [None, None]  # once in each layer, without a mask
+
+
+def test_flash_attention_is_for_half_precision_without_padding(monkeypatch):
+    half, single = paddle.zeros([1], dtype="float16"), paddle.zeros([1])
+    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: True)
+    suits = [run_pretrain.has_flash_attention(*case) for case in ((half, None), (single, None), (half, single))]
+    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: False)
+    assert [*suits, run_pretrain.has_flash_attention(half, None)] == [True, False, False, False]
+
+
+def test_attention_with_dropout_drops_as_often_as_asked_and_has_the_right_gradients():
+    rng = np.random.default_rng(0)
+    inputs = [paddle.to_tensor(rng.normal(size=(3, 2, 5, 4))) for _ in range(3)]  # an odd length, in float64
+    directions = [paddle.to_tensor(rng.normal(size=(3, 2, 5, 4))) for _ in range(3)]
+    weight = paddle.to_tensor(rng.normal(size=(3, 2, 5, 4)))
+
+    def loss(shift: float):
+        paddle.seed(3)
+        moved = [x + shift * direction for x, direction in zip(inputs, directions)]
+        return (run_pretrain.RowwiseAttention.apply(*moved, None, 0.3) * weight).sum()
+
+    for x in inputs:
+        x.stop_gradient = False
+    loss(0.0).backward()
+    slope = sum((x.grad * direction).sum().item() for x, direction in zip(inputs, directions))
+    assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)).item() / 2e-5, rel=1e-6)
+    assert loss(0.0).item() == loss(0.0).item()
+    query, ones = paddle.zeros([8, 4, 64, 8]), paddle.ones([8, 4, 64, 8])
+    kept = run_pretrain.RowwiseAttention.apply(query, query, ones, None, 0.3)  # its mean is 1, whatever the weights
+    variance = 0.3 / 0.7 / 64  # of a mean of 64 equal weights, each kept with 0.7
+    assert kept[..., 0].mean().item() == pytest.approx(1, abs=5 * math.sqrt(variance / (8 * 4 * 64)))
+    assert kept[..., 0].var().item() == pytest.approx(variance, rel=0.2)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_recompute_gives_the_same_gradients_with_dropout(model_and_batch, monkeypatch, padded):
+    model, batch = model_and_batch
+    model.padded = padded
+    model.train()
+    kept = loss_and_gradients(model, batch)
+    real, calls = run_pretrain.encoder_layer, []
+    monkeypatch.setattr(run_pretrain, "encoder_layer", lambda *layer: calls.append(1) or real(*layer))
+    model.recompute = True
+    anew = loss_and_gradients(model, batch)
+    assert len(calls) == 4  # each of the two layers forward, and once more backward
+    assert_equal_losses_and_gradients(anew, kept, rtol=1e-6)
+    model.eval()
+    assert loss_and_gradients(model, batch)[0] != kept[0]  # there was dropout
+
+
+def test_a_mask_is_built_only_where_rows_are_padded(pretrain, packed_data, ragged_data, tmp_path, monkeypatch):
+    real, masks = run_pretrain.attend, []
+    monkeypatch.setattr(
+        run_pretrain, "attend", lambda *heads: masks.append(None if heads[3] is None else "mask") or real(*heads)
+    )
+    pretrain("--max_steps", "1", output=tmp_path / "packed")
+    assert set(masks) == {None}
+    masks.clear()
+    pretrain("--max_steps", "1", data=ragged_data, output=tmp_path / "ragged")
+    assert set(masks) == {"mask"}
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ampere", "printed", "scaled"),
+    [
+        ("", True, "amp: bfloat16, level O1, no loss scaling", False),
+        ("", False, "amp: float16, level O1, loss scaling from 32768", True),
+        ("--amp_dtype float16 --amp_level O2", True, "amp: float16, level O2, loss scaling", True),
+        ("--amp False", True, "", False),
+    ],
+)
+def test_the_precision_on_a_gpu(monkeypatch, capsys, arguments, ampere, printed, scaled):
+    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: ampere)
+    enabled = []
+    monkeypatch.setattr(paddle.amp, "GradScaler", lambda enable, init_loss_scaling: enabled.append(enable))
+    args = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()])
+    run_pretrain.set_precision(args)
+    run_pretrain.build_scaler(args)
+    assert printed in capsys.readouterr().out
+    assert enabled == [scaled]
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: False)
+    with pytest.raises(UserError, match="take float16"):
+        run_pretrain.set_precision(run_pretrain.parse_arguments(["--device", "gpu", "--amp_dtype", "bfloat16"]))
+
+
+def test_with_weights_in_half_precision_the_checkpoint_holds_the_float32_ones(
+    model_and_batch, packed_data, monkeypatch, tmp_path
+):
+    model, _ = model_and_batch
+    args = run_pretrain.parse_arguments(training_arguments(ROOT, ROOT))
+    args.amp_dtype = "float16"
+    optimizer = run_pretrain.build_optimizer(model, args)
+    optimizer._multi_precision = True  # as paddle.amp.decorate sets it, which does nothing on a CPU
+    monkeypatch.setattr(paddle.amp, "decorate", lambda model, optimizer, **options: model.to(dtype="float16"))
+    exact = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    run_pretrain.use_half_precision_weights(model, optimizer, args)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {paddle.float16}
+    scaler = paddle.amp.GradScaler(enable=False)
+    run_pretrain.save_checkpoint(str(tmp_path / "c"), model, str(packed_data / "tokenizer"), optimizer, scaler, {})
+    loaded = transformers.RobertaForMaskedLM.from_pretrained(str(tmp_path / "c")).state_dict()
+    assert all(np.array_equal(loaded[name].numpy(), exact[name]) for name in exact)
+
+
+# ---------------------------------------------------------------- weights and schedule
+
+
 def test_padding_does_not_change_the_logits_of_unpadded_positions(model_and_batch):
     model, batch = model_and_batch
     ids = batch["input_ids"][:1]
@@ -199,7 +363,7 @@ def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     output = pretrain("--max_steps", "3")
     record = metrics(output, "train")[-1]
     assert {"loss", "learning_rate", "grad_norm", "steps_per_second", "tokens_per_second", "tflops"} < set(record)
-    assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale"} < set(record)
+    assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale", "peak_memory_gb"} < set(record)
     assert list((output / "visualdl").glob("vdlrecords*"))
 
 

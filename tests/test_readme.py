@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 
 import pytest
 from conftest import ROOT
@@ -21,9 +22,9 @@ def arguments_of(script: str) -> list:
 
 def test_every_command_is_of_a_kind_that_is_checked():
     assert len(COMMANDS) > 10
-    scripts = r"-m paddle\.distributed\.launch|create_data\.py|run_pretrain\.py|tests/"
+    scripts = r"-m paddle\.distributed\.launch|create_data\.py|run_pretrain\.py|utils\.py|tests/|-u PaddleNLP/"
     for command in COMMANDS:
-        assert re.match(rf"(until )?python ({scripts})|pip |pytest |rm ", command), command
+        assert re.match(rf"(until )?python ({scripts})|pip |pytest |rm |git ", command), command
 
 
 @pytest.mark.parametrize("arguments", arguments_of("create_data.py"), ids=" ".join)
@@ -36,6 +37,21 @@ def test_run_pretrain_commands_parse(arguments):
     import run_pretrain
 
     run_pretrain.parse_arguments(arguments)
+
+
+def test_utils_and_figure_commands_parse(monkeypatch, tmp_path):
+    """They end where they look for the files, which is after their arguments."""
+    monkeypatch.chdir(tmp_path)
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    import plot_run
+
+    import utils
+
+    for module, script in ((utils, "utils.py"), (plot_run, "tests/benchmarks/plot_run.py")):
+        assert arguments_of(script)
+        for arguments in arguments_of(script):
+            with pytest.raises(utils.UserError, match=r"--(checkpoint|metrics) demo_ckp"):
+                module.main(arguments)
 
 
 def test_every_flag_that_is_named_exists():
@@ -52,6 +68,10 @@ def test_every_flag_that_is_named_exists():
         "max_restart",
         "logdir",
         "help",
+        "checkpoint",
+        "metrics",
+        "output",
+        *("model_type", "task_name", "tokenizer_name_or_path"),  # of PaddleNLP's run_glue.py
     }
     named = set(re.findall(r"--([a-z_]+)", README))
     assert len(named) > 20

@@ -30,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 
-from utils import ArgumentParser, UserError, command_line, number
+from utils import ArgumentParser, UserError, command_line, number, to_transformers
 
 TITLES = {"ours": "this project", "huggingface": "Hugging Face", "original": "original example"}
 COLORS = {"ours": "#1f6fb4", "huggingface": "#e0a030", "original": "#8a8a8a"}
@@ -43,18 +43,6 @@ ARCHITECTURE = (
     "attention_probs_dropout_prob max_position_embeddings type_vocab_size initializer_range layer_norm_eps "
     "pad_token_id bos_token_id eos_token_id"
 ).split()
-TORCH_NAMES = {  # parts of PaddleNLP's names of the weights, and transformers'
-    r"encoder\.layers": "encoder.layer",
-    r"self_attn\.q_proj": "attention.self.query",
-    r"self_attn\.k_proj": "attention.self.key",
-    r"self_attn\.v_proj": "attention.self.value",
-    r"self_attn\.out_proj": "attention.output.dense",
-    r"linear1": "intermediate.dense",
-    r"linear2": "output.dense",
-    r"\bnorm1": "attention.output.LayerNorm",
-    r"\bnorm2": "output.LayerNorm",
-    r"embeddings\.layer_norm": "embeddings.LayerNorm",
-}
 
 
 # ---------------------------------------------------------------- contestants
@@ -263,12 +251,7 @@ def listed_rows(args) -> list:
 
 def write_start(folder: str, model, train, validation) -> None:
     """Writes the weights under transformers' names, linear ones as [out, in], and both loaders' masked rows."""
-    weights = {}
-    for name, parameter in model.named_parameters():
-        array = parameter.numpy().T if parameter.ndim == 2 and "embeddings" not in name else parameter.numpy()
-        for paddles, torchs in TORCH_NAMES.items():
-            name = re.sub(paddles, torchs, name)
-        weights[name] = np.ascontiguousarray(array)
+    weights = to_transformers({name: parameter.numpy() for name, parameter in model.named_parameters()})
     np.savez(os.path.join(folder, "weights.npz"), **weights)
     for name, loader in (("train", train), ("validation", validation)):
         batches = [(batch["input_ids"].numpy(), batch["labels"].numpy()) for batch in loader]

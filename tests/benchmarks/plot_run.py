@@ -1,0 +1,60 @@
+"""Draws a training run's losses from its metrics.jsonl:
+
+python tests/benchmarks/plot_run.py --metrics ckp/metrics.jsonl --output curve.png
+"""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+
+from utils import ArgumentParser, UserError, command_line
+
+
+def read_metrics(path: str) -> dict:
+    """The records of each event, "train" and "evaluation", by step."""
+    records = {"train": [], "evaluation": []}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                records[record["event"]].append(record)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--metrics {path}: not a metrics.jsonl of run_pretrain.py ({error})") from error
+    if not records["train"]:
+        raise UserError(f"--metrics {path}: the run has not reported yet (see --logging_steps)")
+    return records
+
+
+def draw(records: dict, axes) -> None:
+    for event, key, style in (("train", "loss", {"linewidth": 0.8}), ("evaluation", "eval_loss", {"marker": "o"})):
+        steps = [record["step"] for record in records[event]]
+        label = {"train": "training loss", "evaluation": "evaluation loss"}[event]
+        axes.plot(steps, [record[key] for record in records[event]], label=label, **style)
+    if records["evaluation"]:
+        entropy = records["evaluation"][-1]["unigram_entropy"]
+        axes.axhline(entropy, color="gray", linestyle="--", label=f"entropy of the word frequencies, {entropy:.2f}")
+    axes.set(xlabel="updates", ylabel="loss (nats per masked token)")
+    axes.legend(frameon=False)
+
+
+def main(argv: list | None = None) -> None:
+    parser = ArgumentParser("Draws a training run's losses.")
+    parser.add_argument("--metrics", required=True, help="the metrics.jsonl in an --output_dir of run_pretrain.py")
+    parser.add_argument("--output", required=True, help="the figure, .png, .svg or .pdf")
+    args = parser.parse_args(argv)
+    records = read_metrics(args.metrics)
+
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(records, axes)
+    figure.savefig(args.output, dpi=150)
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

@@ -1,0 +1,222 @@
+"""A checkpoint is worth what can be done with it: exported to and imported from transformers, fine-tuned, asked.
+
+transformers and PyTorch live in an environment of their own; TORCH_PYTHON names its Python. The tests that compare
+with them exchange arrays through files, and skip where there is none.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import paddle
+import pytest
+import safetensors.numpy
+from conftest import run_script
+from paddlenlp import transformers
+from paddlenlp.data import DataCollatorWithPadding
+
+import run_pretrain
+import utils
+from utils import UserError
+
+TEXTS = [
+    "a few words",
+    "tabs\tand  spaces \r\n and lines",
+    "naïve café Ångström e\u0301",
+    "🙂👩\u200d👩\u200d👧 flags 🇩🇪",
+    "עברית العربية",
+    "中文，标点。日本語",
+    "nul \x00 and \x1b control",
+    "\ufeffmark",
+    "x" * 300,
+    "Fill the<mask> here",
+]
+IN_TRANSFORMERS = """
+import json, sys
+import numpy as np, torch, transformers
+folder, arrays, answers = sys.argv[1:]
+model, loading = transformers.AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+inputs = np.load(arrays)
+with torch.no_grad():
+    logits = model.eval()(torch.from_numpy(inputs["ids"]), torch.from_numpy(inputs["attention_mask"])).logits
+ids = [tokenizer(text)["input_ids"] for text in json.loads(str(inputs["texts"]))]
+np.savez(answers, logits=logits.numpy(), ids=json.dumps(ids))
+"""
+NEW_IN_TRANSFORMERS = """
+import sys
+import torch, transformers
+source, folder = sys.argv[1:]
+torch.manual_seed(0)
+config = transformers.AutoConfig.from_pretrained(source, initializer_range=0.3)
+model = transformers.RobertaForMaskedLM(config)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+model.save_pretrained(folder)
+transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+"""
+
+
+@pytest.fixture
+def torch_python() -> str:
+    python = os.environ.get("TORCH_PYTHON")
+    if not python:
+        pytest.skip("TORCH_PYTHON names no Python with torch and transformers")
+    return python
+
+
+@pytest.fixture
+def checkpoint(pretrain):
+    return pretrain("--max_steps", "20", "--learning_rate", "3e-2") / "paddle_20"
+
+
+@pytest.fixture
+def exported(checkpoint, tmp_path):
+    utils.main(["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "exported")])
+    return tmp_path / "exported"
+
+
+def padded_ids() -> tuple:
+    """Ids int64 [4, 24] with rows padded from 24, 17, 3 and 20 tokens on, and which are no padding."""
+    ids = np.random.default_rng(0).integers(4, 400, size=(4, 24))
+    attention_mask = (np.arange(24) < [[24], [17], [3], [20]]).astype("int64")
+    return np.where(attention_mask, ids, 1), attention_mask
+
+
+def logits_in_paddle(model) -> np.ndarray:
+    model.eval()
+    return model(paddle.to_tensor(padded_ids()[0])).numpy()
+
+
+def run_in(python: str, script: str, *arguments) -> None:
+    run = subprocess.run([python, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def in_transformers(python: str, folder, tmp_path) -> tuple:
+    """The logits and the ids of TEXTS that transformers computes with a directory."""
+    ids, attention_mask = padded_ids()
+    np.savez(tmp_path / "in.npz", ids=ids, attention_mask=attention_mask, texts=json.dumps(TEXTS))
+    run_in(python, IN_TRANSFORMERS, folder, tmp_path / "in.npz", tmp_path / "out.npz")
+    answers = np.load(tmp_path / "out.npz")
+    return answers["logits"], json.loads(str(answers["ids"]))
+
+
+def assert_equal_logits(one: np.ndarray, other: np.ndarray):
+    """Where there is no padding; PaddleNLP computes something else at padded positions."""
+    real = padded_ids()[1].astype(bool)
+    assert one[real].std() > 0.1
+    assert np.abs(one - other)[real].max() < 1e-4
+
+
+# ---------------------------------------------------------------- to and from transformers
+
+
+def test_transformers_loads_an_export_with_the_same_logits_and_ids(checkpoint, exported, torch_python, tmp_path):
+    logits, ids = in_transformers(torch_python, exported, tmp_path)
+    assert_equal_logits(logits, logits_in_paddle(transformers.RobertaForMaskedLM.from_pretrained(str(checkpoint))))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint))
+    assert ids == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def test_a_model_of_transformers_is_continued_from_its_own_logits(
+    exported, torch_python, tmp_path, pretrain, monkeypatch
+):
+    folder = tmp_path / "theirs"
+    run_in(torch_python, NEW_IN_TRANSFORMERS, exported, folder)
+    logits, _ = in_transformers(torch_python, folder, tmp_path)
+    seen = []
+    monkeypatch.setattr(run_pretrain, "train", lambda model, *_: seen.append(logits_in_paddle(model)) or {})
+    with pytest.raises(KeyError):  # there is no evaluation, as nothing was trained
+        pretrain("--max_steps", "1", "--model_name_or_path", str(folder), output=tmp_path / "continued")
+    assert_equal_logits(seen[0], logits)
+
+
+def test_an_export_read_back_is_the_same_model(checkpoint, exported, pretrain, tmp_path, capsys):
+    config = transformers.RobertaConfig.from_pretrained(str(exported))
+    back = run_pretrain.load_model(str(exported), config).state_dict()
+    weights = run_pretrain.load_model(str(checkpoint), config).state_dict()
+    assert len(weights) > 30
+    assert all(np.array_equal(back[name].numpy(), weights[name].numpy()) for name in weights)
+    pretrain("--max_steps", "1", "--model_name_or_path", str(exported), output=tmp_path / "continued")
+    assert f"continuing from {exported}" in capsys.readouterr().out
+
+
+def test_an_export_holds_every_weight_once_in_transformers_layout(checkpoint, exported):
+    theirs = safetensors.numpy.load_file(exported / "model.safetensors")
+    ours = safetensors.numpy.load_file(checkpoint / "model.safetensors")
+    name = "roberta.encoder.layers.1.linear1.weight"
+    assert np.array_equal(theirs["roberta.encoder.layer.1.intermediate.dense.weight"], ours[name].T)
+    assert np.array_equal(theirs["lm_head.dense.weight"], ours["lm_head.dense.weight"].T)
+    assert {*theirs} == {*utils.to_transformers(ours)} - {"lm_head.decoder.weight", "lm_head.decoder.bias"}
+    assert not (exported / "training_state").exists()
+
+
+def test_a_directory_of_transformers_with_another_tokenizer_is_refused(exported, pretrain, tmp_path):
+    (exported / "vocab.json").unlink()  # as transformers 5 saves it
+    tokenizer = json.loads((exported / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {token[::-1]: i for token, i in tokenizer["model"]["vocab"].items()}
+    (exported / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="another tokenizer than the data"):
+        pretrain("--max_steps", "1", "--model_name_or_path", str(exported), output=tmp_path / "never")
+
+
+def test_a_directory_of_transformers_without_a_head_is_named(exported, pretrain, tmp_path):
+    weights = safetensors.numpy.load_file(exported / "model.safetensors")
+    encoder = {name: array for name, array in weights.items() if not name.startswith("lm_head")}
+    safetensors.numpy.save_file(encoder, exported / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors has no lm_head"):
+        pretrain("--max_steps", "1", "--model_name_or_path", str(exported), output=tmp_path / "never")
+
+
+def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, exported, tmp_path):
+    before = (exported / "config.json").read_bytes()
+    again = run_script("utils.py", "--checkpoint", checkpoint, "--output_dir", exported)
+    assert again.returncode == 2 and again.stderr == f"error: --output_dir {exported} exists: choose another\n"
+    assert (exported / "config.json").read_bytes() == before
+    missing = run_script("utils.py", "--checkpoint", tmp_path / "no", "--output_dir", tmp_path / "new")
+    assert missing.returncode == 2 and "SHA256SUMS is missing" in missing.stderr
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        utils.main(["--checkpoint", str(tmp_path / "damaged"), "--output_dir", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize(("task", "texts"), [("SST-2", ["sentence"]), ("RTE", ["sentence1", "sentence2"])])
+def test_a_checkpoint_is_fine_tuned_through_paddlenlps_api(checkpoint, data_dir, task, texts):
+    """As PaddleNLP's run_glue.py does it: the model and tokenizer of a checkpoint, real rows, a falling loss."""
+    with open(data_dir / "glue" / task / "train.tsv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:320]
+    names = sorted({row["label"] for row in rows})
+    assert len(rows) == 320 and len(names) == 2
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint))
+    paddle.seed(0)
+    model = transformers.RobertaForSequenceClassification.from_pretrained(str(checkpoint), num_classes=2)
+    model.eval()  # without dropout the loss says more
+    examples = [
+        {**tokenizer(*(row[text] for text in texts), max_length=64), "labels": names.index(row["label"])}
+        for row in rows
+    ]
+    collate = DataCollatorWithPadding(tokenizer)
+    optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
+    losses = []
+    for _epoch in range(8):
+        losses.append([])
+        for start in range(0, len(examples), 32):
+            batch = collate(examples[start : start + 32])
+            logits = model(batch["input_ids"])
+            loss = paddle.nn.functional.cross_entropy(logits, batch["labels"])
+            loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            losses[-1].append(loss.item())
+    assert np.mean(losses[-1]) < np.mean(losses[0]) - 0.1
