@@ -80,7 +80,7 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
     computes each layer's activations anew instead of keeping them: less memory, a third more arithmetic.
     """
 
-    padded, recompute = True, False
+    padded, recompute, dropout_seed = True, False, 0
 
     def forward(self, input_ids, masked_positions=None, **kwargs):
         """Returns logits: [batch, seq, vocab], or for masked_positions int64 [n] (flat indices) [n, vocab].
@@ -89,50 +89,52 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
         """
         if masked_positions is None:
             return super().forward(input_ids, **kwargs)
-        hidden = self.encode(input_ids) if FAST_PATHS else self.roberta(input_ids)[0].flatten(0, 1)
-        return self.lm_head(paddle.gather(hidden, masked_positions))
+        hidden = self.encode(input_ids) if FAST_PATHS else self.roberta(input_ids)[0]
+        return self.lm_head(paddle.gather(hidden.flatten(0, 1), masked_positions))
 
     def encode(self, input_ids):
-        """What PaddleNLP's `self.roberta` computes, with the fast paths below; returns [batch * seq, width]."""
+        """What PaddleNLP's `self.roberta` computes, [batch, seq, width], with the fast paths below."""
         mask = None
         if self.padded:
             mask = ((input_ids == self.config.pad_token_id).astype(paddle.get_default_dtype()) * -1e4).unsqueeze([1, 2])
-        hidden = self.roberta.embeddings(input_ids).flatten(0, 1)
-        for layer in self.roberta.encoder.layers:
-            arguments = (layer, hidden, mask, input_ids.shape)
+        hidden = self.roberta.embeddings(input_ids)
+        for depth, layer in enumerate(self.roberta.encoder.layers, start=1):
+            arguments = (layer, hidden, mask, self.dropout_seed + depth)
             if self.recompute and self.training:
-                hidden = recompute(encoder_layer, *arguments, use_reentrant=False)
+                hidden = recompute(encoder_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = encoder_layer(*arguments)
         return hidden
 
 
-def encoder_layer(layer, hidden, mask, shape):
-    """One layer of PaddleNLP's encoder on hidden [batch * seq, width], where shape is (batch, seq)."""
+def encoder_layer(layer, hidden, mask, seed: int):
+    """One layer of PaddleNLP's encoder; hidden and the result are [batch, seq, width].
+
+    Its dropout is seeded here, so that computing it anew drops the same (Paddle 2.6.2 keeps no CPU generator's state).
+    """
+    paddle.seed(seed)
     attention = layer.self_attn
-    heads = (
-        linear(projection, hidden).reshape([*shape, attention.num_heads, attention.head_dim])
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    context = attend(*heads, mask, attention.dropout if layer.training else 0.0).reshape(hidden.shape)
+    projected = (linear(projection, hidden) for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
+    context = attend(*projected, mask, attention.dropout if layer.training else 0.0, attention.num_heads)
     hidden = layer.norm1(hidden + layer.dropout1(linear(attention.out_proj, context)))
     return layer.norm2(hidden + layer.dropout2(feed_forward(layer, hidden)))
 
 
-def attend(query, key, value, mask, dropout: float):
-    """Scaled dot-product attention, the one place that chooses how; all but mask are [batch, seq, heads, head_dim].
+def attend(query, key, value, mask, dropout: float, num_heads: int):
+    """Scaled dot-product attention, the one place that chooses how; all but mask and the last are [batch, seq, width].
 
     On GPUs that have it (Ampere and later), in half precision and without padding, FlashAttention; on CPUs, a row at
     a time; else the plain way. All give the same, and the same gradients, but for rounding and which weights drop.
     """
-    if has_flash_attention(query, mask):
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    query, key, value = (tensor.transpose([0, 2, 1, 3]) for tensor in (query, key, value))
-    if query.place.is_cpu_place():
-        context = RowwiseAttention.apply(query, key, value, mask, dropout)
-    else:
-        context = paddle.matmul(F.dropout(attention_weights(query, key, mask), dropout), value)
-    return context.transpose([0, 2, 1, 3])
+    flash = has_flash_attention(query, mask)
+    if query.place.is_cpu_place() and not flash:
+        return RowwiseAttention.apply(query, key, value, mask, dropout, num_heads)
+    heads = [x.reshape([*x.shape[:2], num_heads, -1]) for x in (query, key, value)]
+    if flash:
+        return F.scaled_dot_product_attention(*heads, dropout_p=dropout).reshape(query.shape)
+    query_heads, key_heads, value_heads = (x.transpose([0, 2, 1, 3]) for x in heads)
+    weights = F.dropout(attention_weights(query_heads, key_heads, mask), dropout)
+    return paddle.matmul(weights, value_heads).transpose([0, 2, 1, 3]).reshape(query.shape)
 
 
 def has_flash_attention(query, mask) -> bool:
@@ -152,47 +154,57 @@ class RowwiseAttention(paddle.autograd.PyLayer):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, dropout):
-        ctx.mask, ctx.threshold = mask, round(dropout * 2**16)
+    def forward(ctx, query, key, value, mask, dropout, num_heads):
+        ctx.mask, ctx.threshold, ctx.num_heads = mask, round(dropout * 2**16), num_heads
         ctx.seed = paddle.randint(2**31 - 1).item() if dropout else 0  # so it follows paddle.seed
         ctx.save_for_backward(query, key, value)
-        rows = RowwiseAttention.rows_of(ctx, query, key)
-        return paddle.stack([paddle.matmul(weights * kept, row) for (weights, kept), row in zip(rows, value)])
+        rows = RowwiseAttention.rows_of(ctx, query, key, value)
+        return paddle.stack([join_heads(paddle.matmul(weights * kept, v)) for weights, kept, _, _, v in rows])
 
     @staticmethod
-    def rows_of(ctx, query, key):
-        """Yields for each row the weights, and what dropout multiplies them by: both [heads, seq, seq]."""
+    def rows_of(ctx, *inputs):
+        """Yields for each row the weights and what dropout multiplies them by, both [heads, seq, seq]; q, k and v."""
         bits = np.random.SFC64(ctx.seed)
-        for row in range(query.shape[0]):
-            weights = attention_weights(query[row], key[row], None if ctx.mask is None else ctx.mask[row])
-            kept = 1.0
+        for row in range(inputs[0].shape[0]):
+            query, key, value = (split_heads(x[row], ctx.num_heads) for x in inputs)
+            weights, kept = attention_weights(query, key, None if ctx.mask is None else ctx.mask[row]), 1.0
             if ctx.threshold:
                 size = math.prod(weights.shape)
                 draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(weights.shape)
                 kept = paddle.to_tensor(draw >= ctx.threshold).astype(weights.dtype) * (2**16 / (2**16 - ctx.threshold))
-            yield weights, kept
+            yield weights, kept, query, key, value
 
     @staticmethod
     def backward(ctx, gradient):
-        query, key, value = ctx.saved_tensor()
-        scale, gradients = query.shape[-1] ** -0.5, []
-        for row, (weights, kept) in enumerate(RowwiseAttention.rows_of(ctx, query, key)):
-            by_value = paddle.matmul(weights * kept, gradient[row], transpose_x=True)
-            by_weights = paddle.matmul(gradient[row], value[row], transpose_y=True) * kept
-            by_product = weights * (by_weights - (weights * by_weights).sum(-1, keepdim=True)) * scale
-            by_key = paddle.matmul(by_product, query[row], transpose_x=True)
-            gradients.append((paddle.matmul(by_product, key[row]), by_key, by_value))
+        gradients = []
+        for row, (weights, kept, query, key, value) in enumerate(RowwiseAttention.rows_of(ctx, *ctx.saved_tensor())):
+            by_context = split_heads(gradient[row], ctx.num_heads)
+            by_weights = paddle.matmul(by_context, value, transpose_y=True) * kept
+            by_product = weights * (by_weights - (weights * by_weights).sum(-1, keepdim=True)) * query.shape[-1] ** -0.5
+            by_query, by_key = paddle.matmul(by_product, key), paddle.matmul(by_product, query, transpose_x=True)
+            by_value = paddle.matmul(weights * kept, by_context, transpose_x=True)
+            gradients.append([join_heads(x) for x in (by_query, by_key, by_value)])
         return tuple(map(paddle.stack, zip(*gradients)))
 
 
+def split_heads(row, num_heads: int):
+    """[seq, width] as [heads, seq, head_dim]."""
+    return row.reshape([row.shape[0], num_heads, -1]).transpose([1, 0, 2])
+
+
+def join_heads(row):
+    """The inverse of split_heads()."""
+    return row.transpose([1, 0, 2]).reshape([row.shape[1], -1])
+
+
 def linear(layer, x):
-    """layer(x) for x [n, in]. On a CPU the bias is added as a product with ones: so is its gradient, at 30 times the
-    speed of the sum that Paddle takes otherwise (33 ms for 2,048 x 3,072, a fifth of the layer's time)."""
+    """layer(x) for x [batch, seq, in]. On a CPU the bias is added as a product with ones: so is its gradient, at 30
+    times the speed of the sum that Paddle takes otherwise (33 ms for 2,048 x 3,072, a fifth of the layer's time)."""
     return paddle.matmul(x, layer.weight) + bias_rows(layer, x) if x.place.is_cpu_place() else layer(x)
 
 
 def bias_rows(layer, x):
-    return paddle.matmul(paddle.ones([x.shape[0], 1]), layer.bias.unsqueeze(0))
+    return paddle.matmul(paddle.ones([*x.shape[:-1], 1]), layer.bias.unsqueeze(0))
 
 
 def feed_forward(layer, hidden):
@@ -218,9 +230,9 @@ class ActivatedProduct(paddle.autograd.PyLayer):
         x.stop_gradient = False
         with paddle.enable_grad():
             activated = ctx.activation(x)
-        by_activated = paddle.matmul(gradient, weight, transpose_y=True)
-        [by_x] = paddle.grad(activated, x, by_activated)
-        return by_x, paddle.matmul(activated.detach(), gradient, transpose_x=True)
+        [by_x] = paddle.grad(activated, x, paddle.matmul(gradient, weight, transpose_y=True))
+        by_weight = paddle.matmul(activated.detach().flatten(0, 1), gradient.flatten(0, 1), transpose_x=True)
+        return by_x, by_weight
 
 
 def build_config(name: str, tokenizer, max_seq_length: int):
@@ -369,9 +381,10 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int
     return peak * (total_steps - step) / (total_steps - warmup_steps)
 
 
-def seed_dropout(*key: int) -> None:
-    """Seeds Paddle's generators from (seed, step, micro step, rank), so that no generator state need be saved."""
-    paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+def seed_dropout(model, *key: int) -> None:
+    """Seeds it from (seed, step, micro step, rank), so that no generator state need be saved."""
+    model.dropout_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    paddle.seed(model.dropout_seed)
 
 
 def masked_loss(model, batch: dict) -> tuple:
@@ -403,7 +416,7 @@ def train_update(model, optimizer, scaler, batches: list, step: int, stop: bool,
     weight = world_size / paddle.clip(num_masked, min=1)  # DataParallel divides by the number of ranks
     loss_sum = paddle.zeros([])
     for micro_step, batch in enumerate(batches):
-        seed_dropout(args.seed, step, micro_step, rank)
+        seed_dropout(unwrap(model), args.seed, step, micro_step, rank)
         is_last = micro_step == len(batches) - 1
         with contextlib.nullcontext() if is_last or world_size == 1 else model.no_sync():
             with auto_cast(args):
@@ -472,6 +485,8 @@ def save_checkpoint(path: str, model, tokenizer_dir: str, optimizer, scaler, sta
     with atomic_directory(path) as folder:
         model.save_pretrained(folder, state_dict=float32_weights(model, optimizer), safe_serialization=True)
         shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+        model.config.dtype = "float32"  # also where the weights in memory are in half precision
+        model.config.save_pretrained(folder)
         training_state = os.path.join(folder, "training_state")
         os.makedirs(training_state)
         tensors = {name: tensor.numpy() for name, tensor in named_moments(model, optimizer).items()}

@@ -106,9 +106,12 @@ def test_every_kind_of_attention_gives_the_same_loss_and_gradients(model_and_bat
     else:
 
         class Plain:
-            def apply(query, key, value, mask, dropout):
+            def apply(query, key, value, mask, dropout, num_heads):
                 used.append(mask)
-                return paddle.matmul(run_pretrain.attention_weights(query, key, mask), value)
+                heads = (x.reshape([8, 32, num_heads, -1]).transpose([0, 2, 1, 3]) for x in (query, key, value))
+                query, key, value = heads
+                context = paddle.matmul(run_pretrain.attention_weights(query, key, mask), value)
+                return context.transpose([0, 2, 1, 3]).reshape([8, 32, -1])
 
         monkeypatch.setattr(run_pretrain, "RowwiseAttention", Plain)
     assert_equal_losses_and_gradients(loss_and_gradients(model, batch), rowwise)
@@ -125,14 +128,14 @@ def test_flash_attention_is_for_half_precision_without_padding(monkeypatch):
 
 def test_attention_with_dropout_drops_as_often_as_asked_and_has_the_right_gradients():
     rng = np.random.default_rng(0)
-    inputs = [paddle.to_tensor(rng.normal(size=(3, 2, 5, 4))) for _ in range(3)]  # an odd length, in float64
-    directions = [paddle.to_tensor(rng.normal(size=(3, 2, 5, 4))) for _ in range(3)]
-    weight = paddle.to_tensor(rng.normal(size=(3, 2, 5, 4)))
+    inputs = [paddle.to_tensor(rng.normal(size=(3, 5, 8))) for _ in range(3)]  # an odd length, in float64
+    directions = [paddle.to_tensor(rng.normal(size=(3, 5, 8))) for _ in range(3)]
+    weight = paddle.to_tensor(rng.normal(size=(3, 5, 8)))
 
     def loss(shift: float):
         paddle.seed(3)
         moved = [x + shift * direction for x, direction in zip(inputs, directions)]
-        return (run_pretrain.RowwiseAttention.apply(*moved, None, 0.3) * weight).sum()
+        return (run_pretrain.RowwiseAttention.apply(*moved, None, 0.3, 2) * weight).sum()
 
     for x in inputs:
         x.stop_gradient = False
@@ -140,11 +143,11 @@ def test_attention_with_dropout_drops_as_often_as_asked_and_has_the_right_gradie
     slope = sum((x.grad * direction).sum().item() for x, direction in zip(inputs, directions))
     assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)).item() / 2e-5, rel=1e-6)
     assert loss(0.0).item() == loss(0.0).item()
-    query, ones = paddle.zeros([8, 4, 64, 8]), paddle.ones([8, 4, 64, 8])
-    kept = run_pretrain.RowwiseAttention.apply(query, query, ones, None, 0.3)  # its mean is 1, whatever the weights
+    query, ones = paddle.zeros([8, 64, 4 * 8]), paddle.ones([8, 64, 4 * 8])
+    kept = run_pretrain.RowwiseAttention.apply(query, query, ones, None, 0.3, 4)[..., ::8]  # its mean is 1
     variance = 0.3 / 0.7 / 64  # of a mean of 64 equal weights, each kept with 0.7
-    assert kept[..., 0].mean().item() == pytest.approx(1, abs=5 * math.sqrt(variance / (8 * 4 * 64)))
-    assert kept[..., 0].var().item() == pytest.approx(variance, rel=0.2)
+    assert kept.mean().item() == pytest.approx(1, abs=5 * math.sqrt(variance / (8 * 4 * 64)))
+    assert kept.var().item() == pytest.approx(variance, rel=0.2)
 
 
 @pytest.mark.parametrize("padded", [False, True])

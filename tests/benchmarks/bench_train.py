@@ -368,7 +368,7 @@ def has_torch(args) -> bool:
 
 def measure_speed(args) -> dict:
     """Returns every step, and the medians and quartiles over the pairs of adjacent steps."""
-    peers = ["huggingface", "original"] if has_torch(args) else ["original"]
+    peers = [peer for peer in args.peers if peer != "huggingface" or has_torch(args)]
     args.updates, args.rows = WARMUP + args.pairs * len(peers), os.path.join(args.folder, "rows.npy")
     shape = args.updates * args.batch_size, args.max_seq_length
     rows = np.random.default_rng(0).integers(4, args.vocab_size - 1, size=shape, dtype=np.uint16)
@@ -494,6 +494,7 @@ def parse_arguments(argv: list | None):
     add("--batch_size", type=positive, default=4, help="rows in an update")
     add("--vocab_size", type=number(int, 6, 2**16), default=50265, help="of the drawn rows; --quality takes the data's")
     add("--pairs", type=positive, default=15, help="measured pairs of updates with each peer")
+    add("--peers", nargs="+", choices=list(TITLES)[1:], default=list(TITLES)[1:], help="compared with, besides ours")
     add("--device", choices=["cpu", "gpu"], default="cpu", help="of all contestants")
     add("--threads", type=positive, default=2, help="ours and Hugging Face's; the original keeps Paddle's default")
     add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast, on a GPU")
