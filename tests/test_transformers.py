@@ -191,6 +191,7 @@ def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, e
 # ---------------------------------------------------------------- fine-tuning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "texts"), [("SST-2", ["sentence"]), ("RTE", ["sentence1", "sentence2"])])
 def test_a_checkpoint_is_fine_tuned_through_paddlenlps_api(pretrain, data_dir, task, texts):
     """As PaddleNLP's run_glue.py does it: the model and tokenizer of a checkpoint, real rows, a falling loss."""
