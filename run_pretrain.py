@@ -143,7 +143,7 @@ def has_flash_attention(query, mask) -> bool:
 
 def attention_weights(query, key, mask):
     product = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
-    return F.softmax(product if mask is None else product + mask)
+    return F.softmax(product if mask is None else product + mask.astype(product.dtype))
 
 
 class RowwiseAttention(paddle.autograd.PyLayer):
