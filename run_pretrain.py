@@ -858,7 +858,7 @@ def load_data(args) -> tuple:
         tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir(args))
     except Exception as error:  # PaddleNLP's loader raises errors of many kinds
         raise UserError(f"{tokenizer_dir(args)} holds no tokenizer, which create_data.py writes ({error})") from error
-    if len(rows["validation"].token_counts()) > tokenizer.vocab_size:
+    if len(rows["validation"].token_counts) > tokenizer.vocab_size:
         raise UserError(f"--input_file {args.input_file}: the rows have ids beyond its tokenizer's vocabulary")
     return tokenizer, rows
 

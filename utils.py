@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -231,6 +232,7 @@ class TokenRows:
         lengths = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self._input_ids)).as_py()
         return lengths["min"] or 0, lengths["max"] or 0
 
+    @functools.cached_property
     def token_counts(self) -> np.ndarray:
         """How often each id occurs (int64 [largest id + 1])."""
         counts = np.zeros(0, dtype=np.int64)
@@ -246,7 +248,7 @@ def unigram_entropy(rows: TokenRows, tokenizer) -> float:
 
     No model that predicts each token by its frequency alone can have a lower loss on these rows.
     """
-    counts = rows.token_counts().astype(float)
+    counts = rows.token_counts.astype(float)
     counts[[i for i in tokenizer.all_special_ids if i < len(counts)]] = 0
     shares = counts[counts > 0] / counts.sum()
     return float(-np.sum(shares * np.log(shares)))
