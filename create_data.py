@@ -39,6 +39,7 @@ import numpy as np
 from utils import (
     ArgumentParser,
     UserError,
+    all_tokens,
     atomic_directory,
     boolean,
     command_line,
@@ -350,7 +351,7 @@ def save_tokenizer(definition: str, folder: pathlib.Path, max_seq_length: int) -
     folder.mkdir()
     (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
     parsed = json.loads(definition)
-    vocab = {**parsed["model"]["vocab"], **{token["content"]: token["id"] for token in parsed["added_tokens"]}}
+    vocab = all_tokens(parsed)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in parsed["model"]["merges"]]
     config = {
         "tokenizer_class": "RobertaBPETokenizer",  # PaddleNLP's name; transformers takes tokenizer.json

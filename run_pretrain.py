@@ -28,6 +28,7 @@ from utils import (
     TokenRows,
     UpdateSampler,
     UserError,
+    all_tokens,
     atomic_directory,
     boolean,
     command_line,
@@ -286,14 +287,11 @@ def build_config(name: str, tokenizer, max_seq_length: int):
 
 def vocabulary_of(folder: str) -> dict | None:
     """The ids by token of the tokenizer in a model's directory, or None where there is none."""
-    for name in ("vocab.json", "tokenizer.json"):
+    for name, tokens_of in (("vocab.json", dict), ("tokenizer.json", all_tokens)):
         path = os.path.join(folder, name)
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-            if name == "vocab.json":
-                return content
-            return content["model"]["vocab"] | {added["content"]: added["id"] for added in content["added_tokens"]}
+                return tokens_of(json.load(file))
     return None
 
 
@@ -814,11 +812,12 @@ def set_precision(args) -> None:
         say("amp: on a CPU the computation stays in float32, without loss scaling")
         args.amp = False
     args.amp_dtype = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
-    if args.amp_dtype == "bfloat16" and args.device == "gpu" and args.amp and not has_ampere():
+    if not args.amp:
+        return
+    if args.amp_dtype == "bfloat16" and args.device == "gpu" and not has_ampere():
         raise UserError("--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
-    if args.amp:
-        scaling = f", loss scaling from {args.scale_loss:g}" if args.amp_dtype == "float16" else ", no loss scaling"
-        say(f"amp: {args.amp_dtype}, level {args.amp_level}{scaling}")
+    scaling = f"loss scaling from {args.scale_loss:g}" if args.amp_dtype == "float16" else "no loss scaling"
+    say(f"amp: {args.amp_dtype}, level {args.amp_level}, {scaling}")
 
 
 def has_ampere() -> bool:
@@ -846,7 +845,7 @@ def load_data(args) -> tuple:
         if missing := {"input_ids", "special_tokens_mask"} - set(split.column_names):
             raise UserError(f"--input_file {args.input_file}: the {name} split has no column {', '.join(missing)}")
     rows = {name: TokenRows(split) for name, split in splits.items()}
-    longest = max(max(split.lengths()) for split in rows.values())
+    longest = max(max(split.lengths) for split in rows.values())
     if longest > args.max_seq_length:
         raise UserError(
             f"--input_file {args.input_file} has rows of {longest} tokens: set --max_seq_length {longest}, or prepare "
@@ -963,7 +962,7 @@ def main(argv: list | None = None) -> None:
     except Exception as error:  # PaddleNLP's loader raises errors of many kinds
         raise UserError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     check_disk(model, args)
-    model.recompute, model.padded = args.recompute, any(len(set(split.lengths())) > 1 for split in rows.values())
+    model.recompute, model.padded = args.recompute, any(len(set(split.lengths)) > 1 for split in rows.values())
     optimizer = build_optimizer(model, args)
     if args.amp and args.amp_level == "O2":
         use_half_precision_weights(model, optimizer, args)

@@ -200,6 +200,11 @@ def atomic_directory(path: str):
         raise
 
 
+def all_tokens(definition: dict) -> dict:
+    """The ids by token, added ones included, that the content of a tokenizer.json defines."""
+    return {**definition["model"]["vocab"], **{added["content"]: added["id"] for added in definition["added_tokens"]}}
+
+
 # ---------------------------------------------------------------- from rows to masked batches
 
 
@@ -225,6 +230,7 @@ class TokenRows:
             "row": row,
         }
 
+    @functools.cached_property
     def lengths(self) -> tuple:
         """The lengths of the shortest and of the longest row, without reading the rows."""
         import pyarrow.compute
@@ -412,21 +418,12 @@ def _checksums(folder: str) -> dict:
 
 def to_transformers(weights: dict) -> dict:
     """PaddleNLP's weights of a RobertaForMaskedLM (arrays by name) under transformers' names and in its layout."""
-    converted = {}
-    for name, array in weights.items():
-        for ours, theirs in TRANSFORMERS_NAMES:
-            name = name.replace(ours, theirs)
-        converted[name] = _other_layout(name, array)
-    return converted
+    return _converted(weights, TRANSFORMERS_NAMES)
 
 
 def from_transformers(weights: dict) -> dict:
     """The inverse of to_transformers(); adds what transformers leaves out of its files, as it is tied."""
-    converted = {}
-    for name, array in weights.items():
-        for ours, theirs in TRANSFORMERS_NAMES:
-            name = name.replace(theirs, ours)
-        converted[name] = _other_layout(name, array)
+    converted = _converted(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
     for tied, source in (
         ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
@@ -436,10 +433,15 @@ def from_transformers(weights: dict) -> dict:
     return converted
 
 
-def _other_layout(name: str, array: np.ndarray) -> np.ndarray:
+def _converted(weights: dict, parts_of_names) -> dict:
     """Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike."""
-    is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
-    return np.ascontiguousarray(array.T) if is_linear else array
+    converted = {}
+    for name, array in weights.items():
+        for old, new in parts_of_names:
+            name = name.replace(old, new)
+        is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
+        converted[name] = np.ascontiguousarray(array.T) if is_linear else array
+    return converted
 
 
 def is_of_transformers(folder: str) -> bool:

@@ -44,9 +44,7 @@ def model_and_batch(monkeypatch, packed_data):
 
 def test_the_masked_only_head_gives_the_loss_and_gradients_of_full_logits(model_and_batch):
     model, batch = model_and_batch
-    masked_loss(model, batch)[0].backward()
-    gradients = {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
-    model.clear_gradients()
+    masked = loss_and_gradients(model, batch)
     logits = model(batch["input_ids"]).reshape([-1, model.config.vocab_size])
     log_probabilities = paddle.nn.functional.log_softmax(logits)
     labels = batch["labels"].flatten()
@@ -55,10 +53,7 @@ def test_the_masked_only_head_gives_the_loss_and_gradients_of_full_logits(model_
     full = -(picked.squeeze(-1) * chosen.astype("float32")).sum()
     full.backward()
     assert int(chosen.sum()) > 20
-    np.testing.assert_allclose(masked_loss(model, batch)[0].item(), full.item(), rtol=1e-5)
-    for name, parameter in model.named_parameters():
-        expected = parameter.grad.numpy()
-        assert np.abs(expected - gradients[name]).max() <= 1e-5 * max(np.abs(expected).max(), 1e-2), name
+    assert_equal_losses_and_gradients(masked, (full.item(), taken_gradients(model)))
 
 
 def loss_and_gradients(model, batch) -> tuple:
@@ -66,9 +61,14 @@ def loss_and_gradients(model, batch) -> tuple:
     paddle.seed(7)
     loss = masked_loss(model, batch)[0]
     loss.backward()
+    return loss.item(), taken_gradients(model)
+
+
+def taken_gradients(model) -> dict:
+    """The model's gradients by the parameters' names; they are cleared."""
     gradients = {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
     model.clear_gradients()
-    return loss.item(), gradients
+    return gradients
 
 
 def assert_equal_losses_and_gradients(one: tuple, other: tuple, rtol: float = 1e-5):

@@ -28,10 +28,12 @@ def read_metrics(path: str) -> dict:
 
 
 def draw(records: dict, axes) -> None:
-    for event, key, style in (("train", "loss", {"linewidth": 0.8}), ("evaluation", "eval_loss", {"marker": "o"})):
+    for event, key, style in (
+        ("train", "loss", {"label": "training loss", "linewidth": 0.8}),
+        ("evaluation", "eval_loss", {"label": "evaluation loss", "marker": "o"}),
+    ):
         steps = [record["step"] for record in records[event]]
-        label = {"train": "training loss", "evaluation": "evaluation loss"}[event]
-        axes.plot(steps, [record[key] for record in records[event]], label=label, **style)
+        axes.plot(steps, [record[key] for record in records[event]], **style)
     if records["evaluation"]:
         entropy = records["evaluation"][-1]["unigram_entropy"]
         axes.axhline(entropy, color="gray", linestyle="--", label=f"entropy of the word frequencies, {entropy:.2f}")
