@@ -70,7 +70,7 @@ def test_every_flag_that_is_named_exists():
         "help",
         "checkpoint",
         "metrics",
-        *("model", "torch_python"),  # of bench_train.py
+        *("model", "torch_python", "peers"),  # of bench_train.py
         "output",
         *("model_type", "task_name", "tokenizer_name_or_path"),  # of PaddleNLP's run_glue.py
     }
