@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import copy
 import glob
 import io
 import json
@@ -481,10 +482,11 @@ def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> flo
 def save_checkpoint(path: str, model, tokenizer_dir: str, optimizer, scaler, state: dict) -> None:
     """Writes what from_pretrained() of PaddleNLP reads, and training_state/ to resume from; whole, or not at all."""
     with atomic_directory(path) as folder:
-        model.save_pretrained(folder, state_dict=float32_weights(model, optimizer), safe_serialization=True)
+        config = copy.deepcopy(model.config)
+        config.dtype = "float32"  # also where the weights in memory are in half precision
+        weights = float32_weights(model, optimizer)
+        model.save_pretrained(folder, state_dict=weights, config_to_save=config, safe_serialization=True)
         shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
-        model.config.dtype = "float32"  # also where the weights in memory are in half precision
-        model.config.save_pretrained(folder)
         training_state = os.path.join(folder, "training_state")
         os.makedirs(training_state)
         tensors = {name: tensor.numpy() for name, tensor in named_moments(model, optimizer).items()}

@@ -318,9 +318,12 @@ def test_from_pretrained_gives_the_logits_of_the_model_that_was_saved(pretrain, 
 
     monkeypatch.setattr(run_pretrain, "save_checkpoint", save_and_remember)
     checkpoint = str(pretrain("--max_steps", "5") / "paddle_5")
-    model = transformers.RobertaForMaskedLM.from_pretrained(checkpoint)
-    model.eval()
-    assert np.array_equal(model(saved["ids"]).numpy(), saved["logits"])
+    for kind in (transformers.RobertaForMaskedLM, transformers.AutoModelForMaskedLM):
+        model = kind.from_pretrained(checkpoint)
+        model.eval()
+        assert np.array_equal(model(saved["ids"]).numpy(), saved["logits"])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_classes=2)
+    assert type(model) is transformers.RobertaForSequenceClassification
     ours = transformers.AutoTokenizer.from_pretrained(checkpoint)
     theirs = transformers.AutoTokenizer.from_pretrained(str(packed_data / "tokenizer"))
     assert ours("a few words")["input_ids"] == theirs("a few words")["input_ids"] != []
