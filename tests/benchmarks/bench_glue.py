@@ -1,8 +1,8 @@
 """Fine-tunes checkpoints with PaddleNLP's run_glue.py, several seeds each, and sums up their accuracies:
 
     python tests/benchmarks/bench_glue.py --run_glue PaddleNLP/slm/examples/benchmark/glue/run_glue.py \
-        --models pretrained=real/paddle_3000 untrained=untrained_{seed}/paddle_1 --tasks SST-2 RTE \
-        --max_steps 1000 234 --seeds 1 2 3 --output glue.json
+        --models pretrained=hour/paddle_5000 untrained=untrained_{seed}/paddle_1 --tasks SST-2 RTE \
+        --max_steps 300 78 --seeds 1 2 3 --output glue.json
 
 Weights from initialization alone differ with their seed: `{seed}` in a model's path is replaced by the run's. The runs
 that are under way at once have one thread each, so the figures do not depend on the number of processes.
