@@ -571,18 +571,22 @@ def find_checkpoint(args) -> str | None:
 class MetricsLog:
     """What rank 0 reports: lines on the terminal, metrics.jsonl and VisualDL's files, both below output_dir.
 
-    A resumed run drops what metrics.jsonl holds beyond the step it resumes from, so each step stands there once.
+    A resumed run drops what metrics.jsonl holds beyond the step it resumes from, so each step stands there once, and
+    writes VisualDL's file anew from the rest: of several files in a directory VisualDL shows the newest alone.
     """
 
     def __init__(self, output_dir: str, step: int):
         from visualdl import LogWriter
 
         self.path = os.path.join(output_dir, "metrics.jsonl")
-        self._drop_beyond(step)
-        self.writer = LogWriter(logdir=os.path.join(output_dir, "visualdl"))
+        kept, folder = self._drop_beyond(step), os.path.join(output_dir, "visualdl")
+        shutil.rmtree(folder, ignore_errors=True)
+        self.writer = LogWriter(logdir=folder)
+        for record in kept:
+            self._add_to_visualdl(**record)
 
-    def _drop_beyond(self, step: int) -> None:
-        lines = []
+    def _drop_beyond(self, step: int) -> list:
+        lines, kept = [], []
         if os.path.exists(self.path):
             with open(self.path) as file:
                 lines = file.readlines()
@@ -592,14 +596,20 @@ class MetricsLog:
                     record = json.loads(line)
                     if (record["step"], record["event"] == "evaluation") < (step, True):
                         file.write(line)
+                        kept.append(record)
         os.replace(self.path + PARTIAL, self.path)
+        return kept
+
+    def _add_to_visualdl(self, event: str, step: int, **values) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self.writer.add_scalar(f"{event}/{name}", value, step)
 
     def __call__(self, event: str, step: int, record: dict) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
         with open(self.path, "a") as file:
             file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
-        for name, value in record.items():
-            self.writer.add_scalar(f"{event}/{name}", value, step)
+        self._add_to_visualdl(event, step, **finite)
         shown = ", ".join(
             f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in record.items()
         )

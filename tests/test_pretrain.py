@@ -370,7 +370,21 @@ def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     record = metrics(output, "train")[-1]
     assert {"loss", "learning_rate", "grad_norm", "steps_per_second", "tokens_per_second", "tflops"} < set(record)
     assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale", "peak_memory_gb"} < set(record)
-    assert list((output / "visualdl").glob("vdlrecords*"))
+
+
+def test_visualdl_shows_a_resumed_run_from_its_first_step(pretrain):
+    from visualdl import LogReader
+
+    arguments = ("--max_steps", "4", "--save_steps", "2")
+    output = pretrain(*arguments)
+    shutil.rmtree(output / "paddle_4")
+    pretrain(*arguments, "--resume_from_checkpoint", "auto")
+    (file,) = (output / "visualdl").iterdir()  # of several VisualDL shows one
+    reader = LogReader(file_path=str(file))
+    for event, name in (("train", "loss"), ("evaluation", "perplexity")):
+        shown = {point.id: point.value for point in reader.get_data("scalar", f"{event}/{name}")}
+        assert shown == pytest.approx({record["step"]: record[name] for record in metrics(output, event)}, rel=1e-6)
+    assert len(shown) == 2
 
 
 # ---------------------------------------------------------------- numbers that are not finite
