@@ -36,10 +36,12 @@ from utils import (
     damage_of,
     from_transformers,
     is_of_transformers,
+    loss_without_context,
     number,
     peak_memory,
     prepare_for_paddle,
     recover_directory,
+    token_shares,
     unigram_entropy,
     write_checksums,
 )
@@ -759,6 +761,11 @@ def parse_arguments(argv: list | None):
         default="roberta-en-base",
         help=f"trained from scratch: {', '.join(ARCHITECTURES)}; or a directory or hub id to continue from",
     )
+    model.add_argument(
+        "--dropout",
+        type=number(float, 0, 1),
+        help="probability for hidden states and attention weights (the model's own: 0.1 from scratch)",
+    )
     optimization = parser.add_argument_group("optimization")
     add = optimization.add_argument
     add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
@@ -960,6 +967,8 @@ def main(argv: list | None = None) -> None:
     tokenizer, rows = load_data(args)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     config = build_config(args.model_name_or_path, tokenizer, args.max_seq_length)
+    if args.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
     cut = (args.batch_size, args.gradient_accumulation_steps, rank, world_size)
     sampler = UpdateSampler(len(rows["train"]), *cut, seed=args.seed)
     sampler.updates = count_updates(sampler, args)
@@ -988,8 +997,10 @@ def main(argv: list | None = None) -> None:
     action = f"resuming {checkpoint} at step {state['step']}" if checkpoint else action
     say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
     say(f"data: {len(rows['train']):,} rows, {sampler.updates:,} updates of {math.prod(sampler.shape):,} rows")
-    entropy = unigram_entropy(rows["validation"], tokenizer)
-    say(f"yardstick: predicting by word frequency alone would give an evaluation loss of {entropy:.3f} at best")
+    shares = token_shares(rows["validation"], tokenizer)
+    yardsticks = {"unigram_entropy": unigram_entropy(shares), "loss_without_context": loss_without_context(shares)}
+    at_best = "evaluation loss {:.3f} at best by word frequency alone, {:.3f} without the context"
+    say("yardsticks: " + at_best.format(*yardsticks.values()))
 
     collator = DataCollatorMLM(tokenizer, args.mlm_probability, seed=args.seed)
     evaluation_sampler = EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size)
@@ -998,7 +1009,7 @@ def main(argv: list | None = None) -> None:
     metrics = MetricsLog(args.output_dir, state["step"]) if rank == 0 else lambda *record: None
 
     def log(event: str, step: int, record: dict) -> None:
-        metrics(event, step, {**record, "unigram_entropy": entropy} if event == "evaluation" else record)
+        metrics(event, step, {**record, **yardsticks} if event == "evaluation" else record)
 
     def save(state: dict) -> None:
         if rank == 0:

@@ -249,15 +249,31 @@ class TokenRows:
         return counts
 
 
-def unigram_entropy(rows: TokenRows, tokenizer) -> float:
-    """The entropy (nats) of the rows' tokens without the special ones.
+def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
+    """How often each token occurs in the rows, special ones left out: shares (float64 [vocab_size - special ones])."""
+    counts = np.zeros(max(tokenizer.vocab_size, len(rows.token_counts)))
+    counts[: len(rows.token_counts)] = rows.token_counts
+    counts = np.delete(counts, tokenizer.all_special_ids)
+    return counts / counts.sum()
 
-    No model that predicts each token by its frequency alone can have a lower loss on these rows.
+
+def unigram_entropy(shares: np.ndarray) -> float:
+    """The entropy (nats) of `token_shares`: no model that predicts by frequency alone can have a lower loss."""
+    occurring = shares[shares > 0]
+    return float(-np.sum(occurring * np.log(occurring)))
+
+
+def loss_without_context(shares: np.ndarray) -> float:
+    """The lowest loss (nats, expected) of a model that sees each place that DataCollatorMLM chose, and no other.
+
+    80 % of them hold <mask> and tell nothing. The others show a token r, kept with weight shares[r] or drawn with weight
+    1 / len(shares), and the optimal model predicts with these odds. Below this loss, a model uses the context.
     """
-    counts = rows.token_counts.astype(float)
-    counts[[i for i in tokenizer.all_special_ids if i < len(counts)]] = 0
-    shares = counts[counts > 0] / counts.sum()
-    return float(-np.sum(shares * np.log(shares)))
+    even, occurring = 1 / len(shares), shares[shares > 0]
+    entropy = unigram_entropy(shares)
+    of_right = np.sum(occurring * (1 + even) * np.log((occurring + even) / (occurring * (1 + even))))
+    of_others = even * np.sum((1 - shares) * np.log((shares + even) / even)) + (1 - even) * entropy
+    return float(0.8 * entropy + 0.1 * (of_right + of_others))
 
 
 class DataCollatorMLM:

@@ -44,10 +44,9 @@ def arguments_of(data, output, *more) -> list:
 def without_dropout(packed_data, tmp_path_factory):
     """A model directory to continue from, whose configuration has no dropout."""
     output = tmp_path_factory.mktemp("start")
-    run_pretrain.main(arguments_of(packed_data, output, "--max_steps", "1"))
-    config = output / "paddle_1/config.json"
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config.write_text(json.dumps({**json.loads(config.read_text()), **off}))
+    run_pretrain.main(arguments_of(packed_data, output, "--max_steps", "1", "--dropout", "0"))
+    config = json.loads((output / "paddle_1/config.json").read_text())
+    assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0
     return output / "paddle_1"
 
 

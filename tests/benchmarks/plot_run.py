@@ -35,8 +35,13 @@ def draw(records: dict, axes) -> None:
         steps = [record["step"] for record in records[event]]
         axes.plot(steps, [record[key] for record in records[event]], **style)
     if records["evaluation"]:
-        entropy = records["evaluation"][-1]["unigram_entropy"]
-        axes.axhline(entropy, color="gray", linestyle="--", label=f"entropy of the word frequencies, {entropy:.2f}")
+        last = records["evaluation"][-1]
+        for key, label, style in (
+            ("unigram_entropy", "entropy of the word frequencies", "--"),
+            ("loss_without_context", "the best without the context", ":"),
+        ):
+            if key in last:
+                axes.axhline(last[key], color="gray", linestyle=style, label=f"{label}, {last[key]:.2f}")
     axes.set(xlabel="updates", ylabel="loss (nats per masked token)")
     axes.legend(frameon=False)
 
