@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import IGNORE_INDEX, DataCollatorMLM, EvaluationSampler, UpdateSampler
+from utils import (
+    IGNORE_INDEX,
+    DataCollatorMLM,
+    EvaluationSampler,
+    UpdateSampler,
+    loss_without_context,
+    unigram_entropy,
+)
 
 VOCAB, BOS, PAD, EOS, MASK = 1000, 0, 1, 2, 999
 TOKENIZER = SimpleNamespace(
@@ -38,6 +45,25 @@ def test_15_percent_are_chosen_and_replaced_80_10_10_and_specials_never():
     assert not np.isin(random_ids, TOKENIZER.all_special_ids).any()
     assert abs(random_ids.mean() / VOCAB - 0.5) < 0.02  # evenly over the vocabulary
     assert len(np.unique(random_ids)) > 0.7 * VOCAB
+
+
+def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_place_shows():
+    words = np.arange(4, 54)  # of a vocabulary of 50 words, whose frequencies are known
+    tokenizer = SimpleNamespace(mask_token_id=54, pad_token_id=PAD, vocab_size=55, all_special_ids=[0, 1, 2, 3, 54])
+    shares = 1 / np.arange(1, 51) ** 1.2
+    shares[-5:] = 0  # words that do not occur can still replace others
+    shares /= shares.sum()
+    ids = np.random.default_rng(0).choice(words, size=(500, 2000), p=shares)
+    special = np.zeros(2000, dtype=bool)
+    rows = [{"input_ids": row, "special_tokens_mask": special, "epoch": 0, "row": i} for i, row in enumerate(ids)]
+    batch = DataCollatorMLM(tokenizer, mlm_probability=1)(rows)
+    shown, right = batch["input_ids"].ravel(), batch["labels"].ravel() - 4
+    seen = np.zeros((55, 50))  # how often a word is right where a token is shown: the best guess's odds
+    np.add.at(seen, (shown, right), 1)
+    odds = seen[shown, right] / seen.sum(axis=1)[shown]
+    assert -np.log(odds).mean() == pytest.approx(loss_without_context(shares), rel=0.005)
+    assert loss_without_context(shares) < 0.95 * unigram_entropy(shares)
+    assert unigram_entropy(shares) == pytest.approx(-np.log(shares[right]).mean(), rel=0.005)
 
 
 def test_a_row_has_the_same_mask_in_any_batch_order_and_collator():

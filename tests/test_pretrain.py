@@ -297,11 +297,14 @@ def test_a_run_from_start_to_checkpoint(pretrain, packed_data, capsys):
     assert [record["step"] for record in evaluations] == [30, 60]
     assert evaluations[0]["perplexity"] == pytest.approx(math.exp(evaluations[0]["eval_loss"]))
     assert 0 < evaluations[1]["accuracy"] < 1
+    assert 0 < evaluations[1]["loss_without_context"] < evaluations[1]["unigram_entropy"] < math.log(400)
     shown = capsys.readouterr().out.splitlines()
     assert any("training from scratch" in line for line in shown)
     assert any("amp" in line and "float32" in line for line in shown)
     assert str(output / "paddle_60") in shown[-1] and f"{evaluations[1]['eval_loss']:.4f}" in shown[-1]
     assert "perplexity" in shown[-1]
+    [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
+    assert all(f"{evaluations[1][key]:.3f}" in yardsticks for key in ("unigram_entropy", "loss_without_context"))
 
 
 def test_from_pretrained_gives_the_logits_of_the_model_that_was_saved(pretrain, packed_data, monkeypatch):

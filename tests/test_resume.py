@@ -242,6 +242,7 @@ CHANGES = {
     "warmup_steps (was 0, is 2)": "--warmup_steps 2",
     "architecture": "--model_name_or_path roberta-en-tiny",
     "mlm_probability": "--mlm_probability 0.2",
+    "'hidden_dropout_prob': 0.0": "--dropout 0",
 }
 
 
