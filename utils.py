@@ -266,8 +266,8 @@ def unigram_entropy(shares: np.ndarray) -> float:
 def loss_without_context(shares: np.ndarray) -> float:
     """The lowest loss (nats, expected) of a model that sees each place that DataCollatorMLM chose, and no other.
 
-    80 % of them hold <mask> and tell nothing. The others show a token r, kept with weight shares[r] or drawn with weight
-    1 / len(shares), and the optimal model predicts with these odds. Below this loss, a model uses the context.
+    80 % of them hold <mask> and tell nothing. The others show a token r, kept with weight shares[r] or drawn with
+    weight 1 / len(shares), and the optimal model predicts with these odds. Below this loss, a model uses the context.
     """
     even, occurring = 1 / len(shares), shares[shares > 0]
     entropy = unigram_entropy(shares)

@@ -1,7 +1,7 @@
 """Fine-tunes checkpoints with PaddleNLP's run_glue.py, several seeds each, and sums up their accuracies:
 
     python tests/benchmarks/bench_glue.py --run_glue PaddleNLP/slm/examples/benchmark/glue/run_glue.py \
-        --models pretrained=hour/paddle_5000 untrained=untrained_{seed}/paddle_1 --tasks SST-2 RTE \
+        --models pretrained=long/paddle_10000 untrained=untrained_{seed}/paddle_1 --tasks SST-2 RTE \
         --max_steps 300 78 --seeds 1 2 3 --output glue.json
 
 Weights from initialization alone differ with their seed: `{seed}` in a model's path is replaced by the run's. The runs
