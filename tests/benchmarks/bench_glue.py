@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_glue.py --run_glue PaddleNLP/slm/examples/benchmark/glue/run_glue.py \
         --models pretrained=long/paddle_10000 untrained=untrained_{seed}/paddle_1 --tasks SST-2 RTE \
-        --max_steps 300 78 --seeds 1 2 3 --output glue.json
+        --max_steps 1000 234 --learning_rate 3e-4 --seeds 1 2 3 --output glue.json
 
 Weights from initialization alone differ with their seed: `{seed}` in a model's path is replaced by the run's. The runs
 that are under way at once have one thread each, so the figures do not depend on the number of processes.
