@@ -102,13 +102,11 @@ def read_txt(path: str, column: str) -> Iterator[str]:
     if line_is_document:
         warn(f"{path} has no empty lines between documents: each line is taken as one document")
     with open_text(path) as lines:
-        document = []
-        for line in itertools.chain(lines, "\n"):
-            if not line.isspace():
-                document.append(line)
-            if document and (line_is_document or line.isspace()):
-                yield "".join(document).removesuffix("\n")
-                document = []
+        if line_is_document:
+            documents = (line for line in lines if not line.isspace())
+        else:
+            documents = ("".join(group) for empty, group in itertools.groupby(lines, str.isspace) if not empty)
+        yield from (document.removesuffix("\n") for document in documents)
 
 
 def read_json(path: str, column: str) -> Iterator:
@@ -527,7 +525,7 @@ def write_rows(documents: Iterable, tokenizer, definition: str, folder: str, arg
     schema, paths = create_layout(folder, args.max_seq_length, tokenizer.get_vocab_size(), packed)
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     train, validation = (SplitWriter(paths[s], schema, tokenizer, args.max_seq_length, packed) for s in SPLITS)
-    encode, fingerprint = Encoder(tokenizer, definition), hashlib.blake2b(digest_size=16)
+    encode, fingerprint = Encoder(tokenizer, definition), hashlib.sha256()
     batches = with_last_marked(one_ahead(batches_of(documents, args.line_by_line)))
     with tqdm(total=corpus_bytes, unit="B", unit_scale=True, disable=None, desc="encoding") as progress:
         for (texts, owners), is_last in batches:
@@ -548,7 +546,7 @@ def write_rows(documents: Iterable, tokenizer, definition: str, folder: str, arg
         writer.close()
         check_not_empty(split, writer.counts, args.max_seq_length, seen)
     return {
-        "fingerprint": f"blake2b:{fingerprint.hexdigest()}",
+        "fingerprint": f"sha256:{fingerprint.hexdigest()}",
         "bytes": encode.encoded_bytes,
         "splits": {split: writer.counts for split, writer in zip(SPLITS, (train, validation))},
     }
