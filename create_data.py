@@ -43,6 +43,7 @@ from utils import (
     atomic_directory,
     boolean,
     command_line,
+    first_line,
     number,
     peak_memory,
     recover_directory,
@@ -63,10 +64,6 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, the incre
 @functools.cache  # once for each message: some corpora are read twice
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---------------------------------------------------------------- documents

@@ -34,6 +34,7 @@ from utils import (
     boolean,
     command_line,
     damage_of,
+    first_line,
     from_transformers,
     is_of_transformers,
     loss_without_context,
@@ -71,6 +72,7 @@ ARCHITECTURES = {  # layers, width, attention heads; base and large: RoBERTa, se
 }
 PEAK_TFLOPS = {"V100": 125, "T4": 65, "A100": 312, "A10": 125, "H100": 989}  # half precision, dense; data sheets
 FAST_PATHS = True  # False: PaddleNLP's own encoder, in training and evaluation
+MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")  # the tensors that Paddle's AdamW keeps
 CHECKPOINT = re.compile(r"paddle_(\d+)$")
 
 
@@ -267,7 +269,7 @@ def build_config(name: str, tokenizer, max_seq_length: int):
     except Exception as error:  # PaddleNLP's loader raises errors of many kinds
         raise UserError(
             f"cannot load the model {name}: it is neither one of {', '.join(ARCHITECTURES)} nor a directory or hub id "
-            f"with a config.json ({(str(error).splitlines() or [''])[0]})"
+            f"with a config.json ({first_line(error)})"
         ) from error
     for what, of_model, of_data in (
         ("vocab_size", config.vocab_size, tokenizer.vocab_size),
@@ -300,14 +302,17 @@ def vocabulary_of(folder: str) -> dict | None:
 
 def load_model(source: str, config):
     """The model with the weights of a directory or hub id, in PaddleNLP's layout or in transformers'."""
-    if not is_of_transformers(source):
-        return RobertaForMaskedLM.from_pretrained(source)
-    model = RobertaForMaskedLM(config)
-    weights = from_transformers(safetensors.numpy.load_file(os.path.join(source, "model.safetensors")))
-    if missing := set(model.state_dict()) - set(weights):
-        raise ValueError(f"its model.safetensors has no {min(missing)}")
-    model.set_state_dict({name: weights[name] for name in model.state_dict()})
-    return model
+    try:
+        if not is_of_transformers(source):
+            return RobertaForMaskedLM.from_pretrained(source, config=config)
+        model = RobertaForMaskedLM(config)
+        weights = from_transformers(safetensors.numpy.load_file(os.path.join(source, "model.safetensors")))
+        if missing := set(model.state_dict()) - set(weights):
+            raise ValueError(f"its model.safetensors has no {min(missing)}")
+        model.set_state_dict({name: weights[name] for name in model.state_dict()})
+        return model
+    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
+        raise UserError(f"cannot load the weights of {source}: {first_line(error)}") from error
 
 
 def build_optimizer(model, args):
@@ -333,7 +338,9 @@ def build_scaler(args):
 def use_half_precision_weights(model, optimizer, args) -> None:
     """AMP level O2: the weights become half precision, and the optimizer keeps each in float32 (untested, as a CPU
     has no O2). Checkpoints hold the float32 ones, so they are alike at both levels."""
-    exact = {parameter.name: parameter.clone() for parameter in model.parameters()}
+    exact = {parameter.name: parameter.detach().clone() for parameter in model.parameters()}
+    for name, tensor in exact.items():
+        tensor.name = name  # Paddle names the moments after these: as at level O1
     paddle.amp.decorate(model, optimizer, level="O2", dtype=args.amp_dtype, master_weight=True)
     halved = [parameter.name for parameter in model.parameters() if parameter.dtype != paddle.float32]
     optimizer.set_state_dict({"master_weights": {name: exact[name] for name in halved}})
@@ -491,7 +498,8 @@ def save_checkpoint(path: str, model, tokenizer_dir: str, optimizer, scaler, sta
         shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
         training_state = os.path.join(folder, "training_state")
         os.makedirs(training_state)
-        tensors = {name: tensor.numpy() for name, tensor in named_moments(model, optimizer).items()}
+        moments = optimizer.state_dict()
+        tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
         safetensors.numpy.save_file(tensors, os.path.join(training_state, "optimizer.safetensors"))
         scaler_state = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in scaler.state_dict().items()}
         with open(os.path.join(training_state, "state.json"), "w") as file:
@@ -504,34 +512,24 @@ def float32_weights(model, optimizer) -> dict:
     return {name: exact.get(tensor.name, tensor) for name, tensor in model.state_dict().items()}
 
 
-def named_moments(model, optimizer) -> dict:
-    """The optimizer's tensors as "PARAMETER/moment1" and so on, with the model's own names of the parameters.
+def moment_names(model) -> dict:
+    """Our names of the optimizer's tensors, "PARAMETER/moment1" and so on with the model's own names, and Paddle's.
 
-    Paddle's names ("embedding_0.w_0_moment1_0") shift when another model was built earlier in the process.
+    Paddle's ("embedding_0.w_0_moment1_0") shift when another model was built earlier in the process.
     """
-    tensors = {}
-    state = optimizer.state_dict()
-    for name, parameter in model.named_parameters():
-        for key, tensor in state.items():
-            if key.startswith(parameter.name + "_"):
-                kind = re.sub(r"_\d+$", "", key[len(parameter.name) + 1 :])
-                tensors[f"{name}/{kind}"] = tensor
-    return tensors
+    return {f"{name}/{kind}": f"{p.name}_{kind}_0" for name, p in model.named_parameters() for kind in MOMENTS}
 
 
-def load_training_state(path: str, model, optimizer, scaler) -> dict:
-    tensors = safetensors.numpy.load_file(os.path.join(path, "training_state", "optimizer.safetensors"))
-    paddle_names = {name: parameter.name for name, parameter in model.named_parameters()}
-    if tensors and {key.partition("/")[0] for key in tensors} != set(paddle_names):  # none before the first update
-        raise UserError(f"{path}: the optimizer state is of another model's parameters")
-    named = (key.partition("/") for key in tensors)
-    optimizer.set_state_dict(
-        {f"{paddle_names[name]}_{kind}_0": paddle.to_tensor(tensors[f"{name}/{kind}"]) for name, _, kind in named}
-    )
-    with open(os.path.join(path, "training_state", "state.json")) as file:
-        state = json.load(file)
+def load_state(checkpoint: str) -> dict:
+    with open(os.path.join(checkpoint, "training_state", "state.json")) as file:
+        return json.load(file)
+
+
+def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler) -> None:
+    names = moment_names(model)
+    tensors = safetensors.numpy.load_file(os.path.join(checkpoint, "training_state", "optimizer.safetensors"))
+    optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
     scaler.load_state_dict(state["scaler"] and {**state["scaler"], "scale": np.array(state["scaler"]["scale"])})
-    return state
 
 
 def checkpoints_in(output_dir: str) -> list:
@@ -588,12 +586,9 @@ class MetricsLog:
             self._add_to_visualdl(**record)
 
     def _drop_beyond(self, step: int) -> list:
-        lines, kept = [], []
-        if os.path.exists(self.path):
-            with open(self.path) as file:
-                lines = file.readlines()
-        with open(self.path + PARTIAL, "w") as file:
-            for line in lines:
+        kept = []
+        with open(self.path) as old, open(self.path + PARTIAL, "w") as file:
+            for line in old:
                 with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
                     record = json.loads(line)
                     if (record["step"], record["event"] == "evaluation") < (step, True):
@@ -622,14 +617,14 @@ class StopSignal:
     """Turns SIGTERM and SIGINT into `requested`, read once per update; a second SIGINT exits at once."""
 
     def __init__(self):
-        self.requested = self.interrupted = False
+        self.requested = False
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, signum, frame):
-        if signum == signal.SIGINT and self.interrupted:
-            os._exit(130)
-        self.requested, self.interrupted = True, self.interrupted or signum == signal.SIGINT
+        self.requested = True
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
 class LogWindow:
@@ -676,8 +671,8 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
     checkpoint, so a run that is resumed there begins with it.
     """
     stop, window, config = StopSignal(), LogWindow(state["window"]), unwrap(model).config
-    hidden = None if dist.get_rank() == 0 else True  # None: shown on a terminal
-    progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=hidden)
+    on_terminal_only = None if dist.get_rank() == 0 else True
+    progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=on_terminal_only)
     while True:
         step = state["step"]
         if step and (step % args.save_steps == 0 or step == total_steps):
@@ -701,7 +696,8 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
             raise UserError(
                 f"{state['skipped_in_a_row']} updates in a row had a non-finite loss or gradient, the last at step "
                 f"{step} (learning rate {optimizer.get_lr():.3g}, loss scale {loss_scale(scaler):g}); the newest "
-                f"checkpoint is {(checkpoints_in(args.output_dir) or ['none'])[-1]}. Lower --learning_rate"
+                f"checkpoint is {(checkpoints_in(args.output_dir) or ['none'])[-1]}. Lower --learning_rate, or in "
+                "float16 --scale_loss, in a new --output_dir; --model_name_or_path may name that checkpoint"
             )
         state["window"] = window.sums
         if result["stop"] or step % args.save_steps == 0 or step == total_steps:
@@ -763,7 +759,7 @@ def parse_arguments(argv: list | None):
     )
     model.add_argument(
         "--dropout",
-        type=number(float, 0, 1),
+        type=number(float, 0, 0.99),
         help="probability for hidden states and attention weights (the model's own: 0.1 from scratch)",
     )
     optimization = parser.add_argument_group("optimization")
@@ -934,6 +930,11 @@ def check_same_run(identity: dict, saved: dict, path: str) -> None:
         )
 
 
+def check_same_step(step: int) -> None:
+    if sum_over_ranks(paddle.full([1], step, dtype="int64")).item() != dist.get_world_size() * step:
+        raise UserError("the processes find different checkpoints: all machines must share one --output_dir")
+
+
 def prepare_output(args) -> None:
     """Creates output_dir and removes what killed runs left half-written; rank 0 does it, the others wait."""
     if dist.get_rank() == 0:
@@ -975,23 +976,22 @@ def main(argv: list | None = None) -> None:
     identity = run_identity(args, config, sampler)
 
     prepare_output(args)
-    checkpoint = find_checkpoint(args)
+    checkpoint, state = find_checkpoint(args), {"step": 0, "skipped_in_a_row": 0, "window": None}
+    if checkpoint:
+        state = load_state(checkpoint)
+        check_same_run(identity, state["identity"], checkpoint)
+    check_same_step(state["step"])
     paddle.seed(args.seed)
     source = checkpoint or (args.model_name_or_path if args.model_name_or_path not in ARCHITECTURES else None)
-    try:
-        model = load_model(source, config) if source else RobertaForMaskedLM(config)
-    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
-        raise UserError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
+    model = load_model(source, config) if source else RobertaForMaskedLM(config)
     check_disk(model, args)
     model.recompute, model.padded = args.recompute, any(len(set(split.lengths)) > 1 for split in rows.values())
     optimizer = build_optimizer(model, args)
     if args.amp and args.amp_level == "O2":
         use_half_precision_weights(model, optimizer, args)
     scaler = build_scaler(args)
-    state = {"step": 0, "skipped_in_a_row": 0, "window": None}
     if checkpoint:
-        state = load_training_state(checkpoint, model, optimizer, scaler)
-        check_same_run(identity, state["identity"], checkpoint)
+        load_optimizer(checkpoint, state, model, optimizer, scaler)
     sampler.first_update = state["step"]
     action = f"continuing from {source}" if source else "training from scratch"
     action = f"resuming {checkpoint} at step {state['step']}" if checkpoint else action

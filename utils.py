@@ -147,6 +147,10 @@ def physical_cores() -> int:
     return len(siblings)
 
 
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 # ---------------------------------------------------------------- directories that appear whole
 
 

@@ -219,6 +219,9 @@ def test_with_weights_in_half_precision_the_checkpoint_holds_the_float32_ones(
     exact = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
     run_pretrain.use_half_precision_weights(model, optimizer, args)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {paddle.float16}
+    masters = {p.name: optimizer._create_master_weight(p) for p in model.parameters()}
+    assert all(master.name == name and master.dtype == paddle.float32 for name, master in masters.items())  # so are
+    assert not any(master.stop_gradient is False for master in masters.values())  # the moments named, as at level O1
     scaler = paddle.amp.GradScaler(enable=False)
     run_pretrain.save_checkpoint(str(tmp_path / "c"), model, str(packed_data / "tokenizer"), optimizer, scaler, {})
     loaded = transformers.RobertaForMaskedLM.from_pretrained(str(tmp_path / "c")).state_dict()
@@ -601,6 +604,18 @@ def test_weights_of_another_tokenizer_of_the_same_size_are_refused(pretrain, tmp
     other = create(tmp_path / "other.txt", tmp_path / "other")
     with pytest.raises(UserError, match="another tokenizer than the data"):
         pretrain("--model_name_or_path", str(checkpoint), data=other, output=tmp_path / "never")
+
+
+def test_dropout_is_the_flags_also_where_weights_are_continued(pretrain, tmp_path, monkeypatch):
+    first, models = pretrain("--max_steps", "1") / "paddle_1", []
+    real = run_pretrain.load_model
+    monkeypatch.setattr(run_pretrain, "load_model", lambda *source: models.append(real(*source)) or models[0])
+    more = ["--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(first), "--dropout", "0.3"]
+    second = pretrain(*more, output=tmp_path / "second") / "paddle_1"
+    layers = models[0].roberta.encoder.layers
+    assert {p for layer in layers for p in (layer.dropout1.p, layer.dropout2.p, layer.self_attn.dropout)} == {0.3}
+    assert json.loads((second / "config.json").read_text())["hidden_dropout_prob"] == 0.3
+    assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
 def test_a_model_directory_without_weights_is_named(pretrain, tmp_path):

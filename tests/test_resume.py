@@ -246,9 +246,10 @@ CHANGES = {
 }
 
 
-def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, ragged_data):
+def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, ragged_data, monkeypatch):
     output = pretrain("--save_steps", "2", "--max_steps", "4")
     before = result(output)
+    monkeypatch.setattr(run_pretrain, "load_model", None)  # before anything large is loaded
     for named, change in CHANGES.items():
         with pytest.raises(UserError) as error:
             pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, *change.split())
@@ -256,6 +257,26 @@ def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, r
     with pytest.raises(UserError, match="data"):
         pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, data=ragged_data)
     assert result(output) == before
+
+
+def test_another_precision_is_refused_like_any_change(pretrain):
+    output = pretrain("--max_steps", "2")
+    path = output / "paddle_2/training_state/state.json"
+    state = json.loads(path.read_text())
+    state["identity"]["amp"] = True  # as a GPU would have it
+    path.write_text(json.dumps(state))
+    utils.write_checksums(str(output / "paddle_2"))
+    with pytest.raises(UserError, match=r"amp \(was True, is False\)"):
+        pretrain("--max_steps", "2", *RESUME)
+
+
+def test_processes_that_find_different_checkpoints_stop(monkeypatch):
+    run_pretrain.check_same_step(1000)
+    monkeypatch.setattr(run_pretrain.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(run_pretrain, "sum_over_ranks", lambda tensor: tensor + 1000)  # the other has 1000
+    run_pretrain.check_same_step(1000)
+    with pytest.raises(UserError, match="share one --output_dir"):
+        run_pretrain.check_same_step(0)
 
 
 def test_the_global_batch_may_be_cut_otherwise(pretrain, monkeypatch, tmp_path):
