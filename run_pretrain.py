@@ -607,6 +607,7 @@ class MetricsLog:
         with open(self.path, "a") as file:
             file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
         self._add_to_visualdl(event, step, **finite)
+        self.writer.flush()  # which it would do every two minutes
         shown = ", ".join(
             f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in record.items()
         )
