@@ -194,10 +194,10 @@ def find_files(patterns: list) -> list:
         found = []
         for path in matches:
             inside = sorted(glob.glob(f"{glob.escape(path)}/**", recursive=True)) if os.path.isdir(path) else []
-            found += list(filter(reader_of, inside)) if inside else [path]
+            found += filter(reader_of, filter(os.path.isfile, inside)) if inside else [path]
         if not found:
             raise UserError(f"no such file, or nothing to read in it: {pattern} (types: {TYPES})")
-        paths += found
+        paths += dict.fromkeys(found)  # `**` matches a directory and what is in it
     for path in paths:
         if reader_of(path) is None:
             raise UserError(f"{path}: unknown type of file; the types are {TYPES}")
@@ -213,7 +213,7 @@ def demo_documents() -> Iterator[str]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for module in sorted(sys.stdlib_module_names):
         for path in sorted([library / f"{module}.py", *(library / module).rglob("*.py")]):
-            if not path.is_file() or {"test", "tests", "idlelib", "lib2to3"} & set(path.parts):
+            if not path.is_file() or {"test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts):
                 continue
             nodes = ast.walk(ast.parse(path.read_bytes()))
             yield "\n".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented))
@@ -327,6 +327,8 @@ def load_tokenizer(name: str, max_seq_length: int) -> tuple:
         if (folder / "tokenizer_config.json").exists():
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_str(definition)
+        tokenizer.no_truncation()  # which transformers' save_pretrained() may have stored
+        tokenizer.no_padding()
     except Exception as error:  # tokenizers raises bare Exceptions, the hub's client errors of many kinds
         raise UserError(
             f"cannot load the tokenizer {name} ({first_line(error)}): give `train`, a hub id, or a directory with "
@@ -623,7 +625,7 @@ def check_output(args) -> None:
     path = args.output_dir
     if not path or os.path.isfile(path):
         raise UserError(f"{path!r} is not the name of a directory: choose another --output_dir")
-    if os.path.ismount(path):
+    if os.path.ismount(os.path.realpath(path)):
         raise UserError(f"{path} is a mount point, which cannot be replaced whole: name a directory inside it")
     recover_directory(path)
     if os.path.isdir(path) and os.listdir(path):

@@ -183,6 +183,8 @@ def atomic_directory(path: str):
     another name, an old `path` is moved aside, and recover_directory() undoes a kill between the two renames.
     """
     path = os.path.realpath(path)
+    if f"{os.getcwd()}{os.sep}".startswith(f"{path}{os.sep}"):  # also where the name is empty
+        raise UserError(f"{path} is the working directory, or holds it: choose another --output_dir")
     partial = path + PARTIAL
     try:
         recover_directory(path)

@@ -339,12 +339,40 @@ def test_every_kind_of_file_gives_the_same_rows(create, tmp_path, kind, packing)
 
 def test_globs_and_directories_are_read_in_order_several_at_once(create, tmp_path):
     texts = made_up(9)
+    (tmp_path / "x/folder.txt").mkdir(parents=True)  # a directory that is called like a file
     for i, name in enumerate(["x/a.txt", "x/b/c.jsonl.gz", "x/d.csv", "y1.jsonl", "y2.jsonl", "y3.jsonl", "z.jsonl"]):
         write(tmp_path / name, texts[i : i + 1] if i else ["", texts[0]])
     (tmp_path / "x/README.md").write_text("not text to train on")
     out = create(tmp_path / "x", tmp_path / "y[12].*", tmp_path / "z.jsonl", "--validation_split_percentage", 0)
     found = documents_of(out)
     assert found["train"] + found["validation"] == [texts[i] for i in (0, 1, 2, 3, 4, 6)]
+
+
+def test_a_glob_that_matches_directories_and_files_reads_each_file_once(tmp_path):
+    for name in ("a.txt", "b/c.txt", "b/d/e.txt"):
+        write(tmp_path / "x" / name, ["one", "two"])
+    found = create_data.find_files([str(tmp_path / "x/**")])
+    assert sorted(os.path.relpath(path, tmp_path / "x") for path in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
+
+
+def test_the_working_directory_is_never_replaced(create, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", made_up(9))
+    out = create(path)
+    before = contents(out)
+    monkeypatch.chdir(out)
+    with pytest.raises(UserError, match="is the working directory"):
+        create_data.main(["--data_files", str(path), "--output_dir", ".", "--overwrite_output_dir", "True"])
+    assert contents(out) == before
+
+
+def test_a_tokenizer_that_truncates_and_pads_gives_every_token(create, tmp_path):
+    first = create(write(tmp_path / "a.txt", made_up(9)), name="first")
+    tokenizer = Tokenizer.from_file(str(first / "tokenizer/tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=100)
+    tokenizer.save(str(first / "tokenizer/tokenizer.json"))
+    second = create(tmp_path / "a.txt", "--tokenizer_name", first / "tokenizer", name="second")
+    assert all_documents(second) == all_documents(first)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

@@ -174,8 +174,12 @@ def test_a_directory_of_transformers_without_a_head_is_named(exported, pretrain,
         pretrain("--max_steps", "1", "--model_name_or_path", str(exported), output=tmp_path / "never")
 
 
-def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, exported, tmp_path):
+def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, exported, tmp_path, monkeypatch):
     before = (exported / "config.json").read_bytes()
+    with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="is the working directory"):
+        elsewhere.chdir(exported)
+        utils.main(["--checkpoint", str(checkpoint), "--output_dir", ""])
+    assert (exported / "config.json").read_bytes() == before
     again = run_script("utils.py", "--checkpoint", checkpoint, "--output_dir", exported)
     assert again.returncode == 2 and again.stderr == f"error: --output_dir {exported} exists: choose another\n"
     assert (exported / "config.json").read_bytes() == before
