@@ -82,15 +82,8 @@ def open_text(path: str, newline: str | None = None):
 
 def has_empty_line_inside(path: str) -> bool:
     with open_text(path) as lines:
-        text_seen = empty_seen = False
-        for line in lines:
-            if line.isspace():
-                empty_seen = text_seen
-            elif empty_seen:
-                return True
-            else:
-                text_seen = True
-    return False
+        texts = (True for empty, _ in itertools.groupby(lines, str.isspace) if not empty)
+        return next(texts, False) and next(texts, False)
 
 
 def read_txt(path: str, column: str) -> Iterator[str]:

@@ -607,7 +607,7 @@ class MetricsLog:
         with open(self.path, "a") as file:
             file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
         self._add_to_visualdl(event, step, **finite)
-        self.writer.flush()  # which it would do every two minutes
+        self.writer.flush()  # its thread does so only now and then
         shown = ", ".join(
             f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in record.items()
         )
@@ -672,8 +672,8 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
     checkpoint, so a run that is resumed there begins with it.
     """
     stop, window, config = StopSignal(), LogWindow(state["window"]), unwrap(model).config
-    on_terminal_only = None if dist.get_rank() == 0 else True
-    progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=on_terminal_only)
+    disable = None if dist.get_rank() == 0 else True  # None: shown on a terminal
+    progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=disable)
     while True:
         step = state["step"]
         if step and (step % args.save_steps == 0 or step == total_steps):

@@ -54,6 +54,10 @@ class UserError(Exception):
     """A mistake of the user's, or of their machine's: one line that names the thing and the remedy."""
 
 
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with the defaults shown in the help, no abbreviations, and errors of one line."""
 
@@ -145,10 +149,6 @@ def physical_cores() -> int:
         except OSError:
             siblings.add(cpu)
     return len(siblings)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---------------------------------------------------------------- directories that appear whole

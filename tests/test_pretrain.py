@@ -220,8 +220,8 @@ def test_with_weights_in_half_precision_the_checkpoint_holds_the_float32_ones(
     run_pretrain.use_half_precision_weights(model, optimizer, args)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {paddle.float16}
     masters = {p.name: optimizer._create_master_weight(p) for p in model.parameters()}
-    assert all(master.name == name and master.dtype == paddle.float32 for name, master in masters.items())  # so are
-    assert not any(master.stop_gradient is False for master in masters.values())  # the moments named, as at level O1
+    assert all(master.name == name and master.dtype == paddle.float32 for name, master in masters.items())  # and so the
+    assert not any(master.stop_gradient is False for master in masters.values())  # moments have their names of level O1
     scaler = paddle.amp.GradScaler(enable=False)
     run_pretrain.save_checkpoint(str(tmp_path / "c"), model, str(packed_data / "tokenizer"), optimizer, scaler, {})
     loaded = transformers.RobertaForMaskedLM.from_pretrained(str(tmp_path / "c")).state_dict()
