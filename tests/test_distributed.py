@@ -158,7 +158,7 @@ def loss(model, batch):
     return (value * float("inf") if bad else value), *rest
 
 run_pretrain.train_update, run_pretrain.masked_loss = update, loss
-sys.exit(run_pretrain.command_line(run_pretrain.main))
+run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
 """
 
 
@@ -178,3 +178,11 @@ def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path,
         assert status != 0 and "5 updates in a row" in logs[0] and "paddle_6" in logs[0]
     else:
         assert status == 0 and [r["skipped_updates"] for r in metrics(tmp_path / "ckp", "train")].count(1) == 1
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_nothing_that_is_torn_down_at_the_end_changes_the_status(status):
+    code = "import atexit, os, run_pretrain; atexit.register(os.abort); print('all', end=''); "
+    code += f"run_pretrain.leave({status})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (status, "all")
