@@ -409,7 +409,12 @@ class Encoder:
         import gigatoken
 
         if self.encoded_bytes >= self.expires:
-            self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
+            try:
+                self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
+            except RuntimeError as error:
+                raise UserError(
+                    f"the tokenizer is not a byte-level BPE, as RoBERTa's is: {first_line(error)}"
+                ) from error
             self.expires = self.encoded_bytes + ENCODER_LIFETIME
         layout = self.gigatoken.encode_batch(texts).layout
         ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
@@ -518,7 +523,7 @@ def write_rows(documents: Iterable, tokenizer, definition: str, folder: str, arg
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     train, validation = (SplitWriter(paths[s], schema, tokenizer, args.max_seq_length, packed) for s in SPLITS)
     encode, fingerprint = Encoder(tokenizer, definition), hashlib.sha256()
-    batches = with_last_marked(one_ahead(batches_of(documents, args.line_by_line)))
+    batches = one_ahead(batches_of(documents, args.line_by_line))
     with tqdm(total=corpus_bytes, unit="B", unit_scale=True, disable=None, desc="encoding") as progress:
         for (texts, owners), is_last in batches:
             ids, lengths = encode(texts)
@@ -544,23 +549,14 @@ def write_rows(documents: Iterable, tokenizer, definition: str, folder: str, arg
     }
 
 
-def one_ahead(items: Iterator) -> Iterator:
-    """Yields the items, each made in a thread while the one before is used."""
+def one_ahead(items: Iterator) -> Iterator[tuple]:
+    """Yields (item, whether it is the last); while it is used, a thread makes the one after the next."""
     with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
-
-
-def with_last_marked(items: Iterable) -> Iterator[tuple]:
-    """Yields (item, whether it is the last)."""
-    iterator = iter(items)
-    for item in iterator:
-        for following in iterator:
-            yield item, False
+        item, making = next(items, None), thread.submit(next, items, None)
+        while item is not None:
+            following, making = making.result(), thread.submit(next, items, None)
+            yield item, following is None
             item = following
-        yield item, True
 
 
 def check_not_empty(split: str, counts: dict, max_seq_length: int, documents: int) -> None:
@@ -579,35 +575,31 @@ def check_not_empty(split: str, counts: dict, max_seq_length: int, documents: in
 
 def parse_arguments(argv: list | None):
     parser = ArgumentParser("Turn text into rows of tokens for masked language modelling.")
-    data = parser.add_argument_group("data")
-    data.add_argument("--output_dir", default="wiki", help="directory to write")
-    data.add_argument("--overwrite_output_dir", type=boolean, default=False, help="replace a data set that is there")
-    data.add_argument("--data_files", nargs="+", metavar="PATH", help=f"files, globs, directories of {TYPES}; no hub")
-    data.add_argument("--dataset_name", default=DEFAULT_DATASET, help="a data set on the hub, or `demo`: no download")
-    data.add_argument("--dataset_config_name", help=f"the data set's configuration ({DEFAULT_DUMP}.en for Wikipedia)")
-    data.add_argument("--text_column", default="text", help="the column with the text, where there are columns")
-    data.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add("--output_dir", default="wiki", help="directory to write")
+    add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set that is there")
+    add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, directories of {TYPES}; no hub")
+    add("--dataset_name", default=DEFAULT_DATASET, help="a data set on the hub, or `demo`: no download")
+    add("--dataset_config_name", help=f"the data set's configuration ({DEFAULT_DUMP}.en for Wikipedia)")
+    add("--text_column", default="text", help="the column with the text, where there are columns")
+    add(
         "--validation_split_percentage",
         type=number(float, 0, 99),
         default=1,
         help="percent of the documents held out for evaluation, at least one document",
     )
-    data.add_argument("--seed", type=number(int, 0, 2**63), default=42, help="draws the documents held out")
-    tokens = parser.add_argument_group("tokens")
-    tokens.add_argument(
+    add("--seed", type=number(int, 0, 2**63), default=42, help="draws the documents held out")
+    add = parser.add_argument_group("tokens").add_argument
+    add(
         "--tokenizer_name",
         "---tokenizer_name",  # as the original page's command has it
         default="roberta-base",
         help="a directory with tokenizer.json or vocab.json + merges.txt, a hub id, or `train` to learn one",
     )
-    tokens.add_argument("--vocab_size", type=number(int, 262), default=50265, help="tokens that `train` learns")
-    tokens.add_argument("--max_seq_length", type=number(int, 4), default=512, help="tokens in a row, <s> and </s> too")
-    tokens.add_argument(
-        "--line_by_line", type=boolean, default=False, help="a row for each line, cut at max_seq_length, not packed"
-    )
-    tokens.add_argument(
-        "--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="encoding threads"
-    )
+    add("--vocab_size", type=number(int, 262), default=50265, help="tokens that `train` learns")
+    add("--max_seq_length", type=number(int, 4), default=512, help="tokens in a row, <s> and </s> too")
+    add("--line_by_line", type=boolean, default=False, help="a row for each line, cut at max_seq_length, not packed")
+    add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="encoding threads")
     return parser.parse_args(argv)
 
 

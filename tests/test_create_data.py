@@ -532,6 +532,7 @@ ERRORS = {
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
     "tokenizer_config.json broken": ({}, "--tokenizer_name {bad}/broken_config", ["/broken_config"]),
     "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words"]),
+    "tokenizer that splits otherwise": ({}, "--tokenizer_name {bad}/otherwise", ["byte-level", "Whitespace"]),
     "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
     "hub tokenizer out of reach": ({}, "--tokenizer_name someone/something", ["someone/something", "`train`"]),
     "output below a file": ({}, "--output_dir good.jsonl/out", ["good.jsonl/out"]),
@@ -559,6 +560,7 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
         ("broken", "tokenizer.json", "{oops}"),
         ("maskless", "tokenizer.json", json.dumps(maskless)),
         ("words", "tokenizer.json", json.dumps(words)),
+        ("otherwise", "tokenizer.json", json.dumps({**definition, "pre_tokenizer": {"type": "Whitespace"}})),
         ("100", "tokenizer_config.json", '{"model_max_length": 100}'),
         ("broken_config", "tokenizer_config.json", "{oops}"),
     ):
@@ -763,7 +765,7 @@ def test_the_script_does_not_import_paddle_and_its_help_not_even_datasets(tmp_pa
 def test_every_flag_is_in_the_help_and_is_read(capsys):
     source = (ROOT / "create_data.py").read_text()
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    calls = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    calls = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "add"]
     flags = {call.args[0].value for call in calls}
     page = set(re.findall(r"^--(?=\w)\w+", PAGE, re.MULTILINE)) | {"--tokenizer_name"}
     assert len(page) == 7 and page <= flags
