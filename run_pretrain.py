@@ -454,17 +454,23 @@ def auto_cast(args):
 
 
 @paddle.no_grad()
-def evaluate(model, loader, args) -> dict:
-    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows."""
+def evaluate(model, loader, args, stop=None) -> dict | None:
+    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows;
+    None if a signal came to any of them, which ends its share at once."""
     model.eval()
-    totals = paddle.zeros([3], dtype="float64")
+    totals = paddle.zeros([4], dtype="float64")
     for batch in loader:
+        if stop and stop.requested:
+            totals[3] = 1
+            break
         with auto_cast(args):
             loss, logits, labels = masked_loss(model, batch)
         correct = (logits.argmax(-1) == labels).astype("float32").sum()
-        totals += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
+        totals[:3] += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
     model.train()
-    loss, correct, num_masked = sum_over_ranks(totals).tolist()
+    loss, correct, num_masked, stops = sum_over_ranks(totals).tolist()
+    if stops:
+        return None
     loss /= max(num_masked, 1)
     return {
         "eval_loss": loss,
@@ -649,10 +655,15 @@ class LogWindow:
         self.data_seconds += data_seconds
         self.update_seconds += update_seconds
 
-    def speeds(self, updates_left: int) -> dict:
-        """Those of all ranks together; tokens are positions of the batches, padding counts."""
+    def record(self, result: dict, optimizer, scaler, updates_left: int) -> dict:
+        """What is reported; speeds are those of all ranks together, their tokens positions of the batches."""
         seconds = self.data_seconds + self.update_seconds
-        speeds = {
+        record = {
+            "loss": self.sums["loss_sum"] / (self.sums["num_masked"] or math.nan),
+            "learning_rate": optimizer.get_lr(),
+            "grad_norm": result["grad_norm"],
+            "skipped_updates": self.sums["skipped_updates"],
+            "loss_scale": loss_scale(scaler),
             "steps_per_second": self.updates / seconds,
             "tokens_per_second": self.tokens / seconds,
             "tflops": self.flops / seconds / 1e12,
@@ -661,8 +672,8 @@ class LogWindow:
             "peak_memory_gb": device_memory(),
         }
         if peak := peak_tflops():
-            speeds["mfu_percent"] = 100 * speeds["tflops"] / (peak * dist.get_world_size())
-        return speeds
+            record["mfu_percent"] = 100 * record["tflops"] / (peak * dist.get_world_size())
+        return record
 
 
 def train(model, optimizer, scaler, micro_batches, validation, total_steps, state, log, save, args) -> dict | None:
@@ -677,7 +688,9 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
     while True:
         step = state["step"]
         if step and (step % args.save_steps == 0 or step == total_steps):
-            evaluation = evaluate(unwrap(model), validation, args)
+            evaluation = evaluate(unwrap(model), validation, args, stop)
+            if evaluation is None:
+                return None
             log("evaluation", step, evaluation)
         if step == total_steps:
             return evaluation
@@ -691,7 +704,7 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
         progress.update()
         state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if result["skipped"] else 0
         if step % args.logging_steps == 0:
-            log("train", step, train_record(window, result, optimizer, scaler, total_steps - step))
+            log("train", step, window.record(result, optimizer, scaler, total_steps - step))
             window = LogWindow()
         if state["skipped_in_a_row"] >= args.max_skipped_updates:
             raise UserError(
@@ -705,17 +718,6 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
             save(state)
         if result["stop"] and step < total_steps:
             return None
-
-
-def train_record(window: LogWindow, result: dict, optimizer, scaler, updates_left: int) -> dict:
-    return {
-        "loss": window.sums["loss_sum"] / (window.sums["num_masked"] or math.nan),
-        "learning_rate": optimizer.get_lr(),
-        "grad_norm": result["grad_norm"],
-        "skipped_updates": window.sums["skipped_updates"],
-        "loss_scale": loss_scale(scaler),
-        **window.speeds(updates_left),
-    }
 
 
 def loss_scale(scaler) -> float:
@@ -738,7 +740,7 @@ def peak_tflops() -> float | None:
     if not paddle.get_device().startswith("gpu"):
         return None
     name = paddle.device.cuda.get_device_name()
-    return next((peak for model, peak in PEAK_TFLOPS.items() if model in name), None)
+    return next((peak for model, peak in PEAK_TFLOPS.items() if re.search(rf"\b{model}\b", name)), None)
 
 
 # ---------------------------------------------------------------- arguments
@@ -747,24 +749,23 @@ def peak_tflops() -> float | None:
 def parse_arguments(argv: list | None):
     parser = ArgumentParser("Pretrain RoBERTa with masked language modelling.")
     positive, not_negative = number(int, 1), number(float, 0)
-    data = parser.add_argument_group("data")
-    data.add_argument("--input_file", default="wiki", help="directory that create_data.py wrote")
-    data.add_argument("--max_seq_length", type=number(int, 4), default=512, help="longest row of the data, in tokens")
-    data.add_argument("--mlm_probability", type=number(float, 0, 1, above=0), default=0.15, help="share predicted")
-    data.add_argument("--num_workers", type=number(int, 0), help="processes that mask batches (0 on CPU, else 2)")
-    model = parser.add_argument_group("model")
-    model.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add("--input_file", default="wiki", help="directory that create_data.py wrote")
+    add("--max_seq_length", type=number(int, 4), default=512, help="longest row of the data, in tokens")
+    add("--mlm_probability", type=number(float, 0, 1, above=0), default=0.15, help="share predicted")
+    add("--num_workers", type=number(int, 0), help="processes that mask batches (0 on CPU, else 2)")
+    add = parser.add_argument_group("model").add_argument
+    add(
         "--model_name_or_path",
         default="roberta-en-base",
         help=f"trained from scratch: {', '.join(ARCHITECTURES)}; or a directory or hub id to continue from",
     )
-    model.add_argument(
+    add(
         "--dropout",
         type=number(float, 0, 0.99),
         help="probability for hidden states and attention weights (the model's own: 0.1 from scratch)",
     )
-    optimization = parser.add_argument_group("optimization")
-    add = optimization.add_argument
+    add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
     add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
     add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
@@ -779,24 +780,22 @@ def parse_arguments(argv: list | None):
         "--recompute", type=boolean, default=False, help="less memory, a third more arithmetic: long rows, large models"
     )
     add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
-    logs = parser.add_argument_group("logging and checkpoints")
-    logs.add_argument("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
-    logs.add_argument("--logging_steps", type=positive, default=100, help="updates between reports")
-    logs.add_argument("--save_steps", type=positive, default=10000, help="updates between checkpoint + evaluation")
-    logs.add_argument("--save_total_limit", type=positive, help="checkpoints kept, the newest; all if left out")
-    logs.add_argument(
-        "--resume_from_checkpoint", default="no", help="`auto` (the newest in output_dir, if any), a path, or `no`"
-    )
-    runtime = parser.add_argument_group("runtime")
-    runtime.add_argument("--device", choices=["cpu", "gpu", "xpu"], help="the GPU where Paddle sees one, else the CPU")
-    runtime.add_argument("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
-    runtime.add_argument(
+    add = parser.add_argument_group("logging and checkpoints").add_argument
+    add("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
+    add("--logging_steps", type=positive, default=100, help="updates between reports")
+    add("--save_steps", type=positive, default=10000, help="updates between checkpoint + evaluation")
+    add("--save_total_limit", type=positive, help="checkpoints kept, the newest; all if left out")
+    add("--resume_from_checkpoint", default="no", help="`auto` (the newest in output_dir, if any), a path, or `no`")
+    add = parser.add_argument_group("runtime").add_argument
+    add("--device", choices=["cpu", "gpu", "xpu"], help="the GPU where Paddle sees one, else the CPU")
+    add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
+    add(
         "--amp_dtype",
         choices=["float16", "bfloat16"],
         help="bfloat16, which needs no loss scaling, on GPUs from Ampere on if left out; else float16",
     )
-    runtime.add_argument("--amp_level", choices=["O1", "O2"], default="O1", help="O2: weights in half precision too")
-    runtime.add_argument("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in fp16")
+    add("--amp_level", choices=["O1", "O2"], default="O1", help="O2: weights in half precision too")
+    add("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in fp16")
     return parser.parse_args(argv)
 
 
@@ -908,14 +907,15 @@ def run_identity(args, config, sampler: UpdateSampler) -> dict:
             data.update({key: card[key] for key in ("fingerprint", "tokenizer", "splits")})
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data anew, or remove the file") from error
+    architecture = {k: v for k, v in config.to_dict().items() if k not in ("architectures", "paddlenlp_version")}
     names = "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps seed mlm_probability"
     names += " amp amp_dtype amp_level scale_loss" if args.amp else " amp"
     identity = {
         **{name: getattr(args, name) for name in names.split()},
-        "data": data,
+        **{f"data.{key}": value for key, value in data.items()},
         "global_batch": math.prod(sampler.shape),
         "total_steps": sampler.updates,
-        "architecture": {k: v for k, v in config.to_dict().items() if k not in ("architectures", "paddlenlp_version")},
+        **{f"model.{key}": value for key, value in architecture.items()},
     }
     return json.loads(json.dumps(identity))
 

@@ -16,7 +16,6 @@ import ctypes
 import errno
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -201,8 +200,9 @@ def atomic_directory(path: str):
         shutil.rmtree(path + ASIDE, ignore_errors=True)
     except BaseException as error:
         recover_directory(path)
-        if getattr(error, "errno", None) in WRITE_ERRORS:
-            raise UserError(f"cannot write {path}: {error.strerror}; what was there is unchanged") from error
+        reason = next((text for text in map(os.strerror, WRITE_ERRORS) if text in str(error)), None)
+        if reason and not isinstance(error, UserError):  # safetensors' and shutil's own errors have no errno
+            raise UserError(f"cannot write {path}: {reason}; what was there is unchanged") from error
         raise
 
 
@@ -257,8 +257,7 @@ class TokenRows:
 
 def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
     """How often each token occurs in the rows, special ones left out: shares (float64 [vocab_size - special ones])."""
-    counts = np.zeros(max(tokenizer.vocab_size, len(rows.token_counts)))
-    counts[: len(rows.token_counts)] = rows.token_counts
+    counts = np.pad(rows.token_counts, (0, max(0, tokenizer.vocab_size - len(rows.token_counts))))
     counts = np.delete(counts, tokenizer.all_special_ids)
     return counts / counts.sum()
 
@@ -371,7 +370,8 @@ class UpdateSampler:
 
     def __iter__(self):
         permuted_epoch, global_batch = None, math.prod(self.shape)
-        for update in itertools.takewhile(lambda update: update < self.updates, itertools.count(self.first_update)):
+        update = self.first_update
+        while update < self.updates:
             epoch, position = divmod(update, self.updates_per_epoch)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch
@@ -379,6 +379,7 @@ class UpdateSampler:
             rows = permutation[position * global_batch : (position + 1) * global_batch]
             for micro_batch in rows.reshape(self.shape)[:, self.rank]:
                 yield [(epoch, row) for row in micro_batch.tolist()]
+            update += 1
 
 
 class EvaluationSampler:
@@ -412,7 +413,10 @@ def damage_of(folder: str) -> str | None:
             expected = dict(reversed(line.rstrip("\n").split("  ", 1)) for line in file)
     except (OSError, ValueError):
         return f"{CHECKSUMS} is missing or unreadable"
-    found = _checksums(folder)
+    try:
+        found = _checksums(folder)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
     if unlisted := [name for name in NEEDED if name not in expected]:
         return f"{CHECKSUMS} is cut off: it lacks {unlisted[0]}"
     for name, digest in expected.items():
@@ -490,7 +494,9 @@ def export_checkpoint(checkpoint: str, output_dir: str) -> None:
     weights = to_transformers(safetensors.numpy.load_file(os.path.join(checkpoint, "model.safetensors")))
     del weights["lm_head.decoder.weight"], weights["lm_head.decoder.bias"]  # tied
     with atomic_directory(output_dir) as folder:
-        shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*_state", CHECKSUMS))
+        shutil.copytree(
+            checkpoint, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*_state", CHECKSUMS, f"*{PARTIAL}")
+        )
         safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
             paddles = ("paddlenlp_version", "dtype", "torch_dtype")

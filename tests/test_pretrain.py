@@ -505,6 +505,17 @@ def test_every_flag_is_read_and_every_help_says_something():
         assert f"args.{name}" in source or f" {name} " in source.replace('"', " "), name
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("Tesla T4", 65), ("NVIDIA T400 4GB", None), ("NVIDIA A10", 125), ("NVIDIA A100-SXM4-40GB", 312), ("A800", None)],
+)
+def test_the_peak_is_that_of_the_gpu_by_its_whole_name(monkeypatch, name, peak):
+    assert run_pretrain.peak_tflops() is None  # on a CPU
+    monkeypatch.setattr(run_pretrain.paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(run_pretrain.paddle.device.cuda, "get_device_name", lambda: name)
+    assert run_pretrain.peak_tflops() == peak
+
+
 def break_data(data, tmp_path, how):
     """A copy of the data set that is damaged in one way."""
     copy = tmp_path / "broken"

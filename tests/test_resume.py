@@ -62,8 +62,8 @@ def undisturbed(packed_data, tmp_path_factory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(run_pretrain.ARCHITECTURES, "tiny-for-tests", (2, 32, 2))
         run_pretrain.main([*training_arguments(packed_data, output), *RUN])
-    sampler = json.loads((output / "paddle_40/training_state/state.json").read_text())["identity"]
-    assert sampler["data"]["rows"] // 64 < STEPS and sampler["architecture"]["hidden_dropout_prob"] > 0
+    identity = json.loads((output / "paddle_40/training_state/state.json").read_text())["identity"]
+    assert identity["data.rows"] // 64 < STEPS and identity["model.hidden_dropout_prob"] > 0
     return result(output)
 
 
@@ -95,12 +95,37 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undi
         for _ in range(3 if signum == signal.SIGTERM else 1):  # the launcher repeats SIGTERM
             os.kill(os.getpid(), signum)
 
-    for step in (4, 13, 36):
+    for step, saved in ((4, 6), (13, 14), (36, 38)):  # with the next update's exchange, or the evaluation's before it
         stop_in_update(monkeypatch, step, send)
         output = pretrain(*RUN, *RESUME, output=tmp_path / "ckp")
-        assert (output / f"paddle_{step + 2}").exists()  # the flag goes out with the next update
+        assert (output / f"paddle_{saved}").exists() and not (output / f"paddle_{saved + 1}").exists()
         assert "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
     assert result(pretrain(*RUN, *RESUME, output=output)) == undisturbed
+
+
+@pytest.mark.parametrize("at", [SAVE_STEPS, STEPS])
+def test_a_signal_ends_an_evaluation_and_the_resumed_run_begins_with_it(
+    pretrain, monkeypatch, undisturbed, tmp_path, capsys, at
+):
+    real, read = run_pretrain.evaluate, []
+
+    def evaluate(model, loader, args, stop):
+        def interrupted():
+            for batch in loader:
+                read.append(batch)
+                os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return real(model, interrupted() if (output / f"paddle_{at}").exists() else loader, args, stop)
+
+    output = tmp_path / "ckp"
+    monkeypatch.setattr(run_pretrain, "evaluate", evaluate)
+    pretrain(*RUN, *RESUME)
+    assert len(read) == 1 and "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
+    assert max(record["step"] for record in metrics(output, "train")) <= at
+    assert at not in [record["step"] for record in metrics(output, "evaluation")]
+    monkeypatch.setattr(run_pretrain, "evaluate", real)
+    assert result(pretrain(*RUN, *RESUME)) == undisturbed
 
 
 @pytest.mark.slow
@@ -128,6 +153,28 @@ def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed)
         kills += status == -signal.SIGKILL
     assert kills > 0
     assert result(output) == result(undisturbed)
+
+
+@pytest.mark.parametrize("limit", [100_000, 400_000])  # the model, the optimizer's state
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_remains(packed_data, tmp_path, limit):
+    """A limit on the size of a file stands in for the disk's."""
+    options = [*training_arguments(packed_data, tmp_path / "ckp"), "--max_steps", "4", "--save_steps", "2"]
+    code = f"""
+import resource, run_pretrain
+run_pretrain.ARCHITECTURES["tiny-for-tests"] = (2, 32, 2)
+save = run_pretrain.save_checkpoint
+def save_on_a_full_disk(path, *rest):
+    if path.endswith("paddle_4"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+    save(path, *rest)
+run_pretrain.save_checkpoint = save_on_a_full_disk
+run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
+"""
+    process = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2, process.stderr
+    assert len(process.stderr.splitlines()) == 1 and "File too large" in process.stderr, process.stderr
+    assert utils.damage_of(str(tmp_path / "ckp/paddle_2")) is None
+    assert sorted(path.name for path in (tmp_path / "ckp").glob("paddle_*")) == ["paddle_2"]
 
 
 @pytest.mark.slow
@@ -209,6 +256,7 @@ DAMAGE = {
     "config.json is missing": lambda path: (path / "config.json").unlink(),
     "SHA256SUMS is missing": lambda path: (path / "SHA256SUMS").unlink(),
     "SHA256SUMS is cut off": lambda path: os.truncate(path / "SHA256SUMS", 0),
+    "it cannot be read": lambda path: (path / "config.json").unlink() or (path / "config.json").symlink_to("none"),
     "SHA256SUMS is missing or unreadable": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
 }
 
@@ -240,9 +288,9 @@ CHANGES = {
     "global_batch (was 8, is 16)": "--batch_size 16",
     "total_steps (was 4, is 6)": "--max_steps 6",
     "warmup_steps (was 0, is 2)": "--warmup_steps 2",
-    "architecture": "--model_name_or_path roberta-en-tiny",
+    "model.num_attention_heads (was 2, is 4)": "--model_name_or_path roberta-en-mini",
     "mlm_probability": "--mlm_probability 0.2",
-    "'hidden_dropout_prob': 0.0": "--dropout 0",
+    "model.hidden_dropout_prob (was 0.1, is 0.0)": "--dropout 0",
 }
 
 
