@@ -461,8 +461,9 @@ def evaluate(model, loader, args, stop=None) -> dict | None:
     totals = paddle.zeros([4], dtype="float64")
     for batch in loader:
         if stop and stop.requested:
+            loader.batch_sampler.rows = range(0)  # so the loader ends in good order
             totals[3] = 1
-            break
+            continue
         with auto_cast(args):
             loss, logits, labels = masked_loss(model, batch)
         correct = (logits.argmax(-1) == labels).astype("float32").sum()

@@ -383,7 +383,10 @@ class UpdateSampler:
 
 
 class EvaluationSampler:
-    """The batch sampler of an evaluation: this rank's share of the rows, each row once on exactly one rank."""
+    """The batch sampler of an evaluation: this rank's share of the rows, each row once on exactly one rank.
+
+    It ends early where `rows` is emptied on the way.
+    """
 
     def __init__(self, num_rows: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.rows = range(rank, num_rows, world_size)
@@ -393,8 +396,10 @@ class EvaluationSampler:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __iter__(self):
-        for start in range(0, len(self.rows), self.batch_size):
-            yield [(EVALUATION_EPOCH, row) for row in self.rows[start : start + self.batch_size]]
+        start = 0
+        while batch := self.rows[start : start + self.batch_size]:
+            yield [(EVALUATION_EPOCH, row) for row in batch]
+            start += self.batch_size
 
 
 # ---------------------------------------------------------------- checkpoints on disk

@@ -107,24 +107,21 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undi
 def test_a_signal_ends_an_evaluation_and_the_resumed_run_begins_with_it(
     pretrain, monkeypatch, undisturbed, tmp_path, capsys, at
 ):
-    real, read = run_pretrain.evaluate, []
+    real, evaluated = run_pretrain.masked_loss, []
 
-    def evaluate(model, loader, args, stop):
-        def interrupted():
-            for batch in loader:
-                read.append(batch)
-                os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
-
-        return real(model, interrupted() if (output / f"paddle_{at}").exists() else loader, args, stop)
+    def masked_loss(model, batch):
+        if not model.training and (output / f"paddle_{at}").exists():
+            evaluated.append(batch)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, batch)
 
     output = tmp_path / "ckp"
-    monkeypatch.setattr(run_pretrain, "evaluate", evaluate)
+    monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
     pretrain(*RUN, *RESUME)
-    assert len(read) == 1 and "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
+    assert len(evaluated) == 1 and "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
     assert max(record["step"] for record in metrics(output, "train")) <= at
     assert at not in [record["step"] for record in metrics(output, "evaluation")]
-    monkeypatch.setattr(run_pretrain, "evaluate", real)
+    monkeypatch.setattr(run_pretrain, "masked_loss", real)
     assert result(pretrain(*RUN, *RESUME)) == undisturbed
 
 
