@@ -412,8 +412,9 @@ class Encoder:
             try:
                 self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
             except RuntimeError as error:
+                reason = first_line(error)
                 raise UserError(
-                    f"the tokenizer is not a byte-level BPE, as RoBERTa's is: {first_line(error)}"
+                    f"gigatoken cannot read the tokenizer ({reason}): take one of RoBERTa's kind"
                 ) from error
             self.expires = self.encoded_bytes + ENCODER_LIFETIME
         layout = self.gigatoken.encode_batch(texts).layout

@@ -132,12 +132,11 @@ def attend(query, key, value, mask, dropout: float, num_heads: int):
     On GPUs that have it (Ampere and later), in half precision and without padding, FlashAttention; on CPUs, a row at
     a time; else the plain way. All give the same, and the same gradients, but for rounding and which weights drop.
     """
-    flash = has_flash_attention(query, mask)
-    if query.place.is_cpu_place() and not flash:
-        return RowwiseAttention.apply(query, key, value, mask, dropout, num_heads)
     heads = [x.reshape([*x.shape[:2], num_heads, -1]) for x in (query, key, value)]
-    if flash:
+    if has_flash_attention(query, mask):
         return F.scaled_dot_product_attention(*heads, dropout_p=dropout).reshape(query.shape)
+    if query.place.is_cpu_place():
+        return RowwiseAttention.apply(query, key, value, mask, dropout, num_heads)
     query_heads, key_heads, value_heads = (x.transpose([0, 2, 1, 3]) for x in heads)
     weights = F.dropout(attention_weights(query_heads, key_heads, mask), dropout)
     return paddle.matmul(weights, value_heads).transpose([0, 2, 1, 3]).reshape(query.shape)
@@ -353,17 +352,16 @@ def build_loader(rows, sampler, collator, args):
             batch["masked_positions"] = np.zeros(1, dtype=np.int64)
         return batch
 
-    def leave_process_group(worker_id):  # a signal to the group is the trainer's to handle; it ends its workers
-        os.setpgrp()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def ignore_signals(worker_id):  # whoever sends them to all processes: the trainer ends its workers
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return paddle.io.DataLoader(
         rows,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=args.num_workers,
-        worker_init_fn=leave_process_group,
+        worker_init_fn=ignore_signals,
     )
 
 
@@ -454,20 +452,22 @@ def auto_cast(args):
 
 
 @paddle.no_grad()
-def evaluate(model, loader, args, stop=None) -> dict | None:
-    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows;
-    None if a signal came to any of them, which ends its share at once."""
+def evaluate(model, loader, stop, args) -> dict | None:
+    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows.
+
+    None if `stop` is requested of any rank, which then ends its share, and its loader for good.
+    """
     model.eval()
     totals = paddle.zeros([4], dtype="float64")
-    for batch in loader:
-        if stop and stop.requested:
-            loader.batch_sampler.rows = range(0)  # so the loader ends in good order
-            totals[3] = 1
+    for batch in () if stop.requested else loader:
+        if stop.requested:
+            loader.batch_sampler.rows = range(0)  # so that its workers end in good order
             continue
         with auto_cast(args):
             loss, logits, labels = masked_loss(model, batch)
         correct = (logits.argmax(-1) == labels).astype("float32").sum()
         totals[:3] += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
+    totals[3] = float(stop.requested)
     model.train()
     loss, correct, num_masked, stops = sum_over_ranks(totals).tolist()
     if stops:
@@ -622,7 +622,8 @@ class MetricsLog:
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into `requested`, read once per update; a second SIGINT exits at once."""
+    """Turns SIGTERM and SIGINT into `requested`, read once per update and per batch of an evaluation; a second SIGINT
+    exits at once."""
 
     def __init__(self):
         self.requested = False
@@ -689,7 +690,7 @@ def train(model, optimizer, scaler, micro_batches, validation, total_steps, stat
     while True:
         step = state["step"]
         if step and (step % args.save_steps == 0 or step == total_steps):
-            evaluation = evaluate(unwrap(model), validation, args, stop)
+            evaluation = evaluate(unwrap(model), validation, stop, args)
             if evaluation is None:
                 return None
             log("evaluation", step, evaluation)
@@ -908,28 +909,34 @@ def run_identity(args, config, sampler: UpdateSampler) -> dict:
             data.update({key: card[key] for key in ("fingerprint", "tokenizer", "splits")})
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data anew, or remove the file") from error
-    architecture = {k: v for k, v in config.to_dict().items() if k not in ("architectures", "paddlenlp_version")}
     names = "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps seed mlm_probability"
     names += " amp amp_dtype amp_level scale_loss" if args.amp else " amp"
     identity = {
         **{name: getattr(args, name) for name in names.split()},
-        **{f"data.{key}": value for key, value in data.items()},
+        "data": data,
         "global_batch": math.prod(sampler.shape),
         "total_steps": sampler.updates,
-        **{f"model.{key}": value for key, value in architecture.items()},
+        "architecture": {k: v for k, v in config.to_dict().items() if k not in ("architectures", "paddlenlp_version")},
     }
     return json.loads(json.dumps(identity))
 
 
 def check_same_run(identity: dict, saved: dict, path: str) -> None:
-    changed = [
-        f"{key} (was {saved.get(key)}, is {identity[key]})" for key in identity if identity[key] != saved.get(key)
-    ]
+    was, now = leaves(saved), leaves(identity)
+    changed = [f"{k} (was {was.get(k)}, is {now.get(k)})" for k in {**now, **was} if was.get(k) != now.get(k)]
     if changed:
         raise UserError(
             f"cannot resume from {path}: these would change the result: {'; '.join(changed)}. Undo the change, or "
             "start a new run in another --output_dir"
         )
+
+
+def leaves(tree: dict, path: str = "") -> dict:
+    """{"data": {"rows": 1}} as {"data.rows": 1}."""
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
 
 
 def check_same_step(step: int) -> None:
@@ -995,8 +1002,10 @@ def main(argv: list | None = None) -> None:
     if checkpoint:
         load_optimizer(checkpoint, state, model, optimizer, scaler)
     sampler.first_update = state["step"]
-    action = f"continuing from {source}" if source else "training from scratch"
-    action = f"resuming {checkpoint} at step {state['step']}" if checkpoint else action
+    if checkpoint:
+        action = f"resuming {checkpoint} at step {state['step']}"
+    else:
+        action = f"continuing from {source}" if source else "training from scratch"
     say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
     say(f"data: {len(rows['train']):,} rows, {sampler.updates:,} updates of {math.prod(sampler.shape):,} rows")
     shares = token_shares(rows["validation"], tokenizer)
@@ -1019,18 +1028,20 @@ def main(argv: list | None = None) -> None:
             record = {**state, "identity": identity, "arguments": vars(args)}
             save_checkpoint(path, unwrap(model), tokenizer_dir(args), optimizer, scaler, record)
             older = [c for c in checkpoints_in(args.output_dir) if step_of(c) < state["step"]]  # others are abandoned
-            for surplus in older[: max(0, len(older) + 1 - (args.save_total_limit or sys.maxsize))]:
+            for surplus in older[::-1][args.save_total_limit - 1 :] if args.save_total_limit else ():
                 shutil.rmtree(surplus)
         wait_for_all()
 
     model.train()
     model = paddle.DataParallel(model) if world_size > 1 else model
     with micro_batches_of(train_loader) as batches:
-        parts = (model, optimizer, scaler, batches, validation_loader, sampler.updates)
-        evaluation = train(*parts, state, log, save, args)
+        evaluation = train(
+            model, optimizer, scaler, batches, validation_loader, sampler.updates, state, log, save, args
+        )
     path = os.path.join(args.output_dir, f"paddle_{state['step']}")
     if evaluation is None:
-        say(f"stopped by a signal: saved {path}; --resume_from_checkpoint auto continues")
+        resumable = "auto" if os.path.isdir(path) else checkpoint  # a path, and the signal came at once
+        say(f"stopped by a signal after step {state['step']}: --resume_from_checkpoint {resumable} continues")
     else:
         say(f"done: {path}, evaluation loss {evaluation['eval_loss']:.4f}, perplexity {evaluation['perplexity']:.2f}")
 

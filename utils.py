@@ -101,6 +101,17 @@ def command_line(main) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 2
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """By its text, as safetensors' and shutil's own errors carry no errno."""
+    texts = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return not isinstance(error, UserError) and any(text in str(error) for text in texts)
 
 
 def prepare_for_paddle() -> None:
@@ -200,9 +211,8 @@ def atomic_directory(path: str):
         shutil.rmtree(path + ASIDE, ignore_errors=True)
     except BaseException as error:
         recover_directory(path)
-        reason = next((text for text in map(os.strerror, WRITE_ERRORS) if text in str(error)), None)
-        if reason and not isinstance(error, UserError):  # safetensors' and shutil's own errors have no errno
-            raise UserError(f"cannot write {path}: {reason}; what was there is unchanged") from error
+        if getattr(error, "errno", None) in WRITE_ERRORS or is_full_disk(error):
+            raise UserError(f"cannot write {path} ({first_line(error)}); what was there is unchanged") from error
         raise
 
 
@@ -257,7 +267,7 @@ class TokenRows:
 
 def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
     """How often each token occurs in the rows, special ones left out: shares (float64 [vocab_size - special ones])."""
-    counts = np.pad(rows.token_counts, (0, max(0, tokenizer.vocab_size - len(rows.token_counts))))
+    counts = np.pad(rows.token_counts, (0, tokenizer.vocab_size - len(rows.token_counts)))
     counts = np.delete(counts, tokenizer.all_special_ids)
     return counts / counts.sum()
 
@@ -421,7 +431,7 @@ def damage_of(folder: str) -> str | None:
     try:
         found = _checksums(folder)
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+        return f"it cannot be read ({first_line(error)})"
     if unlisted := [name for name in NEEDED if name not in expected]:
         return f"{CHECKSUMS} is cut off: it lacks {unlisted[0]}"
     for name, digest in expected.items():
@@ -499,9 +509,9 @@ def export_checkpoint(checkpoint: str, output_dir: str) -> None:
     weights = to_transformers(safetensors.numpy.load_file(os.path.join(checkpoint, "model.safetensors")))
     del weights["lm_head.decoder.weight"], weights["lm_head.decoder.bias"]  # tied
     with atomic_directory(output_dir) as folder:
-        shutil.copytree(
-            checkpoint, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*_state", CHECKSUMS, f"*{PARTIAL}")
-        )
+        for entry in os.scandir(checkpoint):  # the tokenizer
+            if entry.is_file() and entry.name not in (CHECKSUMS, "config.json", "model.safetensors"):
+                shutil.copy(entry.path, folder)
         safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
             paddles = ("paddlenlp_version", "dtype", "torch_dtype")

@@ -532,7 +532,7 @@ ERRORS = {
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
     "tokenizer_config.json broken": ({}, "--tokenizer_name {bad}/broken_config", ["/broken_config"]),
     "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words"]),
-    "tokenizer that splits otherwise": ({}, "--tokenizer_name {bad}/otherwise", ["byte-level", "Whitespace"]),
+    "tokenizer that splits otherwise": ({}, "--tokenizer_name {bad}/otherwise", ["gigatoken", "Whitespace"]),
     "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
     "hub tokenizer out of reach": ({}, "--tokenizer_name someone/something", ["someone/something", "`train`"]),
     "output below a file": ({}, "--output_dir good.jsonl/out", ["good.jsonl/out"]),

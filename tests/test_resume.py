@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -63,7 +65,7 @@ def undisturbed(packed_data, tmp_path_factory) -> dict:
         patch.setitem(run_pretrain.ARCHITECTURES, "tiny-for-tests", (2, 32, 2))
         run_pretrain.main([*training_arguments(packed_data, output), *RUN])
     identity = json.loads((output / "paddle_40/training_state/state.json").read_text())["identity"]
-    assert identity["data.rows"] // 64 < STEPS and identity["model.hidden_dropout_prob"] > 0
+    assert identity["data"]["rows"] // 64 < STEPS and identity["architecture"]["hidden_dropout_prob"] > 0
     return result(output)
 
 
@@ -103,11 +105,18 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undi
     assert result(pretrain(*RUN, *RESUME, output=output)) == undisturbed
 
 
-@pytest.mark.parametrize("at", [SAVE_STEPS, STEPS])
+def orphans() -> list:
+    """Shared memory of processes that are gone."""
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    paddles = [name for name in names if name.startswith("paddle_")]
+    return [name for name in paddles if not os.path.exists(f"/proc/{name.split('_')[1]}")]
+
+
+@pytest.mark.parametrize(("at", "num_workers"), [(SAVE_STEPS, 0), (SAVE_STEPS, 2), (STEPS, 0)])
 def test_a_signal_ends_an_evaluation_and_the_resumed_run_begins_with_it(
-    pretrain, monkeypatch, undisturbed, tmp_path, capsys, at
+    pretrain, monkeypatch, undisturbed, tmp_path, capsys, at, num_workers
 ):
-    real, evaluated = run_pretrain.masked_loss, []
+    real, evaluated, before = run_pretrain.masked_loss, [], orphans()
 
     def masked_loss(model, batch):
         if not model.training and (output / f"paddle_{at}").exists():
@@ -117,7 +126,8 @@ def test_a_signal_ends_an_evaluation_and_the_resumed_run_begins_with_it(
 
     output = tmp_path / "ckp"
     monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
-    pretrain(*RUN, *RESUME)
+    pretrain(*RUN, *RESUME, "--num_workers", str(num_workers))
+    assert not multiprocessing.active_children() and orphans() == before
     assert len(evaluated) == 1 and "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
     assert max(record["step"] for record in metrics(output, "train")) <= at
     assert at not in [record["step"] for record in metrics(output, "evaluation")]
@@ -152,6 +162,25 @@ def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed)
     assert result(output) == result(undisturbed)
 
 
+def test_a_signal_to_another_rank_ends_the_evaluation_here_too(pretrain, monkeypatch, capsys):
+    real = run_pretrain.sum_over_ranks
+    other = run_pretrain.paddle.to_tensor([0, 0, 0, 1], dtype="float64")  # its loss, correct, masked tokens, stop
+    monkeypatch.setattr(run_pretrain, "sum_over_ranks", lambda x: real(x) + other if x.shape == [4] else real(x))
+    output = pretrain("--max_steps", "4", "--save_steps", "2")
+    assert "stopped by a signal after step 2: " in capsys.readouterr().out.splitlines()[-1]
+    assert not metrics(output, "evaluation") and not (output / "paddle_4").exists()
+
+
+def test_a_signal_in_the_first_evaluation_of_a_run_resumed_by_a_path_names_the_path(
+    pretrain, monkeypatch, tmp_path, capsys
+):
+    output = pretrain("--max_steps", "4", "--save_steps", "2")
+    monkeypatch.setattr(run_pretrain, "evaluate", lambda *arguments: None)  # as after a signal
+    saved = str(output / "paddle_2")
+    pretrain("--max_steps", "4", "--save_steps", "2", "--resume_from_checkpoint", saved, output=tmp_path / "other")
+    assert f"--resume_from_checkpoint {saved} continues" in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.parametrize("limit", [100_000, 400_000])  # the model, the optimizer's state
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_remains(packed_data, tmp_path, limit):
     """A limit on the size of a file stands in for the disk's."""
@@ -177,6 +206,7 @@ run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_sigterm_ends_with_status_0_and_without_a_word_on_stderr(packed_data, tmp_path, num_workers):
+    """Sent to the loader's workers as well, as Slurm and systemd do."""
     options = [*training_arguments(packed_data, tmp_path / "ckp"), "--num_workers", str(num_workers)]
     options[options.index("tiny-for-tests")] = "roberta-en-tiny"
     command = [sys.executable, "run_pretrain.py", *options, "--num_train_epochs", "1000"]
@@ -184,6 +214,8 @@ def test_sigterm_ends_with_status_0_and_without_a_word_on_stderr(packed_data, tm
     while not (tmp_path / "ckp/metrics.jsonl").exists() or not metrics(tmp_path / "ckp", "train"):
         assert process.poll() is None
         time.sleep(0.05)
+    for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
     process.terminate()
     shown, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped by a signal" in shown.splitlines()[-1]
@@ -285,13 +317,15 @@ CHANGES = {
     "global_batch (was 8, is 16)": "--batch_size 16",
     "total_steps (was 4, is 6)": "--max_steps 6",
     "warmup_steps (was 0, is 2)": "--warmup_steps 2",
-    "model.num_attention_heads (was 2, is 4)": "--model_name_or_path roberta-en-mini",
+    "architecture.num_attention_heads (was 2, is 4)": "--model_name_or_path roberta-en-mini",
     "mlm_probability": "--mlm_probability 0.2",
-    "model.hidden_dropout_prob (was 0.1, is 0.0)": "--dropout 0",
+    "architecture.hidden_dropout_prob (was 0.1, is 0.0)": "--dropout 0",
 }
 
 
-def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, ragged_data, monkeypatch):
+def test_changes_that_would_change_the_result_are_refused_and_listed(
+    pretrain, packed_data, ragged_data, monkeypatch, tmp_path
+):
     output = pretrain("--save_steps", "2", "--max_steps", "4")
     before = result(output)
     monkeypatch.setattr(run_pretrain, "load_model", None)  # before anything large is loaded
@@ -299,8 +333,11 @@ def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, r
         with pytest.raises(UserError) as error:
             pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, *change.split())
         assert named in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(UserError, match="data"):
-        pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, data=ragged_data)
+    shutil.copytree(packed_data, tmp_path / "unknown")
+    (tmp_path / "unknown/data_card.json").unlink()
+    for data in (ragged_data, tmp_path / "unknown"):
+        with pytest.raises(UserError, match=r"data\.fingerprint \(was sha256:"):
+            pretrain("--save_steps", "2", "--max_steps", "4", *RESUME, data=data)
     assert result(output) == before
 
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -97,7 +98,8 @@ def ours(args) -> Contestant:
     shared = {name: getattr(run, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
     shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
-    evaluate = (lambda: project.evaluate(model, validation, run)["eval_loss"]) if args.quality else None
+    never = types.SimpleNamespace(requested=False)
+    evaluate = (lambda: project.evaluate(model, validation, never, run)["eval_loss"]) if args.quality else None
     return Contestant(iter(loader), update, project.paddle.device.cuda, facts, evaluate)
 
 
