@@ -8,6 +8,7 @@
 
 import contextlib
 import copy
+import ctypes
 import glob
 import io
 import json
@@ -352,29 +353,33 @@ def build_loader(rows, sampler, collator, args):
             batch["masked_positions"] = np.zeros(1, dtype=np.int64)
         return batch
 
-    def ignore_signals(worker_id):  # whoever sends them to all processes: the trainer ends its workers
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def follow_the_trainer(worker_id):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some send it to all processes: it is the trainer's to handle
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux, a killed trainer's may live on
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
     return paddle.io.DataLoader(
         rows,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=args.num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=follow_the_trainer,
+        use_shared_memory=False,  # which outlives killed runs, and is scarce in containers; the batches are small
     )
 
 
 @contextlib.contextmanager
-def micro_batches_of(loader):
-    """Yields an iterator over a training loader; when the block ends, so do the loader's workers, in good order."""
-    micro_batches = iter(loader)
+def batches_of(loader):
+    """Yields an iterator over the loader; when the block ends, so do the loader's workers, in good order."""
+    batches = (batch for batch in loader)  # the loader's own iterator fails when it is asked again after its end
     try:
-        yield micro_batches
+        yield batches
     finally:
-        loader.batch_sampler.updates = 0
-        for _made_ahead in micro_batches:
+        loader.batch_sampler.ended = True
+        for _made_ahead in batches:
             pass
+        loader.batch_sampler.ended = False
 
 
 # ---------------------------------------------------------------- steps
@@ -455,18 +460,18 @@ def auto_cast(args):
 def evaluate(model, loader, stop, args) -> dict | None:
     """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows.
 
-    None if `stop` is requested of any rank, which then ends its share, and its loader for good.
+    None if `stop` is requested of any rank, which then ends its share at once.
     """
     model.eval()
     totals = paddle.zeros([4], dtype="float64")
-    for batch in () if stop.requested else loader:
-        if stop.requested:
-            loader.batch_sampler.rows = range(0)  # so that its workers end in good order
-            continue
-        with auto_cast(args):
-            loss, logits, labels = masked_loss(model, batch)
-        correct = (logits.argmax(-1) == labels).astype("float32").sum()
-        totals[:3] += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
+    with batches_of(loader) as batches:
+        for batch in batches:
+            if stop.requested:
+                break
+            with auto_cast(args):
+                loss, logits, labels = masked_loss(model, batch)
+            correct = (logits.argmax(-1) == labels).astype("float32").sum()
+            totals[:3] += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
     totals[3] = float(stop.requested)
     model.train()
     loss, correct, num_masked, stops = sum_over_ranks(totals).tolist()
@@ -1034,7 +1039,7 @@ def main(argv: list | None = None) -> None:
 
     model.train()
     model = paddle.DataParallel(model) if world_size > 1 else model
-    with micro_batches_of(train_loader) as batches:
+    with batches_of(train_loader) as batches:
         evaluation = train(
             model, optimizer, scaler, batches, validation_loader, sampler.updates, state, log, save, args
         )

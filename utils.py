@@ -21,6 +21,7 @@ import math
 import os
 import shutil
 import sys
+import traceback
 import warnings
 
 import numpy as np
@@ -92,7 +93,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, above: fl
 
 
 def command_line(main) -> int:
-    """Runs main() and returns the exit status: 2 and one line on stderr for a UserError, no traceback."""
+    """Runs main() and returns the exit status: 2 and one line for a UserError, 1 and the traceback for a bug."""
     try:
         return main() or 0
     except UserError as error:
@@ -103,7 +104,8 @@ def command_line(main) -> int:
         return 130
     except Exception as error:
         if not is_full_disk(error):
-            raise
+            traceback.print_exc()
+            return 1
         print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
 
@@ -365,9 +367,11 @@ class UpdateSampler:
     An epoch is a permutation of the rows drawn from (seed, epoch), cut into global batches (the last incomplete
     one is dropped); a global batch is cut into `accumulation` micro-steps, each into `world_size` micro-batches of
     `batch_size` rows. So the rows of an update depend on the global batch alone, not on how it is cut, and an
-    iteration may start at any update (`first_update`) without reading what was passed. It ends before `updates`, also
-    where that is lowered on the way.
+    iteration may start at any update (`first_update`) without reading what was passed. It ends before `updates`, or
+    where `ended` is set on the way.
     """
+
+    ended = False
 
     def __init__(self, num_rows, batch_size, accumulation=1, rank=0, world_size=1, seed=0, first_update=0, updates=0):
         self.num_rows, self.rank, self.seed = num_rows, rank, seed
@@ -381,7 +385,7 @@ class UpdateSampler:
     def __iter__(self):
         permuted_epoch, global_batch = None, math.prod(self.shape)
         update = self.first_update
-        while update < self.updates:
+        while update < self.updates and not self.ended:
             epoch, position = divmod(update, self.updates_per_epoch)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch
@@ -393,10 +397,9 @@ class UpdateSampler:
 
 
 class EvaluationSampler:
-    """The batch sampler of an evaluation: this rank's share of the rows, each row once on exactly one rank.
+    """The batch sampler of an evaluation: this rank's share of the rows, each row once on exactly one rank."""
 
-    It ends early where `rows` is emptied on the way.
-    """
+    ended = False
 
     def __init__(self, num_rows: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.rows = range(rank, num_rows, world_size)
@@ -406,10 +409,10 @@ class EvaluationSampler:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __iter__(self):
-        start = 0
-        while batch := self.rows[start : start + self.batch_size]:
-            yield [(EVALUATION_EPOCH, row) for row in batch]
-            start += self.batch_size
+        for start in range(0, len(self.rows), self.batch_size):
+            if self.ended:
+                return
+            yield [(EVALUATION_EPOCH, row) for row in self.rows[start : start + self.batch_size]]
 
 
 # ---------------------------------------------------------------- checkpoints on disk

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged, and resumed, ends as if nothing had happened; anything else is refused."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -201,6 +202,29 @@ run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
     assert len(process.stderr.splitlines()) == 1 and "File too large" in process.stderr, process.stderr
     assert utils.damage_of(str(tmp_path / "ckp/paddle_2")) is None
     assert sorted(path.name for path in (tmp_path / "ckp").glob("paddle_*")) == ["paddle_2"]
+
+
+def test_a_full_disk_that_the_log_meets_is_one_line_too(capsys):
+    def main():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+    assert utils.command_line(main) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'metrics.jsonl'\n"
+
+
+def test_a_crash_ends_the_process_though_the_loader_has_workers(packed_data, tmp_path):
+    options = [*training_arguments(packed_data, tmp_path / "ckp"), "--max_steps", "2", "--num_workers", "2"]
+    code = """
+import run_pretrain
+run_pretrain.ARCHITECTURES["tiny-for-tests"] = (2, 32, 2)
+real = run_pretrain.masked_loss
+run_pretrain.masked_loss = lambda model, batch: real(model, batch) if model.training else 1 / 0
+run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 1 and "ZeroDivisionError" in process.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
