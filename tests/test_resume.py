@@ -231,19 +231,36 @@ run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_sigterm_ends_with_status_0_and_without_a_word_on_stderr(packed_data, tmp_path, num_workers):
     """Sent to the loader's workers as well, as Slurm and systemd do."""
-    options = [*training_arguments(packed_data, tmp_path / "ckp"), "--num_workers", str(num_workers)]
-    options[options.index("tiny-for-tests")] = "roberta-en-tiny"
-    command = [sys.executable, "run_pretrain.py", *options, "--num_train_epochs", "1000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "ckp/metrics.jsonl").exists() or not metrics(tmp_path / "ckp", "train"):
-        assert process.poll() is None
-        time.sleep(0.05)
-    for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGTERM)
+    process, workers = training_process(packed_data, tmp_path / "ckp", num_workers)
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
     process.terminate()
     shown, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped by a signal" in shown.splitlines()[-1]
     assert "Error" not in errors and "Traceback" not in errors, errors
+
+
+@pytest.mark.slow
+def test_the_loaders_workers_die_with_a_killed_trainer_and_leave_nothing(packed_data, tmp_path):
+    before = orphans()
+    process, workers = training_process(packed_data, tmp_path / "ckp", num_workers=2)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate(timeout=60)  # which ends when no process holds its pipes any more
+    assert orphans() == before
+
+
+def training_process(data, output, num_workers: int) -> tuple:
+    """A run in a process of its own that has made its first update, and the ids of its workers."""
+    options = [*training_arguments(data, output), "--num_workers", str(num_workers), "--num_train_epochs", "1000"]
+    options[options.index("tiny-for-tests")] = "roberta-en-tiny"
+    command = [sys.executable, "run_pretrain.py", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (output / "metrics.jsonl").exists() or not metrics(output, "train"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, [int(child) for child in children]
 
 
 def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pretrain, monkeypatch, tmp_path):
