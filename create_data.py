@@ -412,9 +412,8 @@ class Encoder:
             try:
                 self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
             except RuntimeError as error:
-                reason = first_line(error)
                 raise UserError(
-                    f"gigatoken cannot read the tokenizer ({reason}): take one of RoBERTa's kind"
+                    f"gigatoken cannot read the tokenizer ({first_line(error)}): take one of RoBERTa's kind"
                 ) from error
             self.expires = self.encoded_bytes + ENCODER_LIFETIME
         layout = self.gigatoken.encode_batch(texts).layout

@@ -133,11 +133,12 @@ def attend(query, key, value, mask, dropout: float, num_heads: int):
     On GPUs that have it (Ampere and later), in half precision and without padding, FlashAttention; on CPUs, a row at
     a time; else the plain way. All give the same, and the same gradients, but for rounding and which weights drop.
     """
-    heads = [x.reshape([*x.shape[:2], num_heads, -1]) for x in (query, key, value)]
-    if has_flash_attention(query, mask):
-        return F.scaled_dot_product_attention(*heads, dropout_p=dropout).reshape(query.shape)
-    if query.place.is_cpu_place():
+    flash = has_flash_attention(query, mask)
+    if query.place.is_cpu_place() and not flash:
         return RowwiseAttention.apply(query, key, value, mask, dropout, num_heads)
+    heads = [x.reshape([*x.shape[:2], num_heads, -1]) for x in (query, key, value)]
+    if flash:
+        return F.scaled_dot_product_attention(*heads, dropout_p=dropout).reshape(query.shape)
     query_heads, key_heads, value_heads = (x.transpose([0, 2, 1, 3]) for x in heads)
     weights = F.dropout(attention_weights(query_heads, key_heads, mask), dropout)
     return paddle.matmul(weights, value_heads).transpose([0, 2, 1, 3]).reshape(query.shape)
@@ -349,7 +350,7 @@ def use_half_precision_weights(model, optimizer, args) -> None:
 def build_loader(rows, sampler, collator, args):
     def collate(examples):
         batch = collator(examples)
-        if not len(batch["masked_positions"]):  # Paddle's workers cannot pass on an empty array: one ignored position
+        if not len(batch["masked_positions"]):  # Paddle 2.6.2 multiplies no empty matrix: one ignored position
             batch["masked_positions"] = np.zeros(1, dtype=np.int64)
         return batch
 
@@ -463,7 +464,7 @@ def evaluate(model, loader, stop, args) -> dict | None:
     None if `stop` is requested of any rank, which then ends its share at once.
     """
     model.eval()
-    totals = paddle.zeros([4], dtype="float64")
+    totals = paddle.zeros([3], dtype="float64")
     with batches_of(loader) as batches:
         for batch in batches:
             if stop.requested:
@@ -471,10 +472,10 @@ def evaluate(model, loader, stop, args) -> dict | None:
             with auto_cast(args):
                 loss, logits, labels = masked_loss(model, batch)
             correct = (logits.argmax(-1) == labels).astype("float32").sum()
-            totals[:3] += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
-    totals[3] = float(stop.requested)
+            totals += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
     model.train()
-    loss, correct, num_masked, stops = sum_over_ranks(totals).tolist()
+    stopping = paddle.full([1], float(stop.requested), dtype="float64")
+    loss, correct, num_masked, stops = sum_over_ranks(paddle.concat([totals, stopping])).tolist()
     if stops:
         return None
     loss /= max(num_masked, 1)
@@ -927,7 +928,7 @@ def run_identity(args, config, sampler: UpdateSampler) -> dict:
 
 
 def check_same_run(identity: dict, saved: dict, path: str) -> None:
-    was, now = leaves(saved), leaves(identity)
+    was, now = flattened(saved), flattened(identity)
     changed = [f"{k} (was {was.get(k)}, is {now.get(k)})" for k in {**now, **was} if was.get(k) != now.get(k)]
     if changed:
         raise UserError(
@@ -936,12 +937,12 @@ def check_same_run(identity: dict, saved: dict, path: str) -> None:
         )
 
 
-def leaves(tree: dict, path: str = "") -> dict:
+def flattened(tree: dict, path: str = "") -> dict:
     """{"data": {"rows": 1}} as {"data.rows": 1}."""
-    found = {}
+    flat = {}
     for key, value in tree.items():
-        found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
+        flat |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat
 
 
 def check_same_step(step: int) -> None:

@@ -43,7 +43,8 @@ TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and t
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
 PARTIAL, ASIDE = ".being_written", ".being_replaced"  # suffixes of directories
-WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRITE_ERRORS = {*FULL_DISK, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EXDEV}  # no such place
 
 
@@ -93,27 +94,23 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, above: fl
 
 
 def command_line(main) -> int:
-    """Runs main() and returns the exit status: 2 and one line for a UserError, 1 and the traceback for a bug."""
+    """Runs main(); returns the exit status: 2 and one line for a user's error, 1 and the traceback for a bug."""
     try:
         return main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_full_disk(error):
-            traceback.print_exc()
-            return 1
-        print(f"error: {first_line(error)}", file=sys.stderr)
-        return 2
+        if isinstance(error, UserError) or is_full_disk(error):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        return 1
 
 
 def is_full_disk(error: BaseException) -> bool:
     """By its text, as safetensors' and shutil's own errors carry no errno."""
-    texts = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    return not isinstance(error, UserError) and any(text in str(error) for text in texts)
+    return not isinstance(error, UserError) and any(os.strerror(code) in str(error) for code in FULL_DISK)
 
 
 def prepare_for_paddle() -> None:
@@ -384,8 +381,9 @@ class UpdateSampler:
 
     def __iter__(self):
         permuted_epoch, global_batch = None, math.prod(self.shape)
-        update = self.first_update
-        while update < self.updates and not self.ended:
+        for update in range(self.first_update, self.updates):
+            if self.ended:
+                return
             epoch, position = divmod(update, self.updates_per_epoch)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch
@@ -393,7 +391,6 @@ class UpdateSampler:
             rows = permutation[position * global_batch : (position + 1) * global_batch]
             for micro_batch in rows.reshape(self.shape)[:, self.rank]:
                 yield [(epoch, row) for row in micro_batch.tolist()]
-            update += 1
 
 
 class EvaluationSampler:

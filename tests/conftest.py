@@ -83,9 +83,9 @@ def pretrain(monkeypatch, packed_data, tmp_path):
     return run
 
 
-def training_arguments(data: pathlib.Path, output: pathlib.Path) -> list:
+def training_arguments(data: pathlib.Path, output: pathlib.Path, model: str = TINY) -> list:
     options = "--device cpu --max_seq_length 32 --batch_size 8 --learning_rate 1e-3 --logging_steps 1"
-    return ["--model_name_or_path", TINY, "--input_file", str(data), "--output_dir", str(output), *options.split()]
+    return ["--model_name_or_path", model, "--input_file", str(data), "--output_dir", str(output), *options.split()]
 
 
 def metrics(output: pathlib.Path, event: str) -> list:

@@ -35,8 +35,7 @@ def launch(log_dir, processes: int, script: str, *arguments, nodes: int = 1, mas
 
 
 def arguments_of(data, output, *more) -> list:
-    arguments = training_arguments(data, output)
-    arguments[arguments.index("tiny-for-tests")] = "roberta-en-tiny"
+    arguments = training_arguments(data, output, "roberta-en-tiny")
     return [*arguments, *map(str, more)]
 
 

@@ -142,8 +142,7 @@ def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed)
     """KILLS=20 runs as many repetitions."""
 
     def start(output):
-        options = [*training_arguments(packed_data, output), *RUN, *RESUME]
-        options[options.index("tiny-for-tests")] = "roberta-en-tiny"
+        options = [*training_arguments(packed_data, output, "roberta-en-tiny"), *RUN, *RESUME]
         return subprocess.Popen([sys.executable, "run_pretrain.py", *options], cwd=ROOT, stdout=subprocess.DEVNULL)
 
     if not (undisturbed := tmp_path.parent / "undisturbed").exists():
@@ -252,9 +251,8 @@ def test_the_loaders_workers_die_with_a_killed_trainer_and_leave_nothing(packed_
 
 def training_process(data, output, num_workers: int) -> tuple:
     """A run in a process of its own that has made its first update, and the ids of its workers."""
-    options = [*training_arguments(data, output), "--num_workers", str(num_workers), "--num_train_epochs", "1000"]
-    options[options.index("tiny-for-tests")] = "roberta-en-tiny"
-    command = [sys.executable, "run_pretrain.py", *options]
+    options = "--num_workers", str(num_workers), "--num_train_epochs", "1000"
+    command = [sys.executable, "run_pretrain.py", *training_arguments(data, output, "roberta-en-tiny"), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (output / "metrics.jsonl").exists() or not metrics(output, "train"):
         assert process.poll() is None
