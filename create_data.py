@@ -42,8 +42,8 @@ from utils import (
     all_tokens,
     atomic_directory,
     boolean,
+    brief,
     command_line,
-    first_line,
     number,
     peak_memory,
     recover_directory,
@@ -162,7 +162,7 @@ def file_documents(paths: list, column: str) -> Iterator[str]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
-            raise UserError(f"cannot read {path} beyond record {position}: {first_line(error)}") from None
+            raise UserError(f"cannot read {path} beyond record {position}: {brief(error)}") from None
 
 
 def undecodable_byte(path: str) -> int:
@@ -227,7 +227,7 @@ def hub_documents(name: str, config: str | None, column: str) -> Iterator[str]:
         raise
     except Exception as error:  # the hub's client, and what it stands on, raise errors of many kinds
         raise UserError(
-            f"cannot read the data set {name}, {config or 'no configuration'} ({first_line(error)}): check the name "
+            f"cannot read the data set {name}, {config or 'no configuration'} ({brief(error)}): check the name "
             "and the connection (HF_ENDPOINT names a mirror), or use --data_files FILE or --dataset_name demo"
         ) from error
 
@@ -324,7 +324,7 @@ def load_tokenizer(name: str, max_seq_length: int) -> tuple:
         tokenizer.no_padding()
     except Exception as error:  # tokenizers raises bare Exceptions, the hub's client errors of many kinds
         raise UserError(
-            f"cannot load the tokenizer {name} ({first_line(error)}): give `train`, a hub id, or a directory with "
+            f"cannot load the tokenizer {name} ({brief(error)}): give `train`, a hub id, or a directory with "
             "tokenizer.json or vocab.json + merges.txt"
         ) from error
     if type(tokenizer.model).__name__ != "BPE":
@@ -413,7 +413,7 @@ class Encoder:
                 self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
             except RuntimeError as error:
                 raise UserError(
-                    f"gigatoken cannot read the tokenizer ({first_line(error)}): take one of RoBERTa's kind"
+                    f"gigatoken cannot read the tokenizer ({brief(error)}): take one of RoBERTa's kind"
                 ) from error
             self.expires = self.encoded_bytes + ENCODER_LIFETIME
         layout = self.gigatoken.encode_batch(texts).layout
