@@ -59,7 +59,7 @@ MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")  # the tensor
 MAY_CHANGE = (
     "input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps num_train_epochs "
     "max_steps max_skipped_updates recompute output_dir logging_steps save_steps save_total_limit max_eval_rows "
-    "resume_from_checkpoint device amp amp_dtype precision_reason"
+    "resume_from_checkpoint device amp amp_dtype"
 ).split()
 GONE = {
     "--num_workers": "batches are made in a thread, which is as fast; leave it out",
@@ -704,32 +704,33 @@ class Report:
 
     def _training(self, run: Run, result: dict) -> None:
         """Speeds are those of all ranks together, their tokens positions of the batches."""
-        window, eta = run.window, (run.total_steps - run.global_step) * self.seconds / self.updates
+        seconds, window = self.seconds, run.window
+        eta = (run.total_steps - run.global_step) * seconds / self.updates
         record = {
             "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
             "learning_rate": run.optimizer.get_lr(),
             "grad_norm": result["grad_norm"],
             "skipped_updates": window["skipped_updates"],
             "loss_scale": result["loss_scale"],
-            "steps_per_second": self.updates / self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
-            "tflops": self.flops / self.seconds / 1e12,
-            "data_wait_percent": 100 * self.data_seconds / self.seconds,
+            "steps_per_second": self.updates / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "tflops": self.flops / seconds / 1e12,
+            "data_wait_percent": 100 * self.data_seconds / seconds,
             "eta_hours": eta / 3600,
             "peak_memory_gb": device_memory(),
         }
-        step = f"step {run.global_step:,}/{run.total_steps:,}  loss {record['loss']:.3f}  rate {record['learning_rate']:.2e}"
-        speed = f"{record['tokens_per_second']:,.0f} tokens/s  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
-        skipped = f"  {window['skipped_updates']} skipped" if window["skipped_updates"] else ""
-        self._write("train", run.global_step, record, f"{step}  {speed}{skipped}")
+        line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s".format(**record)
+        line = f"step {run.global_step:,}/{run.total_steps:,}  {line}  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
+        if window["skipped_updates"]:
+            line += f"  {window['skipped_updates']} skipped"
+        self._write("train", run.global_step, record, line)
 
     def evaluation(self, run: Run, evaluation: dict) -> None:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
             run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
-        line = "evaluation{}: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
-        at_step = f" at step {run.global_step:,}" if run.global_step else ""
-        record = {**evaluation, **self.yardsticks}
-        self._write("evaluation", run.global_step, record, line.format(at_step, **evaluation))
+        line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
+        line = f"evaluation at step {run.global_step:,}: {line}"
+        self._write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
         path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
@@ -826,9 +827,8 @@ def set_device(args) -> None:
     require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
     if args.device == "gpu":
         check_gpu()
-    set_precision(args)
     say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
-    say(f"precision: {args.precision} ({args.precision_reason})")
+    say(f"precision: {set_precision(args)}")
 
 
 def check_gpu() -> None:
@@ -843,17 +843,19 @@ def check_gpu() -> None:
         ) from error
 
 
-def set_precision(args) -> None:
-    """Sets args.precision, that of matrix products (all else is float32), and why: float32, bfloat16 or float16."""
+def set_precision(args) -> str:
+    """Sets args.precision, that of matrix products (all else is float32), and says why it is this one."""
+    reason = "--amp False"
     if not args.amp:
-        args.precision, args.precision_reason = "float32", "--amp False"
+        args.precision = "float32"
     elif args.device == "cpu":
-        args.precision, args.precision_reason = cpu_precision()
+        args.precision, reason = cpu_precision()
     else:
         args.precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
         suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
         require(suits, "--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
-        args.precision_reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
+        reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
+    return f"{args.precision} ({reason})"
 
 
 def has_ampere() -> bool:

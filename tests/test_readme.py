@@ -116,6 +116,7 @@ def test_every_file_that_is_linked_or_named_exists():
 def changed(sources: dict) -> dict:
     """The scripts' lines with the README's changes made, which are written as in a diff."""
     [block] = re.findall(r"```diff\n(.*?)```", README, flags=re.DOTALL)
+    lines, place = [], 0
     for line in block.splitlines():
         mark, text = line[0], line[1:]
         if text.startswith("# "):
