@@ -524,9 +524,9 @@ def save_checkpoint(run: Run) -> None:
             utils.write_checksums(folder)
         if args.save_total_limit:  # the newest and the best stay; those beyond this step are of an abandoned run
             older = [c for c in checkpoints_in(args.output_dir) if step_of(c) < run.global_step]
-            older = [c for c in older if step_of(c) != run.best.get("step")]
             for surplus in older[: max(0, len(older) - args.save_total_limit + 1)]:
-                shutil.rmtree(surplus)
+                if step_of(surplus) != run.best.get("step"):
+                    shutil.rmtree(surplus)
     wait_for_all()
 
 
