@@ -218,7 +218,7 @@ def evaluate(run: Run, loader) -> dict | None:
     model = unwrap(run.model)
     model.eval()
     totals = paddle.zeros([3], dtype="float64")
-    for batch in tqdm(loader, desc="evaluating", leave=False, disable=silent_unless_first_rank()):
+    for batch in tqdm(loader, desc="evaluating", leave=False, disable=no_bar()):
         if run.stop.requested:
             break
         with auto_cast(run.args):
@@ -270,11 +270,10 @@ def stop_if_all_are_skipped(run: Run, result: dict) -> None:
     run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
     if run.skipped_in_a_row >= run.args.max_skipped_updates:
         newest = (checkpoints_in(run.args.output_dir) or ["none"])[-1]
+        rates = f"learning rate {run.optimizer.get_lr():.3g}, loss scale {result['loss_scale']:g}"
         raise UserError(
-            f"{run.skipped_in_a_row} updates in a row had a non-finite loss or gradient, the last at step "
-            f"{run.global_step} (learning rate {run.optimizer.get_lr():.3g}, loss scale {result['loss_scale']:g}). "
-            "Lower --learning_rate, or in float16 --scale_loss, in a new --output_dir; --model_name_or_path may name "
-            f"the newest checkpoint, {newest}"
+            f"{run.skipped_in_a_row} updates in a row had a non-finite loss or gradient, up to step {run.global_step} "
+            f"({rates}): lower --learning_rate, or in float16 --scale_loss, in a new run; newest checkpoint: {newest}"
         )
 
 
@@ -646,14 +645,11 @@ class Report:
         say(f"yardsticks: below {below:.3f} the model uses the context; {best:.3f} is the best from word frequencies")
         evaluated = min(len(validation), args.max_eval_rows or len(validation))
         say(f"evaluation: {evaluated:,} of {len(validation):,} validation rows (--max_eval_rows)")
-        self._begin_window()
 
     def start(self, run: Run, sampler) -> None:
-        rows = f"{sampler.num_rows:,} rows, {run.total_steps:,} updates of {sampler.global_batch:,} rows"
-        say(f"data: {rows}, the first {run.warmup_steps:,} warmup")
-        self.progress = tqdm(
-            total=run.total_steps, initial=run.global_step, unit="update", disable=silent_unless_first_rank()
-        )
+        rows = f"{sampler.num_rows:,} rows, {run.total_steps:,} updates of {sampler.global_batch:,}"
+        say(f"data: {rows}, the first {run.warmup_steps:,} are the warmup")
+        self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=no_bar())
         if dist.get_rank() == 0:
             from visualdl import LogWriter
 
@@ -676,46 +672,43 @@ class Report:
         os.replace(self.path + ".new", self.path)
         return kept
 
-    def _begin_window(self) -> None:
-        self.updates = self.tokens = self.flops = self.data_seconds = self.seconds = 0
-
     def add(self, run: Run, result: dict, batches: list, data_seconds: float, update_seconds: float) -> None:
-        """Counts an update; reports all since the last report where --logging_steps are full."""
-        window = run.window = run.window or {"loss_sum": 0.0, "num_masked": 0.0, "skipped_updates": 0}
+        """Counts an update; where --logging_steps are full, reports all since the last report."""
+        config, [batch_size, seq_length] = unwrap(run.model).config, batches[0]["input_ids"].shape
+        tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
+        counts = {
+            "updates": 1,
+            "tokens": tokens,
+            "data_seconds": data_seconds,
+            "seconds": data_seconds + update_seconds,
+        }
+        counts["flops"] = update_flops(config, tokens, seq_length, result["num_masked"])
+        counts["skipped_updates"] = int(result["skipped"])
+        for name in ("loss_sum", "num_masked"):
+            counts[name] = 0.0 if result["skipped"] else result[name]
+        run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
         if result["skipped"]:
-            window["skipped_updates"] += 1
             numbers = f"loss {result['loss_sum']:g}, gradient norm {result['grad_norm']:g}"
             say(f"step {run.global_step:,}: skipped, the weights stay as they were ({numbers})")
-        else:
-            window["loss_sum"] += result["loss_sum"]
-            window["num_masked"] += result["num_masked"]
-        tokens, seq_length = sum(batch["input_ids"].size for batch in batches), batches[0]["input_ids"].shape[1]
-        tokens *= dist.get_world_size()
-        self.flops += update_flops(unwrap(run.model).config, tokens, seq_length, result["num_masked"])
-        self.tokens += tokens
-        self.updates += 1
-        self.data_seconds += data_seconds
-        self.seconds += data_seconds + update_seconds
         self.progress.update()
         if run.global_step % run.args.logging_steps == 0:
             self._training(run, result)
             run.window = {}
-            self._begin_window()
 
     def _training(self, run: Run, result: dict) -> None:
         """Speeds are those of all ranks together, their tokens positions of the batches."""
-        seconds, window = self.seconds, run.window
-        eta = (run.total_steps - run.global_step) * seconds / self.updates
+        window, seconds = run.window, run.window["seconds"]
+        eta = (run.total_steps - run.global_step) * seconds / window["updates"]
         record = {
             "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
             "learning_rate": run.optimizer.get_lr(),
             "grad_norm": result["grad_norm"],
             "skipped_updates": window["skipped_updates"],
             "loss_scale": result["loss_scale"],
-            "steps_per_second": self.updates / seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "tflops": self.flops / seconds / 1e12,
-            "data_wait_percent": 100 * self.data_seconds / seconds,
+            "steps_per_second": window["updates"] / seconds,
+            "tokens_per_second": window["tokens"] / seconds,
+            "tflops": window["flops"] / seconds / 1e12,
+            "data_wait_percent": 100 * window["data_seconds"] / seconds,
             "eta_hours": eta / 3600,
             "peak_memory_gb": device_memory(),
         }
@@ -764,8 +757,8 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
-def silent_unless_first_rank() -> bool | None:
-    """What tqdm's `disable` is to be; None: a bar is shown on a terminal alone."""
+def no_bar() -> bool | None:
+    """What tqdm's `disable` is to be; None: on rank 0 a bar is shown where there is a terminal."""
     return None if dist.get_rank() == 0 else True
 
 
@@ -825,22 +818,14 @@ def set_device(args) -> None:
         dist.init_parallel_env()
     place = paddle.get_device()
     require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
-    if args.device == "gpu":
-        check_gpu()
+    if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
+        capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
+        with explaining(
+            f"Paddle {paddle.__version__} has no code for compute capability {capability}: see README, Install"
+        ):
+            (paddle.ones([2]) + 1).numpy()
     say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
     say(f"precision: {set_precision(args)}")
-
-
-def check_gpu() -> None:
-    """Ends with one line where Paddle has no code for this GPU: PyPI's 2.6.2 has it for sm_61 to sm_86 only."""
-    try:
-        (paddle.ones([2]) + 1).numpy()
-    except Exception as error:
-        capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
-        raise UserError(
-            f"Paddle {paddle.__version__} has no code for this GPU of compute capability {capability}: install 3.3.1 "
-            f"from Paddle's own index, see README ({utils.brief(error)})"
-        ) from error
 
 
 def set_precision(args) -> str:
