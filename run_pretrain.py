@@ -720,10 +720,11 @@ class Report:
             "eta_hours": eta / 3600,
             "peak_memory_gb": device_memory(),
         }
-        step = f"step {run.global_step:,}/{run.total_steps:,}  loss {record['loss']:.3f}  rate {record['learning_rate']:.2e}"
+        step = f"step {run.global_step:,}/{run.total_steps:,}  loss {record['loss']:.3f}"
+        rate = f"rate {record['learning_rate']:.2e}"
         speed = f"{record['tokens_per_second']:,.0f} tokens/s  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
         skipped = f"  {window['skipped_updates']} skipped" if window["skipped_updates"] else ""
-        self._write("train", run.global_step, record, f"{step}  {speed}{skipped}")
+        self._write("train", run.global_step, record, f"{step}  {rate}  {speed}{skipped}")
 
     def evaluation(self, run: Run, evaluation: dict) -> None:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
