@@ -416,8 +416,10 @@ def load_model(source: str, config) -> tuple:
         others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams"))]
         require(not others, f"there is {' '.join(others)} alone: save them with safetensors (save_pretrained does)")
         return model, f"training from scratch with the configuration of {source}"
-    missing = sorted(set(model.state_dict()) - set(weights))
-    require(not missing, f"there is no {' '.join(missing[:1])}; a RobertaForMaskedLM, with its head, is needed")
+    for name, parameter in model.state_dict().items():
+        require(name in weights, f"there is no {name}; a RobertaForMaskedLM, with its head, is needed")
+        shapes = list(weights[name].shape), parameter.shape
+        require(shapes[0] == shapes[1], f"{name} has another shape, {shapes[0]}, than config.json says, {shapes[1]}")
     model.set_state_dict({name: weights[name] for name in model.state_dict()})
     return model, f"continuing from {source}"
 

@@ -440,6 +440,10 @@ class StandInScaler(paddle.amp.GradScaler):
             patch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: gpu)
             super().__init__(enable=True, init_loss_scaling=init_loss_scaling)
 
+    def scale(self, var):
+        paddle.amp.grad_scaler.amp_global_state().amp_dtype = "float16"  # as a GPU's auto_cast leaves it
+        return super().scale(var)
+
 
 @contextlib.contextmanager
 def infinite_loss_at(monkeypatch, steps: set):
@@ -615,18 +619,22 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tm
     assert run.stderr.splitlines()[-1].startswith("error: nothing to train: --num_train_epochs")
 
 
-def test_weights_for_another_vocabulary_or_fewer_positions_are_refused(pretrain, packed_data, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 300}, "has vocab_size 300, less than the data's tokens"),
+        ({"vocab_size": 500}, "has another shape"),
+        ({"intermediate_size": 64}, "has another shape"),
+        ({"max_position_embeddings": 20}, "has positions for 18 tokens"),
+        ({"pad_token_id": 0}, "has pad_token_id 0"),
+    ],
+)
+def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pretrain, tmp_path, change, message):
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
-    for change, message in (
-        ({"vocab_size": 500}, "vocab_size 500"),
-        ({"max_position_embeddings": 20}, "positions for 18"),
-    ):
-        changed = tmp_path / message.replace(" ", "")
-        shutil.copytree(checkpoint, changed)
-        config = json.loads((changed / "config.json").read_text())
-        (changed / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(UserError, match=message):
-            pretrain("--model_name_or_path", str(changed), output=tmp_path / "never")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
 def test_weights_of_another_tokenizer_of_the_same_size_are_refused(pretrain, tmp_path):
@@ -643,17 +651,24 @@ def test_dropout_is_the_flags_also_where_weights_are_continued(pretrain, tmp_pat
     monkeypatch.setattr(run_pretrain, "load_model", lambda *source: models.append(real(*source)) or models[0])
     more = ["--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(first), "--dropout", "0.3"]
     second = pretrain(*more, output=tmp_path / "second") / "paddle_1"
-    layers = models[0].roberta.encoder.layers
+    layers = models[0][0].roberta.encoder.layers
     assert {p for layer in layers for p in (layer.dropout1.p, layer.dropout2.p, layer.self_attn.dropout)} == {0.3}
     assert json.loads((second / "config.json").read_text())["hidden_dropout_prob"] == 0.3
     assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
-def test_a_model_directory_without_weights_is_named(pretrain, tmp_path):
+def test_a_directory_with_a_configuration_alone_is_trained_from_scratch(pretrain, tmp_path, capsys):
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"cannot load the weights of .*paddle_1"):
-        pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "mine").mkdir()
+    mine = {**config, "num_hidden_layers": 3, "intermediate_size": 48, "hidden_dropout_prob": 0.2}
+    (tmp_path / "mine/config.json").write_text(json.dumps(mine))
+    output = pretrain("--max_steps", "1", "--model_name_or_path", str(tmp_path / "mine"), output=tmp_path / "second")
+    assert f"training from scratch with the configuration of {tmp_path}/mine" in capsys.readouterr().out
+    assert metrics(output, "train")[0]["loss"] == pytest.approx(math.log(400), rel=0.03)
+    weights = safetensors.numpy.load_file(output / "paddle_1" / "model.safetensors")
+    assert weights["roberta.encoder.layers.2.linear1.weight"].shape == (32, 48)
+    assert json.loads((output / "paddle_1" / "config.json").read_text())["hidden_dropout_prob"] == 0.2
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_training(pretrain, monkeypatch):
