@@ -233,6 +233,7 @@ def evaluate(run: Run, loader) -> dict | None:
         return None
     require(num_masked, "no token of the validation rows was chosen for prediction: hold out more text")
     loss, accuracy = loss_sum / num_masked, correct / num_masked
+    require(math.isfinite(loss), f"the evaluation's loss is {loss}: the weights are too large; lower --learning_rate")
     perplexity = math.exp(min(loss, 700))  # a larger one is not a float64
     return {"eval_loss": loss, "perplexity": perplexity, "accuracy": accuracy, "eval_masked_tokens": int(num_masked)}
 

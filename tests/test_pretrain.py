@@ -6,6 +6,10 @@ import math
 import os
 import re
 import shutil
+import signal
+import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -17,6 +21,7 @@ from conftest import ROOT, TINY, around_updates, create, metrics, run_script, te
 from paddlenlp import transformers
 
 import run_pretrain
+import utils
 from run_pretrain import Run, build_config, build_model, learning_rate_at, masked_loss
 from utils import DataCollatorMLM, TokenRows, UserError
 
@@ -405,6 +410,157 @@ def test_the_end_is_max_steps_or_the_epochs_whichever_comes_first(pretrain, tmp_
     assert metrics(pretrain(*arguments, "--max_steps", "3"), "train")[-1]["step"] == 3
 
 
+def test_training_goes_on_without_a_planned_end(pretrain, tmp_path):
+    """With the constant schedule a resumed run may be longer, and is the run that was longer from the start."""
+    constant = ("--lr_scheduler", "constant_with_warmup", "--warmup_steps", "2", "--learning_rate", "1e-2")
+    whole = pretrain("--max_steps", "6", *constant, output=tmp_path / "whole")
+    grown = pretrain("--max_steps", "3", *constant)
+    pretrain("--max_steps", "6", *constant, "--resume_from_checkpoint", "auto")
+    losses = [[record["loss"] for record in metrics(output, "train")] for output in (whole, grown)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert [record["learning_rate"] for record in metrics(grown, "train")] == [5e-3] + [1e-2] * 5
+    names = ("model.safetensors", "training_state/optimizer.safetensors")
+    assert all((whole / "paddle_6" / n).read_bytes() == (grown / "paddle_6" / n).read_bytes() for n in names)
+    linear = pretrain("--max_steps", "3", output=tmp_path / "linear")
+    with pytest.raises(UserError, match=r"total_steps \(was 3, is 6\)"):
+        pretrain("--max_steps", "6", "--resume_from_checkpoint", "auto", output=linear)
+
+
+@pytest.mark.parametrize("change", ["--whole_word_masking True", "--lr_scheduler cosine", "--warmup_steps 0.5"])
+def test_a_resumed_run_keeps_what_changes_its_result(pretrain, change):
+    pretrain("--max_steps", "1")
+    name, value = change.removeprefix("--").split()
+    with pytest.raises(UserError, match=rf"would change the result: {name} \(was .*, is {value}"):
+        pretrain("--max_steps", "1", "--resume_from_checkpoint", "auto", *change.split())
+
+
+def test_whole_words_are_masked_in_training_and_evaluation(pretrain, packed_data, monkeypatch, tmp_path):
+    tokenizer, _ = load(packed_data)
+    real, seen = run_pretrain.masked_loss, []
+    monkeypatch.setattr(run_pretrain, "masked_loss", lambda model, batch: seen.append(batch) or real(model, batch))
+    begins = np.array([t.startswith("Ġ") for t in tokenizer.convert_ids_to_tokens(list(range(400)))])
+    shares = []
+    for flag in ("True", "False"):
+        seen.clear()
+        pretrain("--max_steps", "2", "--whole_word_masking", flag, output=tmp_path / flag)
+        assert len(seen) > 2
+        shares.append(np.mean([joined(batch, begins) for batch in seen]))
+    assert shares[0] == 1 > 0.5 > shares[1]
+
+
+def joined(batch: dict, begins: np.ndarray) -> float:
+    """How often, where a token is chosen and the next continues its word, the next is chosen too."""
+    labels = batch["labels"].numpy()
+    ids = np.where(labels == -100, batch["input_ids"].numpy(), labels)  # as they were
+    continued = ~begins[ids[:, 1:]] & (ids[:, 1:] > 2) & (ids[:, :-1] > 2) & (labels[:, :-1] != -100)
+    assert continued.sum() > 5
+    return float((labels[:, 1:] != -100)[continued].mean())
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def test_evaluating_only_prints_the_loss_of_the_model_and_writes_nothing(pretrain, tmp_path, capsys, monkeypatch):
+    output = pretrain("--max_steps", "8", "--learning_rate", "3e-2")
+    record = metrics(output, "evaluation")[-1]
+    monkeypatch.setattr(run_pretrain.shutil, "disk_usage", None)  # it takes no room
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    evaluated = "--max_steps", "0", "--model_name_or_path", str(output / "paddle_8"), "--batch_size", "1000000"
+    pretrain(*evaluated, output=tmp_path / "never")
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = capsys.readouterr().out.splitlines()
+    line = "evaluation: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
+    assert shown[-1] == line.format(**record) and 1 < record["eval_loss"] < math.log(400)
+    [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
+    assert all(f"{record[key]:.3f}" in yardsticks for key in ("unigram_entropy", "loss_without_context"))
+    assert any(line.endswith(f"continuing from {output / 'paddle_8'}") for line in shown)
+
+
+def test_text_that_is_held_out_as_a_whole_can_be_evaluated_but_not_trained_on(pretrain, packed_data, tmp_path, capsys):
+    data = replace_rows(packed_data, tmp_path, "train", nothing)
+    pretrain("--max_steps", "0", data=data)
+    assert "evaluation: loss 5.9" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"larger than the data \(0 rows\)"):
+        pretrain("--max_steps", "1", data=data)
+
+
+def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path, packed_data, capsys):
+    rows = len(load(packed_data, "validation")[1])
+    assert rows > 40
+    arguments = ("--max_steps", "2", "--save_steps", "1", "--learning_rate", "0")
+    limits = ("20", "0", "1000000")
+    runs = [pretrain(*arguments, "--max_eval_rows", n, output=tmp_path / n) for n in limits]
+    some, every, more = ([r["eval_masked_tokens"] for r in metrics(run, "evaluation")] for run in runs)
+    assert every == more and some[0] == some[1] < every[0] / 2
+    assert metrics(runs[0], "evaluation")[0]["eval_loss"] == metrics(runs[0], "evaluation")[1]["eval_loss"]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation: ")]
+    assert shown == [f"evaluation: {n} of {rows} validation rows (--max_eval_rows)" for n in (20, rows, rows)]
+
+
+def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch, capsys):
+    losses = dict(zip((2, 4, 6, 8, 10), (5.0, 4.0, 4.5, 4.25, 4.75)))
+    evaluation = {"perplexity": 1.0, "accuracy": 0.5, "eval_masked_tokens": 7}
+    monkeypatch.setattr(run_pretrain, "evaluate", lambda run, _: {"eval_loss": losses[run.global_step], **evaluation})
+    more = "--save_steps", "2", "--save_total_limit", "2"
+    output = pretrain("--max_steps", "10", *more)
+    assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_10", "paddle_4", "paddle_8"]
+    last, end = capsys.readouterr().out.splitlines()[-2:]
+    assert last == f"best: {output}/paddle_4, evaluation loss 4.0000"
+    assert end == f"done: {output}/paddle_10, evaluation loss 4.7500, perplexity 1.00"
+    shutil.rmtree(output / "paddle_10")
+    pretrain("--max_steps", "10", *more, "--resume_from_checkpoint", "auto")
+    assert last in capsys.readouterr().out.splitlines()
+
+
+def test_weights_that_became_too_large_to_evaluate_are_named(pretrain):
+    with pytest.raises(UserError, match="the evaluation's loss is nan"):
+        pretrain("--max_steps", "1", "--learning_rate", "1e30")
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_a_line_of_the_report_fits_100_columns(packed_data, capsys):
+    args = run_pretrain.parse_arguments(training_arguments(packed_data, ROOT))
+    report = run_pretrain.Report(args, *reversed(load(packed_data, "validation")))
+    optimizer = SimpleNamespace(get_lr=lambda: 1.2345e-4)
+    run = Run(args, None, optimizer, stop=None, total_steps=1_000_000, global_step=123_400)
+    run.window = {"loss_sum": 123.4, "num_masked": 10.0, "skipped_updates": 0}
+    report.updates, report.tokens, report.seconds = 100, 26_214_400, 100.0
+    result = {"grad_norm": 1.0, "loss_scale": 1.0}
+    report._training(run, result)
+    run.window["skipped_updates"] = 12
+    report._training(run, result)
+    plain, skipped = capsys.readouterr().out.splitlines()[-2:]
+    assert plain == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  ETA 243:30 h"
+    assert skipped == plain + "  12 skipped" and len(skipped) <= 100
+
+
+def read_or_nothing(terminal) -> str:
+    try:
+        return terminal.readline()
+    except OSError:  # how Linux ends it
+        return ""
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_bars_for_training_and_evaluations_and_a_home_is_not_needed(packed_data, tmp_path):
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    arguments = training_arguments(packed_data, tmp_path / "ckp", "roberta-en-tiny")
+    command = [sys.executable, "run_pretrain.py", *arguments, "--max_steps", "2"]
+    environment = {**os.environ, "HOME": "/dev/null"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    with open(ours, errors="replace") as terminal:
+        shown = "".join(iter(lambda: read_or_nothing(terminal), ""))
+    assert run.returncode == 0, shown
+    assert "2/2" in shown and "evaluating: " in shown and "Traceback" not in shown
+    assert f"done: {tmp_path}/ckp/paddle_2" in run.stdout and "\r" not in run.stdout
+
+
 def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     output = pretrain("--max_steps", "3")
     record = metrics(output, "train")[-1]
@@ -543,15 +699,42 @@ def break_data(data, tmp_path, how):
 
 
 def drop_column(data):
-    datasets.DatasetDict(
-        {
-            name: split.remove_columns("special_tokens_mask")
-            for name, split in datasets.load_from_disk(str(data)).items()
-        }
-    ).save_to_disk(str(data / "new"))
+    datasets.load_from_disk(str(data)).remove_columns("special_tokens_mask").save_to_disk(str(data / "new"))
     for split in ("train", "validation"):
         shutil.rmtree(data / split)
         shutil.move(data / "new" / split, data / split)
+
+
+def replace_rows(data, tmp_path, name: str, change):
+    """A copy of the data set, with one split changed."""
+    splits = datasets.load_from_disk(str(data))
+    splits[name] = change(splits[name])
+    splits.save_to_disk(str(tmp_path / "changed"))
+    shutil.copytree(data / "tokenizer", tmp_path / "changed" / "tokenizer")
+    return tmp_path / "changed"
+
+
+def nothing(split):
+    return split.filter(lambda row: False)
+
+
+def all_special(split):
+    """The rows, without a position that could be predicted."""
+    return split.map(lambda row: {"special_tokens_mask": [True] * len(row["input_ids"])})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train", all_special, "the training rows hold special tokens alone"),
+        ("validation", all_special, "no token of the validation rows is chosen"),
+        ("validation", nothing, "the validation split has no rows: hold out more text"),
+    ],
+)
+def test_rows_that_give_no_result_are_refused_before_training(pretrain, packed_data, tmp_path, name, change, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(data=replace_rows(packed_data, tmp_path, name, change))
+    assert not (tmp_path / "ckp").exists()
 
 
 BROKEN_DATA = {
@@ -637,6 +820,17 @@ def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pr
         pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
+@pytest.mark.parametrize("arguments", [("--max_steps", "0"), ("--max_steps", "2")])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(pretrain, tmp_path, arguments, value):
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    weights = safetensors.numpy.load_file(checkpoint / "model.safetensors")
+    weights["lm_head.dense.bias"][3] = value
+    safetensors.numpy.save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match=r"paddle_1: lm_head\.dense\.bias has values that are not finite"):
+        pretrain(*arguments, "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
+
+
 def test_weights_of_another_tokenizer_of_the_same_size_are_refused(pretrain, tmp_path):
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
     (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
@@ -684,3 +878,112 @@ def test_checkpoints_of_another_run_are_never_touched(pretrain):
     with pytest.raises(UserError, match="holds checkpoints"):
         pretrain("--max_steps", "2")
     assert (output / "paddle_2" / "SHA256SUMS").read_text() == before
+
+
+def test_a_second_run_in_one_output_directory_is_refused(pretrain, monkeypatch):
+    refused = []
+
+    def start_another(run):
+        with pytest.raises(UserError) as error:
+            pretrain("--max_steps", "2", "--resume_from_checkpoint", "auto")
+        refused.append(str(error.value))
+
+    around_updates(monkeypatch, before=start_another)
+    output = pretrain("--max_steps", "2")
+    assert refused == [f"another run is using --output_dir {output} (process {os.getpid()})"] * 2
+    assert [record["step"] for record in metrics(output, "train")] == [1, 2]
+    assert not list(output.glob("*lock*"))
+
+
+@pytest.mark.parametrize("line", [b"null\n", b"\xff\xfe\n", b'{"step": null, "event": "train"}\n', b'{"event": "tr\n'])
+def test_a_damaged_line_of_metrics_does_not_stop_a_resumed_run(pretrain, line):
+    arguments = ("--max_steps", "3", "--save_steps", "2")
+    output = pretrain(*arguments)
+    shutil.rmtree(output / "paddle_3")
+    lines = (output / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (output / "metrics.jsonl").write_bytes(b"".join([lines[0], line, lines[1], line.strip()]))
+    pretrain(*arguments, "--resume_from_checkpoint", "auto")
+    assert [record["step"] for record in metrics(output, "train")] == [1, 2, 3]
+
+
+def whole_state(**changes):
+    return lambda state: json.dumps({**state, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: "{}", "state.json is damaged"),
+        (lambda state: "[1, 2]", "state.json is damaged"),
+        (lambda state: "\x00\xff garbage", "state.json is damaged"),
+        (whole_state(identity=None), "state.json is damaged"),
+        (whole_state(global_step="1"), "no usable global_step"),
+        (whole_state(window=None, best=[]), "no usable best window"),
+        (whole_state(global_step=9), "step 9, not within this run's 1 updates"),
+        (whole_state(global_step=-1), "step -1, not within"),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_named_though_its_checksum_is_right(pretrain, change, message):
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    path = checkpoint / "training_state" / "state.json"
+    path.write_text(change(json.loads(path.read_text())))
+    utils.write_checksums(str(checkpoint))
+    with pytest.raises(UserError, match=message):
+        pretrain("--max_steps", "1", "--resume_from_checkpoint", "auto")
+
+
+def test_an_interrupt_while_paddle_is_imported_is_no_traceback(tmp_path):
+    (tmp_path / "paddle.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
+    run = run_script("run_pretrain.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert run.returncode == -signal.SIGINT and run.stdout + run.stderr == ""
+
+
+# ---------------------------------------------------------------- several data sets
+
+
+@pytest.fixture
+def two_data_sets(packed_data, tmp_path):
+    """Two with one tokenizer and other rows."""
+    (tmp_path / "more.txt").write_text(text_of_words(100, seed=5))
+    more = create(tmp_path / "more.txt", tmp_path / "more", "--tokenizer_name", str(packed_data / "tokenizer"))
+    return packed_data, more
+
+
+def test_several_data_sets_are_one(two_data_sets):
+    splits = [datasets.load_from_disk(str(data))["train"] for data in two_data_sets]
+    together, joined = TokenRows(*splits), datasets.concatenate_datasets(splits)
+    assert len(together) == len(joined) > max(map(len, splits))
+    for row in (0, len(splits[0]) - 1, len(splits[0]), len(joined) - 1):
+        item = together[3, row]
+        assert item["input_ids"].tolist() == joined[row]["input_ids"] and (item["epoch"], item["row"]) == (3, row)
+    assert together.lengths == (32, 32)
+    assert np.array_equal(together.token_counts, np.bincount(np.concatenate(joined["input_ids"])))
+
+
+def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretrain, two_data_sets, tmp_path, capsys):
+    arguments = ("--max_steps", "4", "--save_steps", "2", "--input_file", *map(str, two_data_sets))
+    whole, resumed = pretrain(*arguments, output=tmp_path / "whole"), pretrain(*arguments)
+    rows = sum(len(load(data)[1]) for data in two_data_sets)
+    assert f"data: {rows:,} rows" in capsys.readouterr().out
+    shutil.rmtree(resumed / "paddle_4")
+    resume = ("--resume_from_checkpoint", "auto")
+    with pytest.raises(UserError, match=r"data\.0\.train"):  # the other way round
+        pretrain(*arguments[:-2], *reversed(arguments[-2:]), *resume)
+    with pytest.raises(UserError, match=r"data\.1\.train.*is None"):
+        pretrain(*arguments[:-1], *resume)
+    pretrain(*arguments, *resume)
+    assert (whole / "paddle_4/model.safetensors").read_bytes() == (resumed / "paddle_4/model.safetensors").read_bytes()
+    arrow = two_data_sets[1] / "train" / "data-00000-of-00001.arrow"
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrow.write_bytes(content)  # behind an unchanged data_card.json
+    shutil.rmtree(resumed / "paddle_4")
+    with pytest.raises(UserError, match=r"data\.1\.train"):
+        pretrain(*arguments, *resume)
+
+
+def test_data_sets_of_other_tokenizers_are_not_mixed(pretrain, packed_data, tmp_path):
+    (tmp_path / "other.txt").write_text(text_of_words(100, seed=1))
+    other = create(tmp_path / "other.txt", tmp_path / "other")
+    with pytest.raises(UserError, match=rf"{other} has another tokenizer than {packed_data}: prepare both with"):
+        pretrain("--max_steps", "1", "--input_file", str(packed_data), str(other))
