@@ -15,16 +15,23 @@ import contextlib
 import ctypes
 import errno
 import functools
+import glob
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import traceback
 import warnings
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 EVALUATION_EPOCH = 2**32 - 1  # the masks of the evaluation: an epoch number that no training reaches
@@ -42,7 +49,7 @@ TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and t
     (".norm2.", ".output.LayerNorm."),
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
-PARTIAL, ASIDE = ".being_written", ".being_replaced"  # suffixes of directories
+PARTIAL, ASIDE, LOCK = ".being_written", ".being_replaced", ".lock"  # suffixes of what stands beside a directory
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRITE_ERRORS = {*FULL_DISK, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 WRITE_ERRORS |= {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EXDEV}  # no such place
@@ -338,43 +345,92 @@ def _fsync(path: str) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked(path: str, message: str):
+    """Holds a lock on the file `path`, which is made and removed; raises UserError(message) where a process has it.
+
+    The kernel frees the lock when its process ends, however that ends. Where there is no flock (Windows, some network
+    file systems), nothing is locked.
+    """
+    while True:
+        file = open(path, "a+")  # noqa: SIM115 (it stays open for as long as it is locked)
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{message} (process {file.read() or 'unknown'})") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        # Between our opening the file and locking it, the one who had it may have removed it: then we hold nothing.
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            break
+        file.close()
+    with file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            if fcntl:  # Windows removes no open file
+                os.remove(path)
+
+
 def recover_directory(path: str) -> None:
-    """Clears what a killed run left beside `path`, and puts `path` back if it was killed while replacing it."""
-    path = os.path.realpath(path)
-    shutil.rmtree(path + PARTIAL, ignore_errors=True)
-    if os.path.isdir(path + ASIDE):
-        if os.path.isdir(path):
-            shutil.rmtree(path + ASIDE)
-        else:
-            os.rename(path + ASIDE, path)
+    """Clears what a killed run left beside `path`, and puts `path` back if it was killed while replacing it.
+
+    `path` may be the name of such a leftover, too. What a running process is writing is not touched: UserError.
+    """
+    path = re.sub(rf"({PARTIAL}[.0-9]*|{ASIDE}|{LOCK})$", "", os.path.realpath(path))
+    if _leftovers(path) or os.path.exists(path + LOCK):
+        with locked(path + LOCK, f"another process is writing {path}"):
+            _clear_leftovers(path)
+
+
+def _leftovers(path: str) -> list:
+    return [found for suffix in (PARTIAL, ASIDE) for found in glob.glob(glob.escape(path + suffix) + "*")]
+
+
+def _clear_leftovers(path: str) -> None:
+    if os.path.isdir(path + ASIDE) and not os.path.isdir(path):
+        os.rename(path + ASIDE, path)
+    for leftover in _leftovers(path):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str):
     """Yields a new directory to fill; it takes the name `path` when the block ends without an error.
 
-    Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk under
-    another name, an old `path` is moved aside, and recover_directory() undoes a kill between the two renames.
+    Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk under a name
+    that no other process uses, an old `path` is moved aside, and recover_directory() undoes a kill between the two
+    renames. Meanwhile `path` is locked: a second process that would write it gets a UserError.
     """
     path = os.path.realpath(path)
     if f"{os.getcwd()}{os.sep}".startswith(f"{path}{os.sep}"):  # also where the name is empty
         raise UserError(f"{path} is the working directory, or holds it: choose another --output_dir")
-    partial = path + PARTIAL
+    partial = f"{path}{PARTIAL}.{os.getpid()}"
     try:
-        recover_directory(path)
-        os.makedirs(partial)
-        yield partial
-        for folder, _, files in os.walk(partial):
-            for name in files:
-                _fsync(os.path.join(folder, name))
-            _fsync(folder)
-        if os.path.isdir(path):
-            os.rename(path, path + ASIDE)
-        os.rename(partial, path)
-        _fsync(os.path.dirname(path))
-        shutil.rmtree(path + ASIDE, ignore_errors=True)
-    except BaseException as error:
-        recover_directory(path)
+        if not os.path.exists(os.path.dirname(path)):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with locked(path + LOCK, f"another process is writing {path}: wait for it, or choose another --output_dir"):
+            try:
+                _clear_leftovers(path)
+                os.mkdir(partial)
+                yield partial
+                for folder, _, files in os.walk(partial):
+                    for name in files:
+                        _fsync(os.path.join(folder, name))
+                    _fsync(folder)
+                if os.path.isdir(path):
+                    os.rename(path, path + ASIDE)
+                os.rename(partial, path)
+                _fsync(os.path.dirname(path))
+            finally:  # after an error, this puts the old one back
+                _clear_leftovers(path)
+    except Exception as error:
         if getattr(error, "errno", None) in WRITE_ERRORS or is_full_disk(error):
             raise UserError(f"cannot write {path} ({first_line(error)}); what was there is unchanged") from error
         raise
