@@ -51,9 +51,10 @@ RETIRED_DATASET = "wikipedia"  # a script data set, and its dumps: neither can b
 DEFAULT_DATASET, DEFAULT_DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"  # RoBERTa's ids 0 to 3, and the last id
-BUFFER = 4_000_000  # characters of a split that are encoded and written at a time; files are read so, too
+BUFFER = 2_000_000  # characters of a split that are encoded and written at a time
+BLOCK = 200_000  # characters of a text file that are read at a time: larger blocks take four times as long
 PIECE = 250_000  # characters: a longer text is encoded in pieces
-WINDOW, OVERLAP = 16_000, 4_000  # bytes: a text of more than 4 * PIECE without white space is encoded in such windows
+WINDOW, UNSURE_TOKENS = 16_000, 30  # bytes of a text without white space that are encoded at a time; see encode_word
 CACHE_BYTES = 250e6  # memory that gigatoken's cache, which it never empties, may take before it is made anew
 TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns from, about
 CHECKED_FIRST, CHECKED_SHARE, CHECKED_PIECE = 50_000, 0.001, 4_000  # bytes compared with `tokenizers`; see Encoder
@@ -124,7 +125,9 @@ def write_rows(args, corpus, held_out, encode, folder: str, length: int) -> dict
     writers = {split: SplitWriter(paths[split], schema, encode.reference, length) for split in SPLITS}
     sizes, fingerprint = collections.Counter(), hashlib.sha256()
     # A thread reads the documents and fills the next buffer while this one is encoded and written.
-    buffers = one_ahead(fill_buffers(assign_splits(args, corpus, held_out, sizes), args.line_by_line))
+    by_file = held_out is not None
+    texts = assign_by_file(corpus, held_out, sizes) if by_file else assign_splits(args, corpus, sizes)
+    buffers = one_ahead(fill_buffers(texts, args.line_by_line))
     with tqdm(total=corpus.size, unit="B", unit_scale=True, disable=None, desc="encoding") as progress:
         for buffer in buffers:
             ids, lengths = encode(buffer.texts)
@@ -142,15 +145,11 @@ def write_rows(args, corpus, held_out, encode, folder: str, length: int) -> dict
     }
 
 
-def assign_splits(args, corpus, held_out, sizes) -> Iterator[tuple]:
+def assign_splits(args, corpus, sizes) -> Iterator[tuple]:
     """Yields (split, text, whether a document begins with it, whether it ends with it).
 
-    A seeded draw for each document in order holds it out; where that holds out none, the last document is. With
-    --validation_files, their documents are held out and no others.
+    A seeded draw for each document in order holds it out; where that holds out none, the last document is.
     """
-    if held_out:
-        yield from assign_by_file(corpus, held_out, sizes)
-        return
     draw, share = random.Random(args.seed), args.validation_split_percentage / 100
     may_be_last, none_held_out = [], True
     for text, begins, ends in whole_documents(corpus, sizes):
@@ -168,20 +167,16 @@ def assign_splits(args, corpus, held_out, sizes) -> Iterator[tuple]:
 
 
 def assign_by_file(corpus, held_out, sizes) -> Iterator[tuple]:
-    """assign_splits() with --validation_files; says how many documents are in both splits."""
+    """assign_splits() where --validation_files are held out; says how many documents are in both splits."""
     known, repeated = set(), 0
-    for split, texts in (("validation", held_out), ("train", corpus)):
-        for text, begins, ends in whole_documents(texts, sizes):
-            if begins:
-                digest = hashlib.blake2b(digest_size=16)
-            digest.update(utf8(text))
-            if ends and split == "validation":
-                known.add(digest.digest())
-            elif ends:
-                repeated += digest.digest() in known
-            yield split, text, begins, ends
+    for text, begins, ends in whole_documents(held_out, sizes):
+        known.add(hash(text[: PIECE // 2]))
+        yield "validation", text, begins, ends
+    for text, begins, ends in whole_documents(corpus, sizes):
+        repeated += begins and hash(text[: PIECE // 2]) in known
+        yield "train", text, begins, ends
     if repeated:
-        warn(f"{repeated:,} of the documents to train on are in --validation_files, too")
+        warn(f"{repeated:,} of the documents to train on begin like one of --validation_files, too")
 
 
 def whole_documents(corpus, sizes=None) -> Iterator[tuple]:
@@ -231,7 +226,7 @@ def fill_buffers(assigned: Iterator[tuple], line_by_line: bool) -> Iterator[Buff
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Cuts a text where RoBERTa's pre-tokenizer always does: before a space or a line end that follows another character.
+    """Cuts a text where RoBERTa's pre-tokenizer always does: before a space or line end after another character.
 
     Its pattern looks forward only, and no word of it goes on with white space: the pieces give the text's own tokens.
     Pieces have about PIECE characters, more where there is no such place, and all but the last are Parts.
@@ -416,44 +411,26 @@ class Encoder:
             )
 
     def encode_word(self, word: bytes) -> np.ndarray:
-        """Encodes a long text without white space in windows that overlap; at once it would take 50 times its memory.
+        """Encodes a long text without white space window by window; at once it would take 50 times its memory.
 
         Tokens are what BPE gives for a text where each two neighbours are what it gives for theirs
-        (https://github.com/github/rust-gems/tree/main/crates/bpe). So a window's tokens may be followed by those of
-        the next, from a place where both have a boundary and the tokens at its two sides pass this test.
+        (https://github.com/github/rust-gems/tree/main/crates/bpe). So a window goes on where the one before ends, less
+        its last tokens, which depend on what follows; and the two tokens that meet there are tested.
         """
-        edges = [start_of_character(word, edge) for edge in range(WINDOW, len(word), WINDOW)] + [len(word)]
-        starts = [0, *(start_of_character(word, edge - OVERLAP) for edge in edges[:-1])]
-        kept, before, before_ends, used = [], None, None, 0
-        for first in range(0, len(edges), 256):
-            spans = list(zip(starts, edges))[first : first + 256]
-            ids, lengths = self.encode([word[start:edge] for start, edge in spans])
-            for (start, edge), window in zip(spans, np.split(ids, np.cumsum(lengths)[:-1])):
-                ends = start + np.cumsum(self.token_bytes[window])
-                seam = self.seam(word, before, before_ends, window, ends) if start else (0, 0)
-                if ends[-1] != edge or seam is None:
-                    return self.encode([word])[0]  # no text for which the above holds
-                if start:
-                    kept.append(before[used : seam[0]])
-                before, before_ends, used = window, ends, seam[1]
-        return np.concatenate([*kept, before[used:]])
-
-    def seam(self, word: bytes, before, before_ends, after, after_ends) -> tuple | None:
-        """The numbers of tokens of two windows (int [tokens]; with the places where they end) that meet at a place."""
-        common = np.intersect1d(before_ends, after_ends)
-        for place in common[np.argsort(abs(common - common.mean()))].tolist() if len(common) else []:
-            i, j = np.searchsorted(before_ends, place), np.searchsorted(after_ends, place) + 1
-            pair = [before[i], after[j]]
-            text = word[place - self.token_bytes[before[i]] : after_ends[j]]
-            if self.gigatoken.encode(text).tolist() == pair:
-                return i + 1, j
-        return None
-
-
-def start_of_character(text: bytes, place: int) -> int:
-    while text[place] & 0b11000000 == 0b10000000:  # a byte that continues a character of UTF-8
-        place -= 1
-    return place
+        windows, start, last = [], 0, b""
+        while start < len(word):
+            ids, _ = self.encode([word[start : start + WINDOW].decode(errors="ignore").encode()])
+            ends = start + np.cumsum(self.token_bytes[ids])
+            if last and self.encode([last + word[start : ends[0]]])[0].tolist() != [windows[-1][-1], ids[0]]:
+                return self.encode([word])[0]  # no text for which the above holds
+            if start + WINDOW < len(word):
+                used = max(1, len(ids) - UNSURE_TOKENS)
+                while word[ends[used - 1]] & 0b11000000 == 0b10000000:  # this token ends within a character
+                    used -= 1
+                ids, ends = ids[:used], ends[:used]
+            windows.append(ids)
+            start, last = ends[-1], word[ends[-1] - self.token_bytes[ids[-1]] : ends[-1]]
+        return np.concatenate(windows)
 
 
 def memory_in_use() -> float:
@@ -515,7 +492,10 @@ def train_tokenizer(corpus, vocab_size: int):
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(sample(), trainer)
-    learned = as_roberta(tokenizer).get_vocab_size()
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = as_roberta(Tokenizer(models.BPE({**model["vocab"], MASK: len(model["vocab"])}, merges)))
+    learned = tokenizer.get_vocab_size()
     if learned < vocab_size:
         warn(f"the text gives a vocabulary of {learned} tokens only, not {vocab_size}")
     report(f"tokenizer: {learned:,} tokens learned from {used:,} characters")
@@ -621,15 +601,15 @@ SEPARATORS = {"empty_line": re.compile(r"\n\s*\n"), "line": re.compile(r"\n"), "
 def read_txt(path: str, column: str, separator: str | None) -> Iterator[str]:
     """Yields the documents, a long one in Parts."""
     with open_text(path) as file:
-        rest, block = "", file.read(BUFFER)
-        block = re.sub(r"\A([^\S\n]*\n)+", "", block)  # empty lines at the start separate nothing
-        while block:
+        rest = file.readline(BLOCK)
+        while rest.isspace():  # empty lines at the start separate nothing
+            rest = file.readline(BLOCK)
+        while block := file.read(max(BLOCK, len(rest))):
             *documents, rest = SEPARATORS[separator].split(rest + block)
             yield from documents
             if len(rest) > BUFFER:
                 *parts, rest = pieces(rest)
                 yield from parts
-            block = file.read(max(BUFFER, len(rest)))
     *documents, rest = SEPARATORS[separator].split(rest + "\n")
     yield from documents
     yield rest.rstrip("\n")
@@ -875,6 +855,8 @@ def parse_arguments(argv: list | None):
     add("--line_by_line", type=boolean, default=False, help="a row for each line, cut at max_seq_length, not packed")
     add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="encoding threads")
     args = parser.parse_args(argv)
+    if any(0xD800 <= ord(character) < 0xE000 for character in args.output_dir):  # how Python holds other bytes
+        raise UserError(f"--output_dir {args.output_dir!a} is not UTF-8: choose another name")
     if args.data_files and args.dataset_name:
         raise UserError("--data_files and --dataset_name: give one of them, or prepare each in a directory of its own")
     return args
@@ -915,18 +897,18 @@ def check_not_empty(args, splits: dict, length: int) -> None:
         raise UserError("the corpus is empty: no document holds anything but white space")
     if not splits["validation"]["documents"]:
         raise UserError("--validation_files hold nothing but white space")
-    all_held_out = args.validation_split_percentage == 100 and not args.validation_files
-    if not splits["train"]["documents"] and not all_held_out:
+    held_out = splits["validation"]["documents"]
+    if not splits["train"]["documents"] and (args.validation_files or args.validation_split_percentage < 100):
         raise UserError(
-            f"the corpus is too small: its {splits['validation']['documents']} documents are held out, and none is left "
-            "to train on. Add text, divide it (--document_separator line), or hold out --validation_files"
+            f"the corpus is too small: all of it ({held_out} documents) is held out, and nothing left to train on. "
+            "Add text, divide it (--document_separator line), or hold out --validation_files"
         )
     for split, counts in splits.items():
         if counts["documents"] and not counts["rows"]:
             raise UserError(
                 f"the corpus is too small: the {split} split's {counts['documents']} documents ({counts['tokens']:,} "
-                f"tokens) do not fill a row of {length}. Lower --max_seq_length, change --validation_split_percentage, "
-                "or add text"
+                f"tokens) do not fill a row of {length}. Lower --max_seq_length, change "
+                "--validation_split_percentage, or add text"
             )
 
 
