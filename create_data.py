@@ -36,6 +36,7 @@ import numpy as np
 
 from utils import (
     ASIDE,
+    LOCK,
     PARTIAL,
     ArgumentParser,
     UserError,
@@ -234,8 +235,8 @@ def pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > PIECE:
         limit = start + PIECE
-        near = max(start, limit - 1000)
-        found = [*ALWAYS_CUT.finditer(text, near, limit)] or [*ALWAYS_CUT.finditer(text, start, limit)]
+        near = max(start + 1, limit - 1000)
+        found = [*ALWAYS_CUT.finditer(text, near, limit)] or [*ALWAYS_CUT.finditer(text, start + 1, limit)]
         place = found[-1] if found else ALWAYS_CUT.search(text, limit)
         if place is None:
             break
@@ -740,7 +741,7 @@ def files_below(folder: str, output_dir: str, skipped: collections.Counter) -> l
             folders.clear()
             continue
         visited.add(real)
-        paths = [os.path.join(parent, name) for name in names]
+        paths = [os.path.join(parent, name) for name in names if os.path.join(real, name) != output + LOCK]
         wanted = [path for path in paths if type_of(path) and os.path.isfile(path)]
         skipped[f"files in {brief(folder)} of other types than {TYPES}"] += len(paths) - len(wanted)
         found += wanted
