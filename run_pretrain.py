@@ -718,10 +718,10 @@ class Report:
             "eta_hours": eta / 3600,
             "peak_memory_gb": device_memory(),
         }
-        step = f"step {run.global_step:,}/{run.total_steps:,}  loss {record['loss']:.3f}  rate {record['learning_rate']:.2e}"
+        step = f"step {run.global_step:,}/{run.total_steps:,}  loss {record['loss']:.3f}"
         speed = f"{record['tokens_per_second']:,.0f} tokens/s  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
         skipped = f"  {window['skipped_updates']} skipped" if window["skipped_updates"] else ""
-        self._write("train", run.global_step, record, f"{step}  {speed}{skipped}")
+        self._write("train", run.global_step, record, f"{step}  rate {record['learning_rate']:.2e}  {speed}{skipped}")
 
     def evaluation(self, run: Run, evaluation: dict) -> None:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
@@ -737,7 +737,7 @@ class Report:
             resumable = "auto" if os.path.isdir(path) else run.args.resume_from_checkpoint
             say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
             return
-        if run.best["step"] < run.global_step:
+        if run.best.get("step", run.global_step) < run.global_step:  # a loss that is no number is never the best
             say(f"best: {self.output_dir}/paddle_{run.best['step']}, evaluation loss {run.best['eval_loss']:.4f}")
         say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
 
