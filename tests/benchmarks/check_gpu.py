@@ -79,9 +79,6 @@ class Machine:
         return {"largest_difference": max(float(np.abs(one[key] - two[key]).max()) for key in one)}
 
 
-# ---------------------------------------------------------------- checks: each returns what it measured, or raises
-
-
 def check_updates(machine: Machine, precision: str) -> dict:
     """Ten updates: the loss begins where it must, falls, and is float32's; the speed is that of the last five."""
     if precision != "float32":
@@ -195,7 +192,6 @@ def main() -> int:
             print(f"{name}: {verdict['verdict']} ({detail})", flush=True)
             with open(args.output, "w") as file:
                 json.dump(report, file, indent=2)
-    print(f"written: {args.output}")
     return any(verdict["verdict"] == "failed" for verdict in report["verdicts"].values())
 
 
