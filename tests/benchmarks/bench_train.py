@@ -74,6 +74,17 @@ def ours(args) -> Contestant:
     model = project.RobertaForMaskedLM(config)
     optimizer = project.build_optimizer(model, run)
     model.padded = False
+    if args.device == "cpu":
+        import cpu_layers
+
+        half = args.precision == "bfloat16"
+        precision, reason = cpu_layers.find_onednn(half)
+        if precision != args.precision:
+            raise UserError(f"--precision {args.precision}: {reason}")
+        cpu_layers.use_cpu_layers(model, half)
+        for layer in model.roberta.encoder.layers:
+            layer.self_attn.padded = False
+        project.FAST_PATHS = False  # the encoder is PaddleNLP's, with these leaves
     scaler = project.build_scaler(run)
     sampler = project.UpdateSampler(len(rows["train"]), run.batch_size, seed=run.seed, updates=args.updates)
     collator = project.DataCollatorMLM(tokenizer, run.mlm_probability, seed=run.seed)
@@ -499,7 +510,7 @@ def parse_arguments(argv: list | None):
     add("--peers", nargs="+", choices=list(TITLES)[1:], default=list(TITLES)[1:], help="compared with, besides ours")
     add("--device", choices=["cpu", "gpu"], default="cpu", help="of all contestants")
     add("--threads", type=positive, default=2, help="ours and Hugging Face's; the original keeps Paddle's default")
-    add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast, on a GPU")
+    add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast")
     add("--learning_rate", type=number(float, above=0), default=1e-4, help="peak")
     add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
     add("--torch_python", help="a Python with torch and transformers; this one if left out")
@@ -521,8 +532,8 @@ def machine() -> dict:
 
 def main(argv: list | None = None) -> None:
     args = parse_arguments(argv)
-    if args.precision != "float32" and args.device == "cpu":
-        raise UserError(f"--precision {args.precision} needs --device gpu: on a CPU the project computes in float32")
+    if args.precision == "float16" and args.device == "cpu":
+        raise UserError("--precision float16 needs --device gpu: on a CPU it is float32 or bfloat16")
     about = {"command": " ".join(["python", *sys.argv]), "settings": {**vars(args), "pause_seconds": PAUSE}}
     about.update(date=f"{datetime.datetime.now():%Y-%m-%d %H:%M}", machine=machine())
     with tempfile.TemporaryDirectory() as args.folder:
