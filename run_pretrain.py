@@ -729,8 +729,9 @@ class Report:
             resumable = "auto" if os.path.isdir(path) else run.args.resume_from_checkpoint
             say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
             return
-        if run.best.get("step", run.global_step) < run.global_step:  # a loss that is no number is never the best
-            say(f"best: {self.output_dir}/paddle_{run.best['step']}, evaluation loss {run.best['eval_loss']:.4f}")
+        best = os.path.join(self.output_dir, f"paddle_{run.best.get('step')}")  # elsewhere, if resumed from a path
+        if best != path and os.path.isdir(best):
+            say(f"best: {best}, evaluation loss {run.best['eval_loss']:.4f}")
         say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
 
     def _write(self, event: str, step: int, record: dict, line: str) -> None:

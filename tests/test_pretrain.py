@@ -498,7 +498,7 @@ def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path
     assert shown == [f"evaluation: {n} of {rows} validation rows (--max_eval_rows)" for n in (20, rows, rows)]
 
 
-def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch, capsys):
+def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch, capsys, tmp_path):
     losses = dict(zip((2, 4, 6, 8, 10), (5.0, 4.0, 4.5, 4.25, 4.75)))
     evaluation = {"perplexity": 1.0, "accuracy": 0.5, "eval_masked_tokens": 7}
     monkeypatch.setattr(run_pretrain, "evaluate", lambda run, _: {"eval_loss": losses[run.global_step], **evaluation})
@@ -511,6 +511,8 @@ def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch,
     shutil.rmtree(output / "paddle_10")
     pretrain("--max_steps", "10", *more, "--resume_from_checkpoint", "auto")
     assert last in capsys.readouterr().out.splitlines()
+    pretrain("--max_steps", "10", "--resume_from_checkpoint", str(output / "paddle_8"), output=tmp_path / "elsewhere")
+    assert "best: " not in capsys.readouterr().out  # it is not there
 
 
 def test_weights_that_became_too_large_to_evaluate_are_named(pretrain):
@@ -946,7 +948,7 @@ def test_the_loader_yields_the_samplers_rows_with_their_masks(packed_data):
     sampler, collator = utils.UpdateSampler(len(rows), 64, seed=3, updates=50), DataCollatorMLM(tokenizer)
     batches = list(run_pretrain.build_loader(rows, sampler, collator))
     expected = [collator([rows[key] for key in keys]) for keys in sampler]
-    assert len(batches) == len(expected) == 50 > 2 * sampler.updates_per_epoch
+    assert len(batches) == len(expected) == 50 > sampler.updates_per_epoch  # two epochs
     for batch, wanted in zip(batches, expected):
         for name, array in wanted.items():
             assert np.array_equal(batch[name].numpy(), array)
