@@ -59,7 +59,7 @@ MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")  # the tensor
 MAY_CHANGE = (
     "input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps num_train_epochs "
     "max_steps max_skipped_updates recompute output_dir logging_steps save_steps save_total_limit max_eval_rows "
-    "resume_from_checkpoint device amp amp_dtype precision_reason"
+    "resume_from_checkpoint device amp amp_dtype"
 ).split()
 GONE = {
     "--num_workers": "batches are made in a thread, which is as fast; leave it out",
@@ -218,7 +218,7 @@ def evaluate(run: Run, loader) -> dict | None:
     model = unwrap(run.model)
     model.eval()
     totals = paddle.zeros([3], dtype="float64")
-    for batch in tqdm(loader, desc="evaluating", leave=False, disable=silent_unless_first_rank()):
+    for batch in tqdm(loader, desc="evaluating", leave=False, disable=no_bar()):
         if run.stop.requested:
             break
         with auto_cast(run.args):
@@ -233,6 +233,7 @@ def evaluate(run: Run, loader) -> dict | None:
         return None
     require(num_masked, "no token of the validation rows was chosen for prediction: hold out more text")
     loss, accuracy = loss_sum / num_masked, correct / num_masked
+    require(math.isfinite(loss), f"the evaluation's loss is {loss}: the weights are too large; lower --learning_rate")
     perplexity = math.exp(min(loss, 700))  # a larger one is not a float64
     return {"eval_loss": loss, "perplexity": perplexity, "accuracy": accuracy, "eval_masked_tokens": int(num_masked)}
 
@@ -270,11 +271,10 @@ def stop_if_all_are_skipped(run: Run, result: dict) -> None:
     run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
     if run.skipped_in_a_row >= run.args.max_skipped_updates:
         newest = (checkpoints_in(run.args.output_dir) or ["none"])[-1]
+        rates = f"learning rate {run.optimizer.get_lr():.3g}, loss scale {result['loss_scale']:g}"
         raise UserError(
-            f"{run.skipped_in_a_row} updates in a row had a non-finite loss or gradient, the last at step "
-            f"{run.global_step} (learning rate {run.optimizer.get_lr():.3g}, loss scale {result['loss_scale']:g}). "
-            "Lower --learning_rate, or in float16 --scale_loss, in a new --output_dir; --model_name_or_path may name "
-            f"the newest checkpoint, {newest}"
+            f"{run.skipped_in_a_row} updates in a row had a non-finite loss or gradient, up to step {run.global_step} "
+            f"({rates}): lower --learning_rate, or in float16 --scale_loss, in a new run; newest checkpoint: {newest}"
         )
 
 
@@ -417,8 +417,10 @@ def load_model(source: str, config) -> tuple:
         others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams"))]
         require(not others, f"there is {' '.join(others)} alone: save them with safetensors (save_pretrained does)")
         return model, f"training from scratch with the configuration of {source}"
-    missing = sorted(set(model.state_dict()) - set(weights))
-    require(not missing, f"there is no {' '.join(missing[:1])}; a RobertaForMaskedLM, with its head, is needed")
+    for name, parameter in model.state_dict().items():
+        require(name in weights, f"there is no {name}; a RobertaForMaskedLM, with its head, is needed")
+        shapes = list(weights[name].shape), parameter.shape
+        require(shapes[0] == shapes[1], f"{name} has another shape, {shapes[0]}, than config.json says, {shapes[1]}")
     model.set_state_dict({name: weights[name] for name in model.state_dict()})
     return model, f"continuing from {source}"
 
@@ -646,14 +648,11 @@ class Report:
         say(f"yardsticks: below {below:.3f} the model uses the context; {best:.3f} is the best from word frequencies")
         evaluated = min(len(validation), args.max_eval_rows or len(validation))
         say(f"evaluation: {evaluated:,} of {len(validation):,} validation rows (--max_eval_rows)")
-        self._begin_window()
 
     def start(self, run: Run, sampler) -> None:
-        rows = f"{sampler.num_rows:,} rows, {run.total_steps:,} updates of {sampler.global_batch:,} rows"
-        say(f"data: {rows}, the first {run.warmup_steps:,} warmup")
-        self.progress = tqdm(
-            total=run.total_steps, initial=run.global_step, unit="update", disable=silent_unless_first_rank()
-        )
+        rows = f"{sampler.num_rows:,} rows, {run.total_steps:,} updates of {sampler.global_batch:,}"
+        say(f"data: {rows}, the first {run.warmup_steps:,} are the warmup")
+        self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=no_bar())
         if dist.get_rank() == 0:
             from visualdl import LogWriter
 
@@ -676,60 +675,58 @@ class Report:
         os.replace(self.path + ".new", self.path)
         return kept
 
-    def _begin_window(self) -> None:
-        self.updates = self.tokens = self.flops = self.data_seconds = self.seconds = 0
-
     def add(self, run: Run, result: dict, batches: list, data_seconds: float, update_seconds: float) -> None:
-        """Counts an update; reports all since the last report where --logging_steps are full."""
-        window = run.window = run.window or {"loss_sum": 0.0, "num_masked": 0.0, "skipped_updates": 0}
+        """Counts an update; where --logging_steps are full, reports all since the last report."""
+        config, [batch_size, seq_length] = unwrap(run.model).config, batches[0]["input_ids"].shape
+        tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
+        counts = {
+            "updates": 1,
+            "tokens": tokens,
+            "data_seconds": data_seconds,
+            "seconds": data_seconds + update_seconds,
+        }
+        counts["flops"] = update_flops(config, tokens, seq_length, result["num_masked"])
+        counts["skipped_updates"] = int(result["skipped"])
+        for name in ("loss_sum", "num_masked"):
+            counts[name] = 0.0 if result["skipped"] else result[name]
+        run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
         if result["skipped"]:
-            window["skipped_updates"] += 1
             numbers = f"loss {result['loss_sum']:g}, gradient norm {result['grad_norm']:g}"
             say(f"step {run.global_step:,}: skipped, the weights stay as they were ({numbers})")
-        else:
-            window["loss_sum"] += result["loss_sum"]
-            window["num_masked"] += result["num_masked"]
-        tokens, seq_length = sum(batch["input_ids"].size for batch in batches), batches[0]["input_ids"].shape[1]
-        tokens *= dist.get_world_size()
-        self.flops += update_flops(unwrap(run.model).config, tokens, seq_length, result["num_masked"])
-        self.tokens += tokens
-        self.updates += 1
-        self.data_seconds += data_seconds
-        self.seconds += data_seconds + update_seconds
         self.progress.update()
         if run.global_step % run.args.logging_steps == 0:
             self._training(run, result)
             run.window = {}
-            self._begin_window()
 
     def _training(self, run: Run, result: dict) -> None:
         """Speeds are those of all ranks together, their tokens positions of the batches."""
-        window, eta = run.window, (run.total_steps - run.global_step) * self.seconds / self.updates
+        window, seconds = run.window, run.window["seconds"]
+        eta = (run.total_steps - run.global_step) * seconds / window["updates"]
         record = {
             "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
             "learning_rate": run.optimizer.get_lr(),
             "grad_norm": result["grad_norm"],
             "skipped_updates": window["skipped_updates"],
             "loss_scale": result["loss_scale"],
-            "steps_per_second": self.updates / self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
-            "tflops": self.flops / self.seconds / 1e12,
-            "data_wait_percent": 100 * self.data_seconds / self.seconds,
+            "steps_per_second": window["updates"] / seconds,
+            "tokens_per_second": window["tokens"] / seconds,
+            "tflops": window["flops"] / seconds / 1e12,
+            "data_wait_percent": 100 * window["data_seconds"] / seconds,
             "eta_hours": eta / 3600,
             "peak_memory_gb": device_memory(),
         }
-        step = f"step {run.global_step:,}/{run.total_steps:,}  loss {record['loss']:.3f}"
-        speed = f"{record['tokens_per_second']:,.0f} tokens/s  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
-        skipped = f"  {window['skipped_updates']} skipped" if window["skipped_updates"] else ""
-        self._write("train", run.global_step, record, f"{step}  rate {record['learning_rate']:.2e}  {speed}{skipped}")
+        line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s".format(**record)
+        line = f"step {run.global_step:,}/{run.total_steps:,}  {line}  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
+        if window["skipped_updates"]:
+            line += f"  {window['skipped_updates']} skipped"
+        self._write("train", run.global_step, record, line)
 
     def evaluation(self, run: Run, evaluation: dict) -> None:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
             run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
-        line = "evaluation{}: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
-        at_step = f" at step {run.global_step:,}" if run.global_step else ""
-        record = {**evaluation, **self.yardsticks}
-        self._write("evaluation", run.global_step, record, line.format(at_step, **evaluation))
+        line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
+        line = f"evaluation at step {run.global_step:,}: {line}"
+        self._write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
         path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
@@ -737,7 +734,7 @@ class Report:
             resumable = "auto" if os.path.isdir(path) else run.args.resume_from_checkpoint
             say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
             return
-        if run.best.get("step", run.global_step) < run.global_step:  # a loss that is no number is never the best
+        if run.best["step"] < run.global_step:
             say(f"best: {self.output_dir}/paddle_{run.best['step']}, evaluation loss {run.best['eval_loss']:.4f}")
         say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
 
@@ -763,8 +760,8 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
-def silent_unless_first_rank() -> bool | None:
-    """What tqdm's `disable` is to be; None: a bar is shown on a terminal alone."""
+def no_bar() -> bool | None:
+    """What tqdm's `disable` is to be; None: on rank 0 a bar is shown where there is a terminal."""
     return None if dist.get_rank() == 0 else True
 
 
@@ -824,36 +821,29 @@ def set_device(args) -> None:
         dist.init_parallel_env()
     place = paddle.get_device()
     require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
-    if args.device == "gpu":
-        check_gpu()
-    set_precision(args)
-    say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
-    say(f"precision: {args.precision} ({args.precision_reason})")
-
-
-def check_gpu() -> None:
-    """Ends with one line where Paddle has no code for this GPU: PyPI's 2.6.2 has it for sm_61 to sm_86 only."""
-    try:
-        (paddle.ones([2]) + 1).numpy()
-    except Exception as error:
+    if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
         capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
-        raise UserError(
-            f"Paddle {paddle.__version__} has no code for this GPU of compute capability {capability}: install 3.3.1 "
-            f"from Paddle's own index, see README ({utils.brief(error)})"
-        ) from error
+        with explaining(
+            f"Paddle {paddle.__version__} has no code for compute capability {capability}: see README, Install"
+        ):
+            (paddle.ones([2]) + 1).numpy()
+    say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
+    say(f"precision: {set_precision(args)}")
 
 
-def set_precision(args) -> None:
-    """Sets args.precision, that of matrix products (all else is float32), and why: float32, bfloat16 or float16."""
+def set_precision(args) -> str:
+    """Sets args.precision, that of matrix products (all else is float32), and says why it is this one."""
+    reason = "--amp False"
     if not args.amp:
-        args.precision, args.precision_reason = "float32", "--amp False"
+        args.precision = "float32"
     elif args.device == "cpu":
-        args.precision, args.precision_reason = cpu_precision()
+        args.precision, reason = cpu_precision()
     else:
         args.precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
         suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
         require(suits, "--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
-        args.precision_reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
+        reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
+    return f"{args.precision} ({reason})"
 
 
 def has_ampere() -> bool:
