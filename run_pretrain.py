@@ -376,7 +376,7 @@ def build_config(args, tokenizer):
 
 def check_config(name: str, config, tokenizer, positions: int) -> None:
     """Whether a model suits the data and this script. Published models have a few more rows than tokens."""
-    kind, vocabulary = config.to_dict().get("model_type") or "roberta", utils.vocabulary_of(name)
+    kind, vocabulary = config.get_config_dict(name)[0].get("model_type", "roberta"), utils.vocabulary_of(name)
     longest = config.max_position_embeddings - tokenizer.pad_token_id - 1
     remedy = f"prepare the data for it (create_data.py --tokenizer_name {name} --max_seq_length {longest})"
     for suits, problem in (
@@ -415,12 +415,12 @@ def load_model(source: str, config) -> tuple:
     weights, model = utils.read_weights(source), RobertaForMaskedLM(config)
     if weights is None:
         others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams"))]
-        require(not others, f"there is {' '.join(others)} alone: save them with safetensors (save_pretrained does)")
+        require(not others, f"{source} has {' '.join(others)} alone: save it with safetensors (save_pretrained does)")
         return model, f"training from scratch with the configuration of {source}"
     for name, parameter in model.state_dict().items():
-        require(name in weights, f"there is no {name}; a RobertaForMaskedLM, with its head, is needed")
-        shapes = list(weights[name].shape), parameter.shape
-        require(shapes[0] == shapes[1], f"{name} has another shape, {shapes[0]}, than config.json says, {shapes[1]}")
+        require(name in weights, f"{source} has no {name}: a RobertaForMaskedLM, with its head, is needed")
+        same = list(weights[name].shape) == parameter.shape
+        require(same, f"{source}: {name} has another shape, {weights[name].shape}, than config.json says")
     model.set_state_dict({name: weights[name] for name in model.state_dict()})
     return model, f"continuing from {source}"
 

@@ -342,9 +342,8 @@ def export_checkpoint(checkpoint: str, output_dir: str) -> None:
     with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
     weights = to_transformers(read_weights(checkpoint))
-    del weights["lm_head.decoder.bias"]  # always lm_head.bias
-    if config.get("tie_word_embeddings", True):
-        del weights["lm_head.decoder.weight"]
+    if config.get("tie_word_embeddings", True):  # the embeddings and lm_head.bias are the decoder
+        del weights["lm_head.decoder.weight"], weights["lm_head.decoder.bias"]
     with atomic_directory(output_dir) as folder:
         for entry in os.scandir(checkpoint):  # the tokenizer
             if entry.is_file() and entry.name not in (CHECKSUMS, "config.json", "model.safetensors"):
