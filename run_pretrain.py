@@ -819,9 +819,8 @@ def set_device(args) -> None:
     require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
     if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
         capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
-        with explaining(
-            f"Paddle {paddle.__version__} has no code for compute capability {capability}: see README, Install"
-        ):
+        lacks = f"Paddle {paddle.__version__} has no code for compute capability {capability}"
+        with explaining(f"{lacks}: install the newest from Paddle's own index, see README"):
             (paddle.ones([2]) + 1).numpy()
     say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
     say(f"precision: {set_precision(args)}")

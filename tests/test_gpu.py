@@ -347,7 +347,7 @@ def test_a_wheel_without_code_for_the_gpu_ends_in_one_line_that_names_its_capabi
 
     monkeypatch.setattr(paddle, "ones", no_kernel)
     monkeypatch.setattr(run_pretrain, "load_data", None)  # before anything long
-    with pytest.raises(UserError, match=r"compute capability 9\.0: install 3\.3\.1 from Paddle's own index") as error:
+    with pytest.raises(UserError, match=r"compute capability 9\.0: install .* from Paddle's own index") as error:
         pretrain("--device", "gpu")
     assert "\n" not in str(error.value)
 

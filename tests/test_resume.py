@@ -522,14 +522,6 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(pretrain):
     assert ((output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()) == before
 
 
-def test_an_evaluation_that_is_no_number_is_reported_and_never_the_best(pretrain, monkeypatch, capsys):
-    real = run_pretrain.evaluate
-    monkeypatch.setattr(run_pretrain, "evaluate", lambda *run: {**real(*run), "eval_loss": float("nan")})
-    output = pretrain("--max_steps", "2")
-    assert f"done: {output / 'paddle_2'}, evaluation loss nan" in capsys.readouterr().out.splitlines()[-1]
-    assert metrics(output, "evaluation")[-1]["eval_loss"] is None
-
-
 def test_a_checkpoint_from_before_the_first_good_update_resumes(pretrain, monkeypatch, tmp_path):
     arguments = ["--max_steps", "4", "--save_steps", "1"]
     infinite_losses(monkeypatch, {0})

@@ -156,13 +156,11 @@ def compared(distance: dict, limit: float) -> dict:
 
 def describe(device: str) -> dict:
     """The environment, as far as Paddle and the system tell."""
-    import run_pretrain
     from run_pretrain import paddle
 
     found = {"device": device, "paddle": paddle.__version__, "python": platform.python_version()}
     found.update(numpy=np.__version__, system=platform.platform(), gpus=0, cuda=str(paddle.version.cuda()))
     if device == "gpu":
-        run_pretrain.check_gpu()
         found.update(gpus=paddle.device.cuda.device_count(), gpu=paddle.device.cuda.get_device_name())
         found.update(compute_capability=paddle.device.cuda.get_device_capability(), cudnn=str(paddle.version.cudnn()))
     return found
