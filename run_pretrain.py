@@ -40,6 +40,7 @@ import safetensors.numpy
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddlenlp import transformers
+from paddlenlp.transformers.roberta.modeling import TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
 from tqdm import tqdm
 
@@ -296,39 +297,34 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 
 
 def use_fast_layers(model, args, padded: bool) -> None:
-    """Puts layers with the same parameters in the place of PaddleNLP's; without it all is the same, only slower."""
+    """Gives PaddleNLP's layers a faster class; parameters and names stay. Without it all is the same, only slower."""
+    faster = {nn.Linear: Linear, TransposedLinear: TiedLinear, nn.MultiHeadAttention: Attention}
     if args.device == "cpu" and onednn() is not None:
-        return use_cpu_layers(model, args.precision == "bfloat16", padded)
-    for layer in model.roberta.encoder.layers:
-        layer.self_attn = Attention(layer.self_attn, padded)
-        layer.linear1, layer.linear2 = Linear(layer.linear1), Linear(layer.linear2)
-    model.lm_head.dense = Linear(model.lm_head.dense)
-    model.lm_head.decoder = Linear(model.lm_head.decoder, transposed=True)
+        faster = FASTER_ON_CPU
+    for layer in model.sublayers():
+        if type(layer) in faster:
+            layer.__class__ = faster[type(layer)]
+            layer.padded, layer.half = padded, args.precision == "bfloat16"
 
 
-class Linear(nn.Layer):
-    """nn.Linear, or with `transposed` the tied output layer, on x [..., in].
-
-    The bias takes the product's type: on Paddle 2.6.2, a float32 bias makes float32 of a product in half precision.
-    """
-
-    def __init__(self, linear, transposed: bool = False):
-        super().__init__()
-        self.weight, self.bias, self.transposed = linear.weight, linear.bias, transposed
+class Linear(nn.Linear):
+    """The bias takes the product's type: on Paddle 2.6.2, one in float32 makes float32 of a half-precision product."""
 
     def forward(self, x):
-        product = paddle.matmul(x, self.weight, transpose_y=self.transposed)
+        product = paddle.matmul(x, self.weight)
         return product + self.bias.astype(product.dtype)
 
 
-class Attention(nn.Layer):
-    """nn.MultiHeadAttention of a layer's input to itself: FlashAttention where it can be, else the plain way."""
+class TiedLinear(TransposedLinear):
+    """The output layer, whose weight is the embedding's [vocab, width]; PaddleNLP's makes a copy of its transpose."""
 
-    def __init__(self, attention, padded: bool):
-        super().__init__()
-        self.q_proj, self.k_proj = Linear(attention.q_proj), Linear(attention.k_proj)
-        self.v_proj, self.out_proj = Linear(attention.v_proj), Linear(attention.out_proj)
-        self.num_heads, self.dropout, self.padded = attention.num_heads, attention.dropout, padded
+    def forward(self, x):
+        product = paddle.matmul(x, self.weight, transpose_y=True)
+        return product + self.bias.astype(product.dtype)
+
+
+class Attention(nn.MultiHeadAttention):
+    """Of a layer's input to itself: FlashAttention where it can be, else the plain way."""
 
     def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
         """hidden and the result: [batch, seq, width]; attn_mask: [batch, 1, 1, seq], -10000 at <pad>."""
@@ -400,6 +396,7 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
         require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
     use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
     if args.recompute:
+        require(args.device != "cpu", "--recompute True is for GPUs: on a CPU the layers keep little as they are")
         recompute_layers(model, max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0)
     action = f"resuming {checkpoint}" if checkpoint else action
     say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
@@ -427,8 +424,6 @@ def load_model(source: str, config) -> tuple:
 
 def recompute_layers(model, has_dropout: bool) -> None:
     """The backward pass computes a layer's activations anew. (PaddleNLP's own way fails in paddle.DataParallel.)"""
-    keeps_state = not has_dropout or paddle.get_device() != "cpu" or not paddle.__version__.startswith("2.")
-    require(keeps_state, "--recompute True: on a CPU, Paddle 2 cannot drop the same units again; take --dropout 0")
     for layer in model.roberta.encoder.layers:
         options = {"use_reentrant": False, "preserve_rng_state": has_dropout}
         layer.forward = functools.partial(recompute, layer.forward, **options)
@@ -734,8 +729,9 @@ class Report:
             resumable = "auto" if os.path.isdir(path) else run.args.resume_from_checkpoint
             say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
             return
-        if run.best["step"] < run.global_step:
-            say(f"best: {self.output_dir}/paddle_{run.best['step']}, evaluation loss {run.best['eval_loss']:.4f}")
+        best = os.path.join(self.output_dir, f"paddle_{run.best.get('step')}")  # elsewhere, if resumed from a path
+        if best != path and os.path.isdir(best):
+            say(f"best: {best}, evaluation loss {run.best['eval_loss']:.4f}")
         say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
 
     def _write(self, event: str, step: int, record: dict, line: str) -> None:
@@ -971,17 +967,381 @@ def leave(status: int) -> None:
 
 # ---------------------------------------------------------------- the CPU's layers (skip on first reading)
 
+# They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. An array
+# of uint16 holds bfloat16: operands are rounded to it where a layer's `half` is set; sums and all else are float32.
+DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
+FORWARD, BACKWARD, GELU, LINEAR, ADD, MULTIPLY, SOFTMAX, SCALE_AND_SHIFT = 64, 128, 49, 38, 131056, 131057, 196608, 6
+SRC, SRC_1, DST, DIFF_SRC, DIFF_DST = 1, 2, 17, 129, 145
+MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
+CHUNK = 2**22  # attention weights in memory at a time, unless one row of the batch has more
 
-def onednn():
-    return None
+
+class OneDNN:
+    """Raises OSError or AttributeError where the library or a function is missing, RuntimeError for a bad status."""
+
+    def __init__(self):
+        paths = glob.glob(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so*"))
+        self.library, self.primitives, self.scratches = ctypes.CDLL("".join(paths[:1]) or "libdnnl.so.3"), {}, {}
+        integer, real, pointer, char = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char
+        for function in (self.library.dnnl_sgemm, self.library.dnnl_gemm_bf16bf16f32):
+            function.argtypes = [char, char, *3 * [integer], real, *2 * [pointer, integer], real, pointer, integer]
+        self.has_bfloat16 = bool(self.library.dnnl_get_effective_cpu_isa() & 0x80)  # AVX512_BF16 or AMX
+        self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
+        self.stream = self.new("stream_create", self.engine, 1)
+
+    def call(self, name: str, *arguments) -> None:
+        if status := getattr(self.library, f"dnnl_{name}")(*arguments):
+            raise RuntimeError(f"oneDNN's {name} gave status {status}")
+
+    def new(self, name: str, *arguments):
+        handle = ctypes.c_void_p()
+        self.call(name, ctypes.byref(handle), *arguments)
+        return handle
+
+    def run(self, kind: str, *description, also=()) -> None:
+        """Runs a primitive; its description's arrays, and those it takes besides, are (argument, array) pairs."""
+        pairs = [item for item in (*description, *also) if isinstance(item, tuple)]
+        assert all(array.flags.c_contiguous for _, array in pairs)
+        key = kind, *((x[0], x[1].shape, x[1].dtype) if isinstance(x, tuple) else x for x in (*description, *also))
+        if key not in self.primitives:
+            self.primitives[key] = self.make(kind, description, pairs)
+        primitive, arguments, memories = self.primitives[key]
+        for memory, (_, array) in zip(memories, pairs):
+            self.call("memory_set_data_handle", memory, ctypes.c_void_p(address_of(array)))
+        self.call("primitive_execute", primitive, self.stream, len(pairs), ctypes.byref(arguments))
+
+    def make(self, kind: str, description: tuple, pairs: list) -> tuple:
+        """The primitive, its arguments as oneDNN wants them, and the memory object of each, which are kept."""
+        layouts = {}
+        for argument, array in pairs:
+            dims, strides = (
+                (ctypes.c_int64 * array.ndim)(*x) for x in (array.shape, np.array(array.strides) // array.itemsize)
+            )
+            data_type = DATA_TYPES[array.dtype.name]
+            layouts[argument] = self.new("memory_desc_create_with_strides", array.ndim, dims, data_type, strides)
+        values = [layouts[x[0]] if isinstance(x, tuple) else x for x in description]
+        values = [ctypes.c_float(x) if isinstance(x, float) else x for x in values]
+        values = [values[0], self.engine, values[1], self.engine] if kind == "reorder" else [self.engine, *values]
+        primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *values, None))
+        memories = [self.new("memory_create", layouts[argument], self.engine, None) for argument, _ in pairs]
+        arguments = [value for (argument, _), memory in zip(pairs, memories) for value in (argument, memory.value)]
+        return primitive, (ctypes.c_uint64 * len(arguments))(*arguments), memories
+
+    def scratch(self, name: str, *shape):
+        """A float32 array that the next call with this name overwrites: fresh memory takes longer than most sums."""
+        size = math.prod(shape)
+        if name not in self.scratches or self.scratches[name].size < size:
+            self.scratches[name] = np.empty(size, np.float32)
+        return self.scratches[name][:size].reshape(shape)
 
 
-def use_cpu_layers(model, half: bool, padded: bool) -> None:
-    raise NotImplementedError
+@functools.cache
+def onednn() -> OneDNN | None:
+    """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
+    try:
+        found, zero = OneDNN(), np.zeros((1, 1), np.float32)
+        for name in ("sgemm", "gemm_bf16bf16f32"):
+            matrix = address_of(zero), 1
+            found.call(name, b"N", b"N", 1, 1, 1, 1.0, *matrix, *matrix, 0.0, *matrix)
+        return found
+    except (OSError, AttributeError, RuntimeError) as error:
+        say(f"the CPU's faster layers are left out: {utils.brief(error)}")
+        return None
 
 
 def cpu_precision() -> tuple:
-    return "float32", "this processor has no bfloat16"
+    """What --amp True comes to on this CPU, and why."""
+    if onednn() is not None and onednn().has_bfloat16:
+        return "bfloat16", "native on this processor"
+    return "float32", "no bfloat16 on this processor"
+
+
+def address_of(array) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def gemm(a, b, out, alpha: float = 1.0, beta: float = 0.0):
+    """out = alpha a b + beta out for matrices and views of them; a and b of one type, out float32, which it returns."""
+    (m, n), k, size = out.shape, a.shape[1], a.itemsize
+    assert a.shape == (m, k) and b.shape == (k, n) and a.dtype == b.dtype and a.dtype.name in ("float32", "uint16")
+    assert out.dtype == np.float32 and out.strides[1] == 4 and min(m, n, k) > 0
+    operands, letters = [], []
+    for matrix in (a, b):
+        transposed = matrix.strides[1] != size
+        rows = matrix.T if transposed else matrix
+        assert rows.strides[1] == size and rows.strides[0] >= size * rows.shape[1]
+        letters.append(b"T" if transposed else b"N")
+        operands += [address_of(rows), rows.strides[0] // size]
+    name = "sgemm" if size == 4 else "gemm_bf16bf16f32"
+    onednn().call(name, *letters, m, n, k, alpha, *operands, beta, address_of(out), out.strides[0] // 4)
+    return out
+
+
+def array_of(tensor, width: int = 0):
+    """The memory of a float32 tensor as an array, which keeps it alive; with `width`, as rows of so many values."""
+    tensor = tensor.contiguous()
+    assert tensor.dtype == paddle.float32 and tensor.place.is_cpu_place()
+    memory = (ctypes.c_char * (4 * tensor.size)).from_address(tensor.data_ptr())
+    memory.owner = tensor
+    return np.frombuffer(memory, np.float32).reshape((-1, width) if width else tensor.shape)
+
+
+def rounded(array, half: bool):
+    """The array itself or, with half, its values in bfloat16, rounded to nearest."""
+    if half:
+        onednn().run("reorder", (SRC, array), (DST, result := np.empty(array.shape, np.uint16)))
+    return result if half else array
+
+
+def rows_of(tensor, half: bool):
+    return rounded(array_of(tensor, tensor.shape[-1]), half)
+
+
+def affine(x, weight, bias, out):
+    """out = x weight + bias, which it returns."""
+    onednn().run("binary", ADD, (SRC, gemm(x, weight, out)), (SRC_1, array_of(bias, len(bias))), (DST, out))
+    return out
+
+
+def parameter_gradients(x, gradient, transposed: bool = False) -> tuple:
+    """Of weight and bias in x weight + bias: tensors, from matrices."""
+    left, right = (gradient, x) if transposed else (x, gradient)
+    by_weight, by_bias = paddle.empty([left.shape[1], right.shape[1]]), paddle.empty(gradient.shape[1:])
+    gemm(left.T, right, array_of(by_weight))
+    ones = np.full((1, len(gradient)), 1 if gradient.dtype == np.float32 else 0x3F80, gradient.dtype)
+    gemm(ones, gradient, array_of(by_bias, len(by_bias)))
+    return by_weight, by_bias
+
+
+def gelu(x):
+    onednn().run("eltwise_forward", FORWARD, GELU, (SRC, x), (DST, y := np.empty_like(x)), 0.0, 0.0)
+    return y
+
+
+def multiply(a, b, out):
+    onednn().run("binary", MULTIPLY, (SRC, a), (SRC_1, b), (DST, out))
+    return out
+
+
+def random_bits():
+    return np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
+
+
+def draw_kept(bits, dropout: float, shape) -> tuple:
+    """Which values dropout keeps, as uint8, and what multiplies them; a value is dropped by 16 random bits."""
+    size, threshold = math.prod(shape), round(dropout * 2**16)
+    draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
+    return (draw >= threshold).view(np.uint8), 2**16 / (2**16 - threshold)
+
+
+class LinearFunction(paddle.autograd.PyLayer):
+    """x weight + bias or, where `transposed`, x weight^T + bias."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, transposed, half):
+        ctx.rows, ctx.matrix, ctx.transposed = rows_of(x, half), rows_of(weight, half), transposed
+        out, matrix = paddle.empty([*x.shape[:-1], len(bias)]), ctx.matrix.T if transposed else ctx.matrix
+        affine(ctx.rows, matrix, bias, array_of(out, len(bias)))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        matrix, width = ctx.matrix if ctx.transposed else ctx.matrix.T, ctx.rows.shape[1]
+        rows, by_x = rows_of(gradient, matrix.dtype != np.float32), paddle.empty([*gradient.shape[:-1], width])
+        gemm(rows, matrix, array_of(by_x, width))
+        return by_x, *parameter_gradients(ctx.rows, rows, ctx.transposed)
+
+
+class FeedForwardFunction(paddle.autograd.PyLayer):
+    """gelu(x weight_1 + bias_1) weight_2 + bias_2; the inner product is kept, its activation computed anew."""
+
+    @staticmethod
+    def forward(ctx, x, weight_1, bias_1, weight_2, bias_2, half):
+        rows, first, second = (rows_of(tensor, half) for tensor in (x, weight_1, weight_2))
+        shape = len(rows), len(bias_1)
+        inner = onednn().scratch("inner", *shape) if half else np.empty(shape, np.float32)
+        inner = rounded(affine(rows, first, bias_1, inner), half)
+        affine(gelu(inner), second, bias_2, array_of(out := paddle.empty(x.shape), len(bias_2)))
+        ctx.saved = rows, first, second, inner
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, first, second, inner = ctx.saved
+        half, by_x = x.dtype != np.float32, paddle.empty(gradient.shape)
+        gradient = rows_of(gradient, half)
+        by_second = parameter_gradients(gelu(inner), gradient)
+        by_inner = rounded(gemm(gradient, second.T, onednn().scratch("inner", *inner.shape)), half)
+        pairs = (DIFF_SRC, by_inner), (DIFF_DST, by_inner), (SRC, inner)
+        onednn().run("eltwise_backward", GELU, *pairs, 0.0, 0.0, None)
+        gemm(by_inner, first.T, array_of(by_x, x.shape[1]))
+        return by_x, *parameter_gradients(x, by_inner), *by_second
+
+
+class AttentionFunction(paddle.autograd.PyLayer):
+    """Self-attention with its four projections, a chunk of the batch's rows at a time; its weights are not kept: the
+    backward pass computes them anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
+
+    @staticmethod
+    def forward(ctx, x, query, key, value, out, bias_q, bias_k, bias_v, bias_out, mask, num_heads, dropout, half):
+        rows, *matrices = (rows_of(tensor, half) for tensor in (x, query, key, value, out))
+        ctx.num_heads, ctx.mask, ctx.half, ctx.kept, ctx.scale = num_heads, mask, half, [], 1.0
+        spaces = [onednn().scratch("rows", *rows.shape) if half else np.empty(rows.shape, np.float32) for _ in range(4)]
+        projected = (affine(rows, m, b, space) for m, b, space in zip(matrices, (bias_q, bias_k, bias_v), spaces))
+        ctx.heads = [split_heads(rounded(array, half).reshape(x.shape), num_heads) for array in projected]
+        bits = random_bits() if dropout else None
+        for chunk in chunks_of(ctx, x.shape):
+            q, k, v = (array[chunk] for array in ctx.heads)
+            weights = attention_weights(ctx, q, k, chunk)
+            if dropout:
+                kept, ctx.scale = draw_kept(bits, dropout, weights.shape)
+                ctx.kept.append(kept)
+                multiply(weights, kept, weights)
+            context = split_heads(spaces[3].reshape(x.shape), num_heads)[chunk]
+            each_head(rounded(weights, half), v, context, ctx.scale)
+        ctx.saved = rows, matrices, rounded(spaces[3], half)
+        affine(ctx.saved[2], matrices[3], bias_out, array_of(result := paddle.empty(x.shape), rows.shape[1]))
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x, matrices, context), half, shape, scratch = ctx.saved, ctx.half, gradient.shape, onednn().scratch
+        by_x, gradient = paddle.empty(shape), rows_of(gradient, half)
+        by_out = parameter_gradients(context, gradient)
+        by_context = rounded(gemm(gradient, matrices[3].T, scratch("rows", *x.shape)), half).reshape(shape)
+        by_projected = [scratch(name, *shape) for name in ("by_query", "by_key", "by_value")]
+        by_heads = [split_heads(array, ctx.num_heads) for array in (by_context, *by_projected)]
+        for chunk in chunks_of(ctx, shape):
+            q, k, v, g, by_q, by_k, by_v = (array[chunk] for array in (*ctx.heads, *by_heads))
+            weights = dropped = attention_weights(ctx, q, k, chunk)
+            by_weights = scratch("by_weights", *weights.shape)
+            each_head(g, v.swapaxes(2, 3), by_weights, ctx.scale)
+            if ctx.kept:
+                kept = ctx.kept.pop(0)
+                multiply(by_weights, kept, by_weights)
+                dropped = multiply(weights, kept, scratch("dropped", *weights.shape))
+            each_head(rounded(dropped, half).swapaxes(2, 3), g, by_v, ctx.scale)
+            pairs = (DIFF_SRC, by_weights), (DIFF_DST, by_weights), (DST, weights)
+            onednn().run("softmax_backward", SOFTMAX, *pairs, 3, None)
+            by_weights = rounded(by_weights, half)
+            each_head(by_weights, k, by_q, q.shape[3] ** -0.5)
+            each_head(by_weights.swapaxes(2, 3), q, by_k, q.shape[3] ** -0.5)
+        gradients = []
+        for i, (matrix, by_rows) in enumerate(zip(matrices, by_projected)):
+            by_rows = rounded(by_rows.reshape(x.shape), half)
+            gemm(by_rows, matrix.T, array_of(by_x, x.shape[1]), beta=float(i > 0))
+            gradients.append(parameter_gradients(x, by_rows))
+        weights, biases = zip(*gradients, by_out)
+        return by_x, *weights, *biases
+
+
+def chunks_of(ctx, shape) -> list:
+    """Slices of the batch."""
+    step = max(1, CHUNK // (ctx.num_heads * shape[1] ** 2))
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
+
+
+def attention_weights(ctx, query, key, chunk):
+    """softmax(query key^T / sqrt(head_dim) + mask) [rows, heads, seq, seq], in scratch memory."""
+    weights = onednn().scratch("weights", *query.shape[:3], query.shape[2])
+    each_head(query, key.swapaxes(2, 3), weights, query.shape[3] ** -0.5)
+    if ctx.mask is not None:
+        onednn().run("binary", ADD, (SRC, weights), (SRC_1, ctx.mask[chunk]), (DST, weights))
+    onednn().run("softmax_forward", FORWARD, SOFTMAX, (SRC, weights), (DST, weights), 3)
+    return weights
+
+
+def split_heads(array, num_heads: int):
+    """[batch, seq, width] as a view [batch, heads, seq, head_dim]."""
+    return array.reshape(*array.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def each_head(a, b, out, alpha: float) -> None:
+    for row, head in np.ndindex(out.shape[:2]):
+        gemm(a[row, head], b[row, head], out[row, head], alpha)
+
+
+class DropoutFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, dropout):
+        ctx.kept, ctx.scale = draw_kept(random_bits(), dropout, tuple(x.shape))
+        return DropoutFunction.backward(ctx, x)
+
+    @staticmethod
+    def backward(ctx, x):
+        out = multiply(array_of(x), ctx.kept, array_of(result := paddle.empty(x.shape)))
+        onednn().run("eltwise_forward", FORWARD, LINEAR, (SRC, out), (DST, out), ctx.scale, 0.0)
+        return result
+
+
+class LayerNormFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        rows, out = rows_of(x, False), paddle.empty(x.shape)
+        mean, variance = ((name, np.empty(len(rows), np.float32)) for name in (MEAN, VARIANCE))
+        ctx.parameters, ctx.epsilon = ((SCALE, array_of(weight)), (SHIFT, array_of(bias))), epsilon
+        ctx.saved = (SRC, rows), mean, variance
+        described = (SRC, rows), (DST, rows_of(out, False)), mean, epsilon, SCALE_AND_SHIFT, None
+        onednn().run("layer_normalization_forward", FORWARD, *described[:-1], also=(variance, *ctx.parameters))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, mean, variance = ctx.saved
+        by_x, by_weight, by_bias = (paddle.empty(shape) for shape in (gradient.shape, *2 * [gradient.shape[-1:]]))
+        also = variance, *ctx.parameters, (DIFF_SCALE, array_of(by_weight)), (DIFF_SHIFT, array_of(by_bias))
+        pairs = (DIFF_SRC, rows_of(by_x, False)), (DIFF_DST, rows_of(gradient, False)), x, mean
+        onednn().run("layer_normalization_backward", BACKWARD, *pairs, ctx.epsilon, SCALE_AND_SHIFT, None, also=also)
+        return by_x, by_weight, by_bias
+
+
+class CpuLinear(nn.Linear):
+    def forward(self, x):
+        return LinearFunction.apply(x, self.weight, self.bias, False, self.half)
+
+
+class CpuTiedLinear(TransposedLinear):
+    def forward(self, x):
+        return LinearFunction.apply(x, self.weight, self.bias, True, self.half)
+
+
+class CpuAttention(nn.MultiHeadAttention):
+    def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
+        projections = self.q_proj, self.k_proj, self.v_proj, self.out_proj
+        parameters = [p.weight for p in projections] + [p.bias for p in projections]
+        mask = attn_mask.numpy() if self.padded else None
+        dropout = self.dropout if self.training else 0.0
+        return AttentionFunction.apply(hidden, *parameters, mask, self.num_heads, dropout, self.half)
+
+
+class CpuDropout(nn.Dropout):
+    def forward(self, x):
+        return DropoutFunction.apply(x, self.p) if self.training and self.p else x
+
+
+class CpuLayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return LayerNormFunction.apply(x, self.weight, self.bias, self._epsilon)
+
+
+class CpuEncoderLayer(nn.TransformerEncoderLayer):
+    """PaddleNLP's, with the feed-forward part in one function, whose inner product never exists in float32."""
+
+    def forward(self, src, src_mask=None, cache=None, output_attentions=False):
+        hidden = self.norm1(src + self.dropout1(self.self_attn(src, src, src, src_mask)))
+        first, second = self.linear1, self.linear2
+        outer = FeedForwardFunction.apply(hidden, first.weight, first.bias, second.weight, second.bias, self.half)
+        return self.norm2(hidden + self.dropout2(outer))
+
+
+FASTER_ON_CPU = {
+    nn.Linear: CpuLinear,
+    TransposedLinear: CpuTiedLinear,
+    nn.MultiHeadAttention: CpuAttention,
+    nn.Dropout: CpuDropout,
+    nn.LayerNorm: CpuLayerNorm,
+    nn.TransformerEncoderLayer: CpuEncoderLayer,
+}
 
 
 if __name__ == "__main__":

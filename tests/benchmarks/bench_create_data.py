@@ -11,6 +11,7 @@ takes about 25 times the text file's size with `--repeat 10`.
 
 import argparse
 import contextlib
+import gzip
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,6 +25,7 @@ import random
 import re
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -187,6 +189,16 @@ def write_repeated(source: str, times: int, path: str) -> None:
             file.writelines([*paragraphs, b"\n"])
 
 
+def unpacked(path: str, scratch: str) -> str:
+    """The path of a text file, or of its content where it is packed (.gz), written to the scratch directory."""
+    if not path.endswith(".gz"):
+        return path
+    target = os.path.join(scratch, "large.txt")
+    with gzip.open(path) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file)
+    return target
+
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -263,6 +275,11 @@ def measure_all(args, scratch: str) -> dict:
         label = f"create_data.py, {args.repeat} × the text"
         entry = results["create_data_repeated"] = summary(label, os.path.getsize(repeated), again)
         entry["peak_relative_to_one_fold"] = entry["peak_mb"]["median"] / results["create_data"]["peak_mb"]["median"]
+    if args.large_file:
+        large = unpacked(args.large_file, scratch)
+        label = f"create_data.py, {os.path.basename(args.large_file)}"
+        again = [measure("create_data", args, large) for _ in range(args.rounds)]
+        results["create_data_large"] = summary(label, os.path.getsize(large), again)
     return results
 
 
@@ -333,6 +350,9 @@ def main() -> None:
     parser.add_argument("--max_seq_length", type=int, default=512, help="tokens in a row")
     parser.add_argument("--rounds", type=int, default=5, help="times that each way is measured")
     parser.add_argument("--repeat", type=int, default=10, help="size of the repeated text, as a multiple; 1: none")
+    parser.add_argument(
+        "--large_file", help="a longer text (.txt or .txt.gz) of different words, for create_data.py alone"
+    )
     parser.add_argument("--output", default=PROJECT / "tests/benchmarks/results/create_data.json", type=pathlib.Path)
     args = parser.parse_args()
     args.data_file, args.tokenizer_dir = os.path.abspath(args.data_file), os.path.abspath(args.tokenizer_dir)
