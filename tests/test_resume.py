@@ -235,7 +235,7 @@ def test_a_second_run_in_the_directory_is_refused_and_sigterm_ends_the_first_wit
     while not (output / "metrics.jsonl").exists() or not metrics(output, "train"):
         assert first.poll() is None
         time.sleep(0.05)
-    second = run_script("run_pretrain.py", *options)
+    second = run_script("run_pretrain.py", *options, timeout=120)
     [error] = [line for line in second.stderr.splitlines() if "rror" in line]
     assert error == f"error: another run is using --output_dir {output} (process {first.pid})"
     assert second.returncode == 2
