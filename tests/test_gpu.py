@@ -148,7 +148,9 @@ def test_the_scale_changes_no_update_but_by_rounding(tiny_run, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", [[], FLOAT16], ids=["float32", "float16"])
-def test_a_non_finite_update_never_reaches_the_weights(pretrain, monkeypatch, float16, precision):
+def test_a_non_finite_update_never_reaches_the_weights_and_is_always_reported(
+    pretrain, monkeypatch, float16, precision, capsys
+):
     weights, same = [], []
     around_updates(
         monkeypatch,
@@ -156,13 +158,34 @@ def test_a_non_finite_update_never_reaches_the_weights(pretrain, monkeypatch, fl
         after=lambda run, update: same.append(all(map(np.array_equal, weights[-1], weights_of(run)))),
     )
     infinite_losses(monkeypatch, {2})
-    output = pretrain("--max_steps", "6", "--gradient_accumulation_steps", "2", *precision)
+    options = ["--max_steps", "6", "--gradient_accumulation_steps", "2", "--logging_steps", "3"]
+    output = pretrain(*options, *precision)
     assert same == [False, False, True, False, False, False]
     assert all(np.isfinite(array).all() for arrays in weights for array in arrays)
     records = metrics(output, "train")
-    assert [record["skipped_updates"] for record in records] == [0, 0, 1, 0, 0, 0]
-    scales = [2.0**15] * 3 + [2.0**14] * 3 if precision else [1] * 6
-    assert [record["loss_scale"] for record in records] == scales
+    assert [record["skipped_updates"] for record in records] == [1, 0]
+    assert records[0]["loss"] == pytest.approx(math.log(400), rel=0.03)
+    assert [record["loss_scale"] for record in records] == ([2.0**15, 2.0**14] if precision else [1, 1])
+    shown = capsys.readouterr().out
+    assert "step 3: skipped, the weights stay as they were (loss inf" in shown and "h  1 skipped" in shown
+
+
+@pytest.mark.parametrize("precision", [[], FLOAT16], ids=["float32", "float16"])
+def test_the_optimizer_takes_a_gradient_of_at_most_max_grad_norm(pretrain, monkeypatch, float16, precision, tmp_path):
+    taken, norms, real = [], [], paddle.optimizer.AdamW.step
+
+    def step(optimizer):
+        gradients = [p.grad for p in optimizer._parameter_list if p.grad is not None]
+        taken.append(math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)))
+        real(optimizer)
+
+    monkeypatch.setattr(paddle.optimizer.AdamW, "step", step)
+    around_updates(monkeypatch, after=lambda run, update: norms.append(update["grad_norm"]))
+    for limit, output in (("0", "free"), ("0.1", "clipped")):
+        options = ["--max_steps", "2", "--max_grad_norm", limit, "--dropout", "0"]
+        pretrain(*options, *precision, output=tmp_path / output)
+    assert taken[:2] == pytest.approx(norms[:2], rel=1e-4) and min(norms) > 0.2
+    assert taken[2:] == pytest.approx([0.1, 0.1], rel=1e-4)
 
 
 def test_five_non_finite_updates_in_a_row_stop_the_run(pretrain, monkeypatch):
@@ -203,9 +226,13 @@ def test_the_scaler_resumes_where_it_was(pretrain, monkeypatch, tmp_path, float1
 def test_the_precision_on_a_gpu(monkeypatch, arguments, capability, precision, scaled):
     pretend_gpu(monkeypatch, capability)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", gpu_tracer)
-    args = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()])
-    run_pretrain.set_precision(args)
+    args, cast = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()]), []
+    reason = run_pretrain.set_precision(args)
     assert (args.precision, run_pretrain.build_scaler(args).is_enable()) == (precision, scaled)
+    assert precision in reason and (("with loss scaling" in reason) == scaled)
+    monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: cast.append(options))
+    run_pretrain.auto_cast(args)
+    assert cast[0]["enable"] == (precision != "float32") and (not cast[0]["enable"] or cast[0]["dtype"] == precision)
 
 
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
@@ -232,16 +259,18 @@ class Tracer:  # Paddle's own, but for its place
 auto_cast._dygraph_tracer = Tracer
 auto_cast._is_gpu_float16_supported = auto_cast._is_gpu_bfloat16_supported = lambda: True
 run_pretrain.ARCHITECTURES["tiny"] = (1, 32, 2)
-args = SimpleNamespace(precision={precision!r}, device="gpu", dropout=0.1, model_name_or_path="tiny", max_seq_length=32)
+args = run_pretrain.parse_arguments(["--model_name_or_path", "tiny", "--max_seq_length", "32"])
+args.precision, args.device = {precision!r}, "gpu"
 tokenizer = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, vocab_size=400)
 model = run_pretrain.RobertaForMaskedLM(run_pretrain.build_config(args, SimpleNamespace(**tokenizer)))
 run_pretrain.use_fast_layers(model, args, padded={padded})
 ids = paddle.to_tensor(np.arange(64).reshape(2, 32) + 3)
 batch = dict(input_ids=ids, labels=ids, masked_positions=paddle.arange(128) % 64)
+scaler = paddle.amp.GradScaler(enable=False)
+run = run_pretrain.Run(args, model, run_pretrain.build_optimizer(model, args), scaler)
 print("BEGIN", file=sys.stderr, flush=True)
-with run_pretrain.auto_cast(args):
-    loss, logits, _ = run_pretrain.masked_loss(model, batch)
-print("END", logits.dtype, file=sys.stderr, flush=True)
+run_pretrain.train_update(run, [batch])
+print("END", file=sys.stderr, flush=True)
 """
 
 

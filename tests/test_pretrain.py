@@ -1,6 +1,5 @@
 """What run_pretrain.py promises of a run: its update, its checkpoints, what it prints and refuses."""
 
-import contextlib
 import json
 import math
 import os
@@ -193,38 +192,6 @@ def test_a_mask_is_used_only_where_rows_are_padded(pretrain, packed_data, ragged
     pretrain("--max_steps", "1", output=tmp_path / "packed")
     pretrain("--max_steps", "1", data=ragged_data, output=tmp_path / "ragged")
     assert built == [False, True]
-
-
-# ---------------------------------------------------------------- precision
-
-
-@pytest.mark.parametrize(
-    ("arguments", "ampere", "precision", "reason"),
-    [
-        ("", True, "bfloat16", "without loss scaling"),
-        ("", False, "float16", "with loss scaling"),
-        ("--amp_dtype float16", True, "float16", "with loss scaling"),
-        ("--amp False", True, "float32", "--amp False"),
-    ],
-)
-def test_the_precision_on_a_gpu(monkeypatch, arguments, ampere, precision, reason):
-    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: ampere)
-    made, cast = [], []
-    monkeypatch.setattr(paddle.amp, "GradScaler", lambda **options: made.append(options))
-    monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: cast.append(options))
-    args = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()])
-    run_pretrain.set_precision(args)
-    run_pretrain.build_scaler(args)
-    run_pretrain.auto_cast(args)
-    assert (args.precision, args.precision_reason) == (precision, reason)
-    assert made == [{"enable": precision == "float16", "init_loss_scaling": 2.0**15}]
-    assert cast[0]["enable"] == (precision != "float32") and cast[0]["dtype"] in (precision, "bfloat16")
-
-
-def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
-    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: False)
-    with pytest.raises(UserError, match="take float16"):
-        run_pretrain.set_precision(run_pretrain.parse_arguments(["--device", "gpu", "--amp_dtype", "bfloat16"]))
 
 
 # ---------------------------------------------------------------- weights and schedule
@@ -584,90 +551,6 @@ def test_visualdl_shows_a_resumed_run_from_its_first_step(pretrain):
         shown = {point.id: point.value for point in reader.get_data("scalar", f"{event}/{name}")}
         assert shown == pytest.approx({record["step"]: record[name] for record in metrics(output, event)}, rel=1e-6)
     assert len(shown) == 2
-
-
-# ---------------------------------------------------------------- numbers that are not finite
-
-
-class StandInScaler(paddle.amp.GradScaler):
-    """Paddle's own, which disables itself on a CPU: here it is told that it is on a GPU."""
-
-    def __init__(self, enable=True, init_loss_scaling=1024.0):
-        gpu = SimpleNamespace(_expected_place=SimpleNamespace(is_gpu_place=lambda: True))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: gpu)
-            super().__init__(enable=True, init_loss_scaling=init_loss_scaling)
-
-    def scale(self, var):
-        paddle.amp.grad_scaler.amp_global_state().amp_dtype = "float16"  # as a GPU's auto_cast leaves it
-        return super().scale(var)
-
-
-@contextlib.contextmanager
-def infinite_loss_at(monkeypatch, steps: set):
-    """Makes the loss of one micro-batch infinite in the given updates (counted from 0)."""
-    real, here = run_pretrain.masked_loss, {}
-
-    def loss(model, batch):
-        value, *rest = real(model, batch)
-        return (value * float("inf") if here.pop("bad", False) else value), *rest
-
-    with monkeypatch.context() as patch:
-        around_updates(patch, before=lambda run: here.update(bad=run.global_step in steps))
-        patch.setattr(run_pretrain, "masked_loss", loss)
-        yield
-
-
-@pytest.mark.parametrize("scaler", [None, StandInScaler])
-def test_a_non_finite_update_never_reaches_the_weights_and_is_always_reported(pretrain, monkeypatch, scaler, capsys):
-    if scaler:
-        monkeypatch.setattr(paddle.amp, "GradScaler", scaler)
-    weights = []
-
-    def remember(run, result=None):
-        weights.append([p.numpy().copy() for p in run.model.parameters()])
-
-    around_updates(monkeypatch, remember, remember)
-    with infinite_loss_at(monkeypatch, {2}):
-        output = pretrain("--max_steps", "6", "--gradient_accumulation_steps", "2", "--logging_steps", "6")
-    kept = [all(map(np.array_equal, *pair)) for pair in zip(weights[::2], weights[1::2])]
-    assert kept == [False, False, True, False, False, False]
-    assert all(np.isfinite(array).all() for arrays in weights for array in arrays)
-    [record] = metrics(output, "train")
-    assert record["skipped_updates"] == 1 and record["loss"] == pytest.approx(math.log(400), rel=0.03)
-    shown = capsys.readouterr().out
-    assert "step 3: skipped, the weights stay as they were (loss inf" in shown and "h  1 skipped" in shown
-    if scaler:
-        assert record["loss_scale"] == 2.0**14
-
-
-@pytest.mark.parametrize("scaler", [None, StandInScaler])
-def test_loss_scaling_and_clipping_give_the_update_that_they_should(pretrain, monkeypatch, scaler, tmp_path):
-    """The gradient that the optimizer takes has at most the norm --max_grad_norm, and loss scaling changes nothing."""
-    taken, norms = [], []
-    real = paddle.optimizer.AdamW.step
-
-    def step(optimizer):
-        gradients = [p.grad for p in optimizer._parameter_list if p.grad is not None]
-        taken.append(math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)))
-        real(optimizer)
-
-    monkeypatch.setattr(paddle.optimizer.AdamW, "step", step)
-    if scaler:
-        monkeypatch.setattr(paddle.amp, "GradScaler", scaler)
-    around_updates(monkeypatch, after=lambda run, result: norms.append(result["grad_norm"]))
-    for limit, output in (("0", "free"), ("0.1", "clipped")):
-        pretrain("--max_steps", "2", "--max_grad_norm", limit, "--dropout", "0", output=tmp_path / output)
-    assert taken[:2] == pytest.approx(norms[:2], rel=1e-4) and min(norms) > 0.2
-    assert taken[2:] == pytest.approx([0.1, 0.1], rel=1e-4)
-
-
-def test_five_non_finite_updates_in_a_row_stop_the_run(pretrain, monkeypatch):
-    bad = {4, 6, 7, 8, 9, 10}
-    with infinite_loss_at(monkeypatch, bad), pytest.raises(UserError) as error:
-        pretrain("--max_steps", "20", "--save_steps", "3")
-    for named in ("5 updates in a row", "step 11", "learning rate", "loss scale", "paddle_9"):
-        assert named in str(error.value)
 
 
 # ---------------------------------------------------------------- arguments and bad starts
