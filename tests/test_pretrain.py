@@ -819,7 +819,7 @@ def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pr
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=message):
-        pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
+        pretrain("--max_steps", "1", "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
 @pytest.mark.parametrize("arguments", [("--max_steps", "0"), ("--max_steps", "2")])
