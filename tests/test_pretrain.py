@@ -702,7 +702,7 @@ def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pr
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=message):
-        pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
+        pretrain("--max_steps", "1", "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
 @pytest.mark.parametrize("arguments", [("--max_steps", "0"), ("--max_steps", "2")])
@@ -839,9 +839,13 @@ def test_the_loader_yields_the_samplers_rows_with_their_masks(packed_data):
 
 @pytest.fixture
 def two_data_sets(packed_data, tmp_path):
-    """Two with one tokenizer and other rows."""
+    """Two with one tokenizer and other rows; the second's card has its files' digests."""
     (tmp_path / "more.txt").write_text(text_of_words(100, seed=5))
     more = create(tmp_path / "more.txt", tmp_path / "more", "--tokenizer_name", str(packed_data / "tokenizer"))
+    names = [f"{split}/data-00000-of-00001.arrow" for split in ("train", "validation")]
+    card = json.loads((more / "data_card.json").read_text())
+    card["files"] = {name: {"sha256": utils.sha256_of(str(more / name))} for name in names}
+    (more / "data_card.json").write_text(json.dumps(card))
     return packed_data, more
 
 
