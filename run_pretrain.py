@@ -301,7 +301,7 @@ def use_fast_layers(model, args, padded: bool) -> None:
     faster = {nn.Linear: Linear, TransposedLinear: TiedLinear, nn.MultiHeadAttention: Attention}
     if args.device == "cpu" and onednn() is not None:
         faster = FASTER_ON_CPU
-    for layer in model.sublayers():
+    for layer in model.sublayers(include_self=True):
         if type(layer) in faster:
             layer.__class__ = faster[type(layer)]
             layer.padded, layer.half = padded, args.precision == "bfloat16"

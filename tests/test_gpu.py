@@ -292,6 +292,11 @@ def test_paddle_runs_every_matrix_product_in_half_precision_and_the_delicate_ope
         assert delicate in decided and delicate not in half
 
 
+def as_on_a_gpu(layer, padded: bool = False):
+    run_pretrain.use_fast_layers(layer, SimpleNamespace(device="gpu", precision="float16"), padded)
+    return layer
+
+
 def test_a_bias_takes_the_type_of_the_product(monkeypatch):
     """Paddle has no addition in half precision on a CPU: float32 stands for it, and float64 for the weights' type."""
     layer, product = paddle.nn.Linear(4, 6), paddle.matmul
@@ -299,7 +304,7 @@ def test_a_bias_takes_the_type_of_the_product(monkeypatch):
     monkeypatch.setattr(
         paddle, "matmul", lambda x, y, **more: product(x.astype("float32"), y.astype("float32"), **more)
     )
-    linear = run_pretrain.Linear(layer)
+    linear = as_on_a_gpu(layer)
     assert linear.bias.dtype == paddle.float64 and linear(paddle.ones([2, 4])).dtype == paddle.float32
 
 
@@ -317,7 +322,7 @@ def test_flash_attention_gets_half_precision_without_padding_from_ampere_on(
     monkeypatch, dtype, capability, padded, expected
 ):
     pretend_gpu(monkeypatch, capability)
-    attention = run_pretrain.Attention(paddle.nn.MultiHeadAttention(8, 2, dropout=0.1), padded)
+    attention = as_on_a_gpu(paddle.nn.MultiHeadAttention(8, 2, dropout=0.1), padded)
     given = []
 
     def flash(query, key, value, dropout_p):
@@ -344,11 +349,7 @@ def test_flash_attention_gives_the_plain_ones_outputs_and_gradients(monkeypatch)
     """In float64, which asks for it as half precision does; on a CPU Paddle computes it by other means."""
     layer = paddle.nn.MultiHeadAttention(8, 2)
     layer.to(dtype="float64")
-    attention, real, calls = (
-        run_pretrain.Attention(layer, padded=False),
-        run_pretrain.F.scaled_dot_product_attention,
-        [],
-    )
+    attention, real, calls = as_on_a_gpu(layer), run_pretrain.F.scaled_dot_product_attention, []
     monkeypatch.setattr(
         run_pretrain.F, "scaled_dot_product_attention", lambda *x, **more: calls.append(1) or real(*x, **more)
     )

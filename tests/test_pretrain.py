@@ -116,8 +116,9 @@ def test_the_fast_layers_give_the_names_loss_and_gradients_of_paddlenlps_own(bui
 
 
 def attention_layers(model) -> list:
-    """The layers of a GPU's model, with the weights of a model's attention."""
-    return [run_pretrain.Attention(layer.self_attn, padded=False) for layer in model.roberta.encoder.layers]
+    """The attention of a model whose layers are a GPU's."""
+    run_pretrain.use_fast_layers(model, SimpleNamespace(device="gpu", precision="float16"), padded=False)
+    return [layer.self_attn for layer in model.roberta.encoder.layers]
 
 
 def test_flash_attention_computes_the_same_and_is_for_half_precision_without_padding(build, monkeypatch):

@@ -129,15 +129,16 @@ def check_flash(machine: Machine) -> dict:
     """Outputs and gradients of one layer, in half precision as auto_cast has it."""
     if machine.device == "cpu" or machine.environment["compute_capability"][0] < 8:
         raise DoesNotApply("FlashAttention needs a GPU of compute capability 8.0")
-    from run_pretrain import Attention, F, auto_cast, paddle
+    from run_pretrain import F, auto_cast, paddle, use_fast_layers
 
     paddle.seed(0)
-    flash = Attention(paddle.nn.MultiHeadAttention(768, 12), padded=False)
+    flash, args = paddle.nn.MultiHeadAttention(768, 12), SimpleNamespace(precision="bfloat16", device="gpu")
+    use_fast_layers(flash, args, padded=False)
     hidden, weight = paddle.randn([4, 512, 768]), paddle.randn([4, 512, 768])
     real, calls, results = F.scaled_dot_product_attention, [], []
     F.scaled_dot_product_attention = lambda *qkv, **more: calls.append(qkv[0].dtype) or real(*qkv, **more)
     for flash.padded in (False, True):  # which takes the plain way
-        with auto_cast(SimpleNamespace(precision="bfloat16", device="gpu")):
+        with auto_cast(args):
             output = flash(hidden, attn_mask=paddle.zeros([4, 1, 1, 512]))
         (output.astype("float32") * weight).mean().backward()
         gradients = [p.grad for name, p in flash.named_parameters() if name != "k_proj.bias"]  # its gradient is 0
