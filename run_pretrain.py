@@ -72,7 +72,7 @@ GONE = {
 
 
 def main(argv: list | None = None) -> None:
-    """Trains; or with --max_steps 0 evaluates a model and writes nothing."""
+    """Trains; or with --max_steps 0 evaluates a model, and writes nothing but a line where --output_dir says so."""
     args = parse_arguments(argv)
     set_device(args)
     tokenizer, rows = load_data(args)
@@ -398,7 +398,8 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
         require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
     use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
     if args.recompute:
-        require(args.device != "cpu", "--recompute True is for GPUs: on a CPU the layers keep little as they are")
+        plain = args.device != "cpu" or onednn() is None
+        require(plain, "--recompute True is for GPUs: a CPU's layers keep little as they are")
         recompute_layers(model, max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0)
     action = f"resuming {checkpoint}" if checkpoint else action
     say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
@@ -638,7 +639,7 @@ class Report:
 
     def __init__(self, args, validation: TokenRows, tokenizer):
         self.output_dir, self.writer, self.progress = args.output_dir, None, None
-        self.path = os.path.join(args.output_dir, "metrics.jsonl")
+        self.path = os.path.join(args.output_dir, "metrics.jsonl") if args.output_dir else None
         shares = utils.token_shares(validation, tokenizer)
         below, best = utils.loss_without_context(shares), utils.unigram_entropy(shares)
         self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
@@ -722,7 +723,7 @@ class Report:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
             run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
         line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
-        line = f"evaluation at step {run.global_step:,}: {line}"
+        line = f"evaluation at step {run.global_step:,}: {line}" if run.total_steps else f"evaluation: {line}"
         self._write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
@@ -738,10 +739,12 @@ class Report:
 
     def _write(self, event: str, step: int, record: dict, line: str) -> None:
         say(line)
-        if self.writer is not None:
-            finite = {k: value if math.isfinite(value) else None for k, value in record.items()}  # JSON has no NaN
+        finite = {k: value if math.isfinite(value) else None for k, value in record.items()}  # JSON has no NaN
+        if self.path and dist.get_rank() == 0:
+            os.makedirs(self.output_dir, exist_ok=True)
             with open(self.path, "a") as file:
                 file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
+        if self.writer is not None:
             self._add_to_visualdl(event, step, **finite)
             self.writer.flush()  # its thread does so only now and then
 
@@ -945,7 +948,7 @@ def parse_arguments(argv: list | None):
     add("--recompute", type=boolean, default=False, help="keep no activations: less memory, a third more arithmetic")
     add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
     add = parser.add_argument_group("logging and checkpoints").add_argument
-    add("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
+    add("--output_dir", help="for checkpoints, metrics.jsonl and VisualDL's files; `ckp`, or only evaluating none")
     add("--logging_steps", type=positive, default=100, help="updates between reports")
     add("--save_steps", type=positive, default=10000, help="updates between checkpoints, each with an evaluation")
     add("--save_total_limit", type=positive, help="checkpoints kept: the newest, and the best; all if left out")
@@ -956,7 +959,10 @@ def parse_arguments(argv: list | None):
     add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
     add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; bfloat16 from Ampere on, else float16")
     add("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in float16")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_steps != 0:
+        args.output_dir = args.output_dir or "ckp"
+    return args
 
 
 def leave(status: int) -> None:

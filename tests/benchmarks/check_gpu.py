@@ -167,11 +167,15 @@ def describe(device: str) -> dict:
     return found
 
 
-def main() -> int:
+def parse_arguments(argv: list | None):
     parser = ArgumentParser("Checks what a GPU computes; see the head of this file.")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu", help="cpu: tries the script itself")
     parser.add_argument("--output", default="check_gpu.json", help="JSON file to write")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: list | None = None) -> int:
+    args = parse_arguments(argv)
     checks = {f"{precision} updates": (check_updates, precision) for precision in ("float32", "bfloat16", "float16")}
     checks["resumed equality"], checks["accumulation against batch"] = (check_resumed,), (check_accumulation,)
     checks["two GPUs against one"], checks["flash against plain attention"] = (check_two_gpus,), (check_flash,)
