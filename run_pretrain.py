@@ -183,7 +183,8 @@ def train_update(run: Run, batches: list) -> dict:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     loss_scale = scaler.scale(paddle.ones([1])).squeeze()
     with paddle.no_grad():
-        grad_norm = paddle.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt() / loss_scale
+        squares = [paddle._C_ops.squared_l2_norm(gradient).reshape([1]) for gradient in gradients]  # without a copy
+        grad_norm = paddle.concat(squares).sum().sqrt() / loss_scale
     numbers = paddle.stack([sum_over_ranks(loss_sum), num_masked, grad_norm, loss_scale, stops]).tolist()
     result = dict(zip(("loss_sum", "num_masked", "grad_norm", "loss_scale", "stop"), numbers))
     result["skipped"] = not (math.isfinite(result["loss_sum"]) and math.isfinite(result["grad_norm"]))
@@ -206,8 +207,16 @@ def masked_loss(model, batch: dict) -> tuple:
     """Returns the sum of the cross entropy over the masked tokens (nats), their logits [n, vocab] and labels [n]."""
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
     logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
+    loss = cross_entropy(logits, labels)
+    return loss, logits, labels
+
+
+def cross_entropy(logits, labels):
+    """The sum over all rows whose label is not IGNORE_INDEX, in nats."""
+    if logits.place.is_cpu_place() and onednn() is not None:
+        return CrossEntropyFunction.apply(logits, labels)
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum(), logits, labels  # Paddle's softmax on a CPU makes numbers of NaN
+    return loss + 0 * logits.detach().sum()  # on a CPU, Paddle's own makes a number of NaN
 
 
 @paddle.no_grad()
@@ -978,8 +987,9 @@ def leave(status: int) -> None:
 # They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. An array
 # of uint16 holds bfloat16: operands are rounded to it where a layer's `half` is set; sums and all else are float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
-FORWARD, BACKWARD, GELU, LINEAR, ADD, MULTIPLY, SOFTMAX, SCALE_AND_SHIFT = 64, 128, 49, 38, 131056, 131057, 196608, 6
-SRC, SRC_1, DST, DIFF_SRC, DIFF_DST = 1, 2, 17, 129, 145
+FORWARD, BACKWARD, SCALE_AND_SHIFT, ADD, MULTIPLY, SOFTMAX, LOG_SOFTMAX = 64, 128, 6, 131056, 131057, 196608, 196609
+GELU, LINEAR, EXP = 49, 38, 42
+SRC, SRC_1, WEIGHTS, BIAS, DST, DIFF_SRC, DIFF_DST = 1, 2, 33, 41, 17, 129, 145
 MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
 CHUNK = 2**22  # attention weights in memory at a time, unless one row of the batch has more
 
@@ -991,8 +1001,8 @@ class OneDNN:
         paths = glob.glob(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so*"))
         self.library, self.primitives, self.scratches = ctypes.CDLL("".join(paths[:1]) or "libdnnl.so.3"), {}, {}
         integer, real, pointer, char = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char
-        for function in (self.library.dnnl_sgemm, self.library.dnnl_gemm_bf16bf16f32):
-            function.argtypes = [char, char, *3 * [integer], real, *2 * [pointer, integer], real, pointer, integer]
+        matrix = [pointer, integer]
+        self.library.dnnl_sgemm.argtypes = [char, char, *3 * [integer], real, *2 * matrix, real, *matrix]
         self.has_bfloat16 = bool(self.library.dnnl_get_effective_cpu_isa() & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
         self.stream = self.new("stream_create", self.engine, 1)
@@ -1009,8 +1019,8 @@ class OneDNN:
     def run(self, kind: str, *description, also=()) -> None:
         """Runs a primitive; its description's arrays, and those it takes besides, are (argument, array) pairs."""
         pairs = [item for item in (*description, *also) if isinstance(item, tuple)]
-        assert all(array.flags.c_contiguous for _, array in pairs)
-        key = kind, *((x[0], x[1].shape, x[1].dtype) if isinstance(x, tuple) else x for x in (*description, *also))
+        layout = [(argument, array.shape, array.strides, array.dtype) for argument, array in pairs]
+        key = kind, *layout, *(item for item in description if not isinstance(item, tuple))
         if key not in self.primitives:
             self.primitives[key] = self.make(kind, description, pairs)
         primitive, arguments, memories = self.primitives[key]
@@ -1048,9 +1058,7 @@ def onednn() -> OneDNN | None:
     """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
     try:
         found, zero = OneDNN(), np.zeros((1, 1), np.float32)
-        for name in ("sgemm", "gemm_bf16bf16f32"):
-            matrix = address_of(zero), 1
-            found.call(name, b"N", b"N", 1, 1, 1, 1.0, *matrix, *matrix, 0.0, *matrix)
+        found.call("sgemm", b"N", b"N", 1, 1, 1, 1.0, *2 * (address_of(zero), 1), 0.0, address_of(zero), 1)
         return found
     except (OSError, AttributeError, RuntimeError) as error:
         say(f"the CPU's faster layers are left out: {utils.brief(error)}")
@@ -1068,20 +1076,26 @@ def address_of(array) -> int:
     return array.__array_interface__["data"][0]
 
 
-def gemm(a, b, out, alpha: float = 1.0, beta: float = 0.0):
-    """out = alpha a b + beta out for matrices and views of them; a and b of one type, out float32, which it returns."""
-    (m, n), k, size = out.shape, a.shape[1], a.itemsize
-    assert a.shape == (m, k) and b.shape == (k, n) and a.dtype == b.dtype and a.dtype.name in ("float32", "uint16")
-    assert out.dtype == np.float32 and out.strides[1] == 4 and min(m, n, k) > 0
+def gemm(a, b, out, bias=None):
+    """out = a b + bias, which it returns: float32, from float32 or bfloat16 matrices or their views, or from those of
+    each row and head in [batch, heads, ...]. For float32 matrices, sgemm takes half of the primitive's time."""
+    bias = None if bias is None else array_of(bias, len(bias))
+    if a.ndim > 2 or a.dtype == np.uint16:
+        onednn().run("matmul", (SRC, a), (WEIGHTS, b), bias if bias is None else (BIAS, bias), (DST, out))
+        return out
+    (m, n), k = out.shape, a.shape[1]
+    assert a.shape == (m, k) and b.shape == (k, n) and {a.dtype, b.dtype, out.dtype} == {np.dtype("float32")}
+    assert out.strides[1] == 4 and min(m, n, k) > 0
     operands, letters = [], []
     for matrix in (a, b):
-        transposed = matrix.strides[1] != size
+        transposed = matrix.strides[1] != 4
         rows = matrix.T if transposed else matrix
-        assert rows.strides[1] == size and rows.strides[0] >= size * rows.shape[1]
+        assert rows.strides[1] == 4 and rows.strides[0] >= 4 * rows.shape[1]
         letters.append(b"T" if transposed else b"N")
-        operands += [address_of(rows), rows.strides[0] // size]
-    name = "sgemm" if size == 4 else "gemm_bf16bf16f32"
-    onednn().call(name, *letters, m, n, k, alpha, *operands, beta, address_of(out), out.strides[0] // 4)
+        operands += [address_of(rows), rows.strides[0] // 4]
+    onednn().call("sgemm", *letters, m, n, k, 1.0, *operands, 0.0, address_of(out), out.strides[0] // 4)
+    if bias is not None:
+        onednn().run("binary", ADD, (SRC, out), (SRC_1, bias), (DST, out))
     return out
 
 
@@ -1103,12 +1117,6 @@ def rounded(array, half: bool):
 
 def rows_of(tensor, half: bool):
     return rounded(array_of(tensor, tensor.shape[-1]), half)
-
-
-def affine(x, weight, bias, out):
-    """out = x weight + bias, which it returns."""
-    onednn().run("binary", ADD, (SRC, gemm(x, weight, out)), (SRC_1, array_of(bias, len(bias))), (DST, out))
-    return out
 
 
 def parameter_gradients(x, gradient, transposed: bool = False) -> tuple:
@@ -1135,11 +1143,11 @@ def random_bits():
     return np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
 
 
-def draw_kept(bits, dropout: float, shape) -> tuple:
-    """Which values dropout keeps, as uint8, and what multiplies them; a value is dropped by 16 random bits."""
-    size, threshold = math.prod(shape), round(dropout * 2**16)
+def draw_kept(bits, dropout: float, shape):
+    """Which values dropout keeps, as uint8; a value is dropped where 16 random bits are below the probability."""
+    size = math.prod(shape)
     draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
-    return (draw >= threshold).view(np.uint8), 2**16 / (2**16 - threshold)
+    return (draw >= round(dropout * 2**16)).view(np.uint8)
 
 
 class LinearFunction(paddle.autograd.PyLayer):
@@ -1149,7 +1157,7 @@ class LinearFunction(paddle.autograd.PyLayer):
     def forward(ctx, x, weight, bias, transposed, half):
         ctx.rows, ctx.matrix, ctx.transposed = rows_of(x, half), rows_of(weight, half), transposed
         out, matrix = paddle.empty([*x.shape[:-1], len(bias)]), ctx.matrix.T if transposed else ctx.matrix
-        affine(ctx.rows, matrix, bias, array_of(out, len(bias)))
+        gemm(ctx.rows, matrix, array_of(out, len(bias)), bias)
         return out
 
     @staticmethod
@@ -1168,8 +1176,8 @@ class FeedForwardFunction(paddle.autograd.PyLayer):
         rows, first, second = (rows_of(tensor, half) for tensor in (x, weight_1, weight_2))
         shape = len(rows), len(bias_1)
         inner = onednn().scratch("inner", *shape) if half else np.empty(shape, np.float32)
-        inner = rounded(affine(rows, first, bias_1, inner), half)
-        affine(gelu(inner), second, bias_2, array_of(out := paddle.empty(x.shape), len(bias_2)))
+        inner = rounded(gemm(rows, first, inner, bias_1), half)
+        gemm(gelu(inner), second, array_of(out := paddle.empty(x.shape), len(bias_2)), bias_2)
         ctx.saved = rows, first, second, inner
         return out
 
@@ -1192,17 +1200,19 @@ class AttentionFunction(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(ctx, query, key, value, mask, num_heads, dropout, half):
-        ctx.num_heads, ctx.mask, ctx.half, ctx.kept, ctx.scale = num_heads, mask, half, [], 1.0
-        ctx.heads = [split_heads(rounded(array_of(x), half), num_heads) for x in (query, key, value)]
+        head_dim = query.shape[2] // num_heads
+        scales = np.float32(head_dim**-0.5), 1, np.float32(1 / (1 - dropout))  # so that products need none
+        ctx.scales, ctx.mask, ctx.half, ctx.num_heads, ctx.kept = scales, mask, half, num_heads, []
+        arrays = [rounded(array_of(x) * scale, half) for x, scale in zip((query, key, value), scales)]
+        ctx.heads = [split_heads(array, num_heads) for array in arrays]
         context, bits = paddle.empty(query.shape), random_bits() if dropout else None
         for chunk in chunks_of(ctx, query.shape):
             q, k, v, by_head = (x[chunk] for x in (*ctx.heads, split_heads(array_of(context), num_heads)))
             weights = attention_weights(ctx, q, k, chunk)
             if dropout:
-                kept, ctx.scale = draw_kept(bits, dropout, weights.shape)
-                ctx.kept.append(kept)
-                multiply(weights, kept, weights)
-            each_head(rounded(weights, half), v, by_head, ctx.scale)
+                ctx.kept.append(draw_kept(bits, dropout, weights.shape))
+                multiply(weights, ctx.kept[-1], weights)
+            gemm(rounded(weights, half), v, by_head)
         return context
 
     @staticmethod
@@ -1213,18 +1223,19 @@ class AttentionFunction(paddle.autograd.PyLayer):
         for chunk in chunks_of(ctx, gradient.shape):
             q, k, v, g, by_q, by_k, by_v = (x[chunk] for x in heads)
             weights = dropped = attention_weights(ctx, q, k, chunk)
-            by_weights = onednn().scratch("by_weights", *weights.shape)
-            each_head(g, v.swapaxes(2, 3), by_weights, ctx.scale)
+            by_weights = gemm(g, v.swapaxes(2, 3), onednn().scratch("by_weights", *weights.shape))
             if ctx.kept:
                 kept = ctx.kept.pop(0)
                 multiply(by_weights, kept, by_weights)
                 dropped = multiply(weights, kept, onednn().scratch("dropped", *weights.shape))
-            each_head(rounded(dropped, half).swapaxes(2, 3), g, by_v, ctx.scale)
+            gemm(rounded(dropped, half).swapaxes(2, 3), g, by_v)
             pairs = (DIFF_SRC, by_weights), (DIFF_DST, by_weights), (DST, weights)
             onednn().run("softmax_backward", SOFTMAX, *pairs, 3, None)
             by_weights = rounded(by_weights, half)
-            each_head(by_weights, k, by_q, q.shape[3] ** -0.5)
-            each_head(by_weights.swapaxes(2, 3), q, by_k, q.shape[3] ** -0.5)
+            gemm(by_weights, k, by_q)
+            gemm(by_weights.swapaxes(2, 3), q, by_k)
+        arrays[1][...] *= ctx.scales[0]
+        arrays[3][...] *= ctx.scales[2]
         return tuple(gradients)
 
 
@@ -1235,9 +1246,9 @@ def chunks_of(ctx, shape) -> list:
 
 
 def attention_weights(ctx, query, key, chunk):
-    """softmax(query key^T / sqrt(head_dim) + mask) [rows, heads, seq, seq], in scratch memory."""
+    """softmax(query key^T + mask) [rows, heads, seq, seq], in scratch memory; the query is scaled already."""
     weights = onednn().scratch("weights", *query.shape[:3], query.shape[2])
-    each_head(query, key.swapaxes(2, 3), weights, query.shape[3] ** -0.5)
+    gemm(query, key.swapaxes(2, 3), weights)
     if ctx.mask is not None:
         onednn().run("binary", ADD, (SRC, weights), (SRC_1, ctx.mask[chunk]), (DST, weights))
     onednn().run("softmax_forward", FORWARD, SOFTMAX, (SRC, weights), (DST, weights), 3)
@@ -1249,15 +1260,30 @@ def split_heads(array, num_heads: int):
     return array.reshape(*array.shape[:2], num_heads, -1).swapaxes(1, 2)
 
 
-def each_head(a, b, out, alpha: float) -> None:
-    for row, head in np.ndindex(out.shape[:2]):
-        gemm(a[row, head], b[row, head], out[row, head], alpha)
+class CrossEntropyFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, logits, labels):
+        ctx.rows = np.flatnonzero(labels.numpy() != IGNORE_INDEX)
+        ctx.labels, ctx.shape = labels.numpy()[ctx.rows], logits.shape
+        ctx.log_odds = onednn().scratch("log_odds", *logits.shape)
+        onednn().run("softmax_forward", FORWARD, LOG_SOFTMAX, (SRC, array_of(logits)), (DST, ctx.log_odds), 1)
+        return paddle.to_tensor(-ctx.log_odds[ctx.rows, ctx.labels].sum(dtype=np.float64)).astype("float32")
+
+    @staticmethod
+    def backward(ctx, gradient):
+        odds, by_logits = ctx.log_odds, paddle.zeros(ctx.shape)
+        onednn().run("eltwise_forward", FORWARD, EXP, (SRC, odds), (DST, odds), 0.0, 0.0)
+        odds[ctx.rows, ctx.labels] -= 1
+        weights = np.zeros((len(odds), 1), np.float32)  # 0 for the rows that are ignored
+        weights[ctx.rows] = gradient.item()
+        multiply(odds, weights, array_of(by_logits))
+        return by_logits
 
 
 class DropoutFunction(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, dropout):
-        ctx.kept, ctx.scale = draw_kept(random_bits(), dropout, tuple(x.shape))
+        ctx.kept, ctx.scale = draw_kept(random_bits(), dropout, tuple(x.shape)), 1 / (1 - dropout)
         return DropoutFunction.backward(ctx, x)
 
     @staticmethod

@@ -101,26 +101,44 @@ def test_a_product_is_that_of_its_rounded_operands(half):
         for transposed in (False, True):
             a = np.ascontiguousarray(draw((m, k)).astype(np.float32))
             b = np.ascontiguousarray(draw((n, k) if transposed else (k, n)).astype(np.float32))
-            out = np.ones((m, n), np.float32)
+            out, bias = np.empty((m, n), np.float32), draw(n).astype(np.float32)
             left, right = run_pretrain.rounded(a, half), run_pretrain.rounded(b, half)
-            run_pretrain.gemm(left, right.T if transposed else right, out, alpha=0.5, beta=2.0)
+            run_pretrain.gemm(left, right.T if transposed else right, out, paddle.to_tensor(bias))
             exact = [as_bfloat16(x).astype(np.float64) if half else x.astype(np.float64) for x in (a, b)]
-            wanted = 0.5 * exact[0] @ (exact[1].T if transposed else exact[1]) + 2.0
+            wanted = exact[0] @ (exact[1].T if transposed else exact[1]) + bias
             assert distance(out, wanted) < 1e-5
 
 
-def test_operands_that_do_not_fit_are_refused():
-    a, b = np.zeros((4, 6), np.float32), np.zeros((6, 8), np.float32)
-    for left, right, out in (
-        (a, a, np.zeros((4, 6), np.float32)),
+@pytest.mark.parametrize("half", [False, True])
+def test_operands_that_do_not_fit_are_refused(half):
+    a, b, out = np.zeros((4, 6), np.float32), np.zeros((6, 8), np.float32), np.zeros((4, 8), np.float32)
+    for left, right, result in (
+        (a, a, out),
         (a, b, np.zeros((4, 7), np.float32)),
-        (a, b, np.zeros((4, 8), np.float64)),
-        (a, b.astype(np.uint16), np.zeros((4, 8), np.float32)),
-        (a[:, ::2], b[:3], np.zeros((4, 8), np.float32)),
-        (a, b, np.zeros((4, 16), np.float32)[:, ::2]),
+        (a, b, out.astype(np.float64)),
+        (a, b.astype(np.uint8), out),
+        (a[:, ::2], b, out),
     ):
-        with pytest.raises(AssertionError):
-            run_pretrain.gemm(left, right, out)
+        left, right = (run_pretrain.rounded(x.copy(), half and x.dtype == np.float32) for x in (left, right))
+        with pytest.raises((AssertionError, RuntimeError, KeyError)):
+            run_pretrain.gemm(left, right, result)
+    run_pretrain.gemm(run_pretrain.rounded(a, half), run_pretrain.rounded(b, half), out)
+
+
+def test_the_cross_entropy_is_paddles_and_ignores_what_is_to_be_ignored():
+    logits, labels = 5 * paddle.randn([7, 50]), paddle.to_tensor([3, -100, 0, 49, -100, 7, 7])
+    gradients = []
+    for function in (
+        run_pretrain.cross_entropy,
+        lambda x, y: F.cross_entropy(x, y, ignore_index=-100, reduction="sum"),
+    ):
+        x = logits.clone().detach()
+        x.stop_gradient = False
+        loss = function(x, labels)
+        (0.25 * loss).backward()
+        gradients.append((loss.item(), x.grad.numpy()))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
+    np.testing.assert_allclose(gradients[0][1], gradients[1][1], atol=1e-6)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -495,8 +495,8 @@ def test_weights_that_became_too_large_to_evaluate_are_named(pretrain):
 # ---------------------------------------------------------------- the report
 
 
-def test_a_line_of_the_report_fits_100_columns(packed_data, capsys):
-    args = run_pretrain.parse_arguments(training_arguments(packed_data, ROOT))
+def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
+    args = run_pretrain.parse_arguments(training_arguments(packed_data, tmp_path))
     report = run_pretrain.Report(args, *reversed(load(packed_data, "validation")))
     optimizer = SimpleNamespace(get_lr=lambda: 1.2345e-4)
     run = Run(args, None, optimizer, stop=None, total_steps=1_000_000, global_step=123_400)
