@@ -77,21 +77,17 @@ def main(argv: list | None = None) -> None:
             tokenizer, definition, longest = load_tokenizer(args.tokenizer_name)
         length = row_length(args, longest)
         written = write_rows(args, corpus, held_out, Encoder(tokenizer, definition), folder, length)
-        shorter = shorter_length(args, written["splits"], length)
-        if shorter:
+        if shorter := shorter_length(args, written["splits"], length):
             report(f"not every split fills a row of {length} tokens: --max_seq_length {shorter} instead")
             length = shorter
             written = write_rows(args, corpus, held_out, Encoder(tokenizer, definition), folder, length)
         check_not_empty(args, written["splits"], length)
+        sha256 = save_tokenizer(definition, pathlib.Path(folder, "tokenizer"), length)
         card = {
             "command": shlex.join(["python", "create_data.py", *(sys.argv[1:] if argv is None else argv)]),
             "source": corpus.source,
             **written,
-            "tokenizer": {
-                "name": args.tokenizer_name,
-                "vocab_size": tokenizer.get_vocab_size(),
-                "sha256": save_tokenizer(definition, pathlib.Path(folder, "tokenizer"), length),
-            },
+            "tokenizer": {"name": args.tokenizer_name, "vocab_size": tokenizer.get_vocab_size(), "sha256": sha256},
             "arguments": {**vars(args), "max_seq_length": length},
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},
         }
