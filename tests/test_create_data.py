@@ -359,6 +359,7 @@ def test_memory_is_bounded_for_any_text(tmp_path, data_dir, kind):
     else:
         text = (draw.integers(0, 26, 10_000_000) + ord("a")).astype(np.uint8).tobytes() + b"\n\nlast " * 600
     path.write_bytes(text)
+    options = "--tokenizer_name", data_dir / "roberta-base", "--output_dir", tmp_path / "out"
     result = script("--data_files", path, *options, first=SAY_PEAK)
     assert result.returncode == 0, result.stderr
     assert 100 < int(result.stderr.split()[-1]) / 1000 < 600
