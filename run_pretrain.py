@@ -1,14 +1,16 @@
 """Pretrain RoBERTa with masked language modelling on the rows that create_data.py wrote.
 
-    python run_pretrain.py --model_name_or_path roberta-en-tiny --input_file demo_data --max_seq_length 128 \
-        --batch_size 32 --learning_rate 2e-3 --warmup_steps 50 --max_steps 400 --output_dir ckp     # a laptop
+    python run_pretrain.py --input_file demo_data --model_name_or_path roberta-en-tiny --learning_rate 3e-3 \
+        --max_steps 400 --logging_steps 50 --output_dir demo_ckp                                       # a laptop
     python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --model_name_or_path roberta-en-base \
-        --input_file wiki --batch_size 16 --output_dir ckp                                        # two GPUs
+        --input_file wiki --batch_size 16 --output_dir ckp                                             # two GPUs
+    python run_pretrain.py --input_file demo_data --model_name_or_path demo_ckp/paddle_400 --max_steps 0   # evaluate
 """
 
 import contextlib
-import copy
 import ctypes
+import dataclasses
+import functools
 import glob
 import io
 import json
@@ -20,35 +22,13 @@ import signal
 import sys
 import time
 
-from utils import (
-    ASIDE,
-    IGNORE_INDEX,
-    PARTIAL,
-    ArgumentParser,
-    DataCollatorMLM,
-    EvaluationSampler,
-    TokenRows,
-    UpdateSampler,
-    UserError,
-    all_tokens,
-    atomic_directory,
-    boolean,
-    command_line,
-    damage_of,
-    first_line,
-    from_transformers,
-    is_of_transformers,
-    loss_without_context,
-    number,
-    peak_memory,
-    prepare_for_paddle,
-    recover_directory,
-    token_shares,
-    unigram_entropy,
-    write_checksums,
-)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Paddle is imported ends the process without a traceback
 
-prepare_for_paddle()  # threads, MKL and memory: read when Paddle is imported
+import utils
+from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError, explaining, number, require
+
+utils.prepare_for_paddle()  # threads, MKL and memory: read when Paddle is imported
 
 import numpy as np
 
@@ -57,8 +37,10 @@ with contextlib.redirect_stderr(io.StringIO()):  # Paddle warns of more than one
 import paddle.distributed as dist
 import paddle.nn.functional as F
 import safetensors.numpy
+from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddlenlp import transformers
+from paddlenlp.transformers.roberta.modeling import TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
 from tqdm import tqdm
 
@@ -71,23 +53,237 @@ ARCHITECTURES = {  # layers, width, attention heads; base and large: RoBERTa, se
     "roberta-en-base": (12, 768, 12),
     "roberta-en-large": (24, 1024, 16),
 }
-PEAK_TFLOPS = {"V100": 125, "T4": 65, "A100": 312, "A10": 125, "H100": 989}  # half precision, dense; data sheets
-FAST_PATHS = True  # False: PaddleNLP's own encoder, in training and evaluation
+ROBERTA = {"hidden_act": "gelu", "type_vocab_size": 1, "layer_norm_eps": 1e-5, "initializer_range": 0.02}
 MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")  # the tensors that Paddle's AdamW keeps
-CHECKPOINT = re.compile(r"paddle_(\d+)$")
+# What a resumed run may have otherwise. What it does to the result is compared in another form: the rows' digest, the
+# global batch, the number of updates, the architecture, the precision (see run_identity).
+MAY_CHANGE = (
+    "input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps num_train_epochs "
+    "max_steps max_skipped_updates recompute output_dir logging_steps save_steps save_total_limit max_eval_rows "
+    "resume_from_checkpoint device amp amp_dtype"
+).split()
+GONE = {
+    "--num_workers": "batches are made in a thread, which is as fast; leave it out",
+    "--amp_level": "the weights always stay in float32 (Paddle's O1); leave it out",
+}
 
 
-# ---------------------------------------------------------------- builders
+# ---------------------------------------------------------------- the task
+
+
+def main(argv: list | None = None) -> None:
+    """Trains; or with --max_steps 0 evaluates a model and writes nothing."""
+    args = parse_arguments(argv)
+    set_device(args)
+    tokenizer, rows = load_data(args)
+    config = build_config(args, tokenizer)
+    collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
+    ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    held_out = utils.EvaluationSampler(len(rows["validation"]), args.batch_size, **ranks, max_rows=args.max_eval_rows)
+    validation = build_loader(rows["validation"], held_out, collator)
+    report = Report(args, rows["validation"], tokenizer)
+    if args.max_steps == 0:
+        run = Run(args, build_model(args, config, rows), report=report)
+        report.evaluation(run, evaluate(run, validation))
+        return
+
+    accumulation = args.gradient_accumulation_steps
+    sampler = UpdateSampler(len(rows["train"]), args.batch_size, accumulation, **ranks, seed=args.seed)
+    sampler.updates = count_updates(args, sampler)
+    check_predictable(rows, collator)
+    with output_directory(args):
+        run = start_or_resume(args, config, rows, sampler, report)
+        sampler.first_update = run.global_step
+        batches = iter(build_loader(rows["train"], sampler, collator))
+        evaluation = train(run, batches, validation)
+        report.end(run, evaluation)
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run reads and changes. A checkpoint holds the model, the optimizer, the scaler and the fields of STATE."""
+
+    args: object  # of parse_arguments()
+    model: nn.Layer  # RobertaForMaskedLM; with several ranks, inside paddle.DataParallel
+    optimizer: object = None
+    scaler: object = None
+    total_steps: int = 0
+    identity: dict | None = None  # what a resumed run must have in common with this one
+    report: object = None
+    stop: object = dataclasses.field(default_factory=lambda: StopSignal())
+    global_step: int = 0  # updates done
+    warmup_steps: int = 0
+    skipped_in_a_row: int = 0
+    best: dict = dataclasses.field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation
+    window: dict = dataclasses.field(default_factory=dict)  # sums since the last report
+
+
+STATE = ("global_step", "warmup_steps", "skipped_in_a_row", "best", "window")
+
+
+def train(run: Run, batches, validation) -> dict | None:
+    """Runs the updates that are left; returns the last evaluation, or None where a signal ended the run.
+
+    The evaluation of a step comes after its checkpoint, so a run that is resumed there begins with it.
+    """
+    args = run.args
+    run.model.train()
+    while True:
+        finished = run.global_step == run.total_steps
+        if run.global_step and (finished or run.global_step % args.save_steps == 0):
+            evaluation = evaluate(run, validation)
+            if evaluation is None:
+                return None
+            run.report.evaluation(run, evaluation)
+            if finished:
+                return evaluation
+        started = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
+        loaded = time.perf_counter()
+        run.optimizer.set_lr(learning_rate_at(run.global_step + 1, run))
+        result = train_update(run, micro_batches)
+        run.global_step += 1
+        run.report.add(run, result, micro_batches, loaded - started, time.perf_counter() - loaded)
+        stop_if_all_are_skipped(run, result)
+        finished = run.global_step == run.total_steps
+        if result["stop"] or finished or run.global_step % args.save_steps == 0:
+            save_checkpoint(run)
+        if result["stop"] and not finished:
+            return None
+
+
+def train_update(run: Run, batches: list) -> dict:
+    """One optimizer update over this rank's micro-batches; the loss is the mean over all masked tokens of all ranks.
+
+    Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all ranks. The host
+    waits for the device once, to read these (in float16, GradScaler.update() then reads one flag more).
+    """
+    args, model, optimizer, scaler = run.args, run.model, run.optimizer, run.scaler
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+
+    # How many tokens does this update predict, on all ranks together? And does any rank want to stop?
+    counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
+    totals = paddle.stack([sum(counts).astype("float32"), paddle.full([], float(run.stop.requested))])
+    num_masked, stops = sum_over_ranks(totals)
+
+    # The gradient of (sum of losses) / (number of tokens): DataParallel averages over the ranks, hence the factor.
+    # Only the last micro-batch's backward pass exchanges gradients.
+    weight = world_size / paddle.clip(num_masked, min=1)
+    loss_sum = paddle.zeros([])
+    for micro_step, batch in enumerate(batches):
+        paddle.seed(seed_of(args.seed, run.global_step, micro_step, rank))  # dropout: no generator's state to save
+        is_last = micro_step == len(batches) - 1
+        with contextlib.nullcontext() if is_last or world_size == 1 else model.no_sync():
+            with auto_cast(args):
+                loss, _, _ = masked_loss(model, batch)
+            scaler.scale(loss * weight).backward()
+        loss_sum += loss.detach()
+
+    # Are loss and gradient finite, and how long is the gradient?
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    loss_scale = scaler.scale(paddle.ones([1])).squeeze()
+    with paddle.no_grad():
+        grad_norm = paddle.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt() / loss_scale
+    numbers = paddle.stack([sum_over_ranks(loss_sum), num_masked, grad_norm, loss_scale, stops]).tolist()
+    result = dict(zip(("loss_sum", "num_masked", "grad_norm", "loss_scale", "stop"), numbers))
+    result["skipped"] = not (math.isfinite(result["loss_sum"]) and math.isfinite(result["grad_norm"]))
+
+    # Clip and step; or leave the weights as they are.
+    with paddle.no_grad():
+        if result["skipped"]:
+            gradients[0].fill_(math.inf)  # so that an enabled scaler finds what was found here, and lowers its scale
+        elif result["grad_norm"] > args.max_grad_norm > 0:
+            for gradient in gradients:
+                gradient.scale_(args.max_grad_norm / result["grad_norm"])
+    if scaler.is_enable() or not result["skipped"]:
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.clear_grad(set_to_zero=False)
+    return result
+
+
+def masked_loss(model, batch: dict) -> tuple:
+    """Returns the sum of the cross entropy over the masked tokens (nats), their logits [n, vocab] and labels [n]."""
+    labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
+    logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return loss + 0 * logits.detach().sum(), logits, labels  # Paddle's softmax on a CPU makes numbers of NaN
+
+
+@paddle.no_grad()
+def evaluate(run: Run, loader) -> dict | None:
+    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows.
+
+    None if a signal asks any rank to stop, which then ends its share at once.
+    """
+    model = unwrap(run.model)
+    model.eval()
+    totals = paddle.zeros([3], dtype="float64")
+    for batch in tqdm(loader, desc="evaluating", leave=False, disable=no_bar()):
+        if run.stop.requested:
+            break
+        with auto_cast(run.args):
+            loss, logits, labels = masked_loss(model, batch)
+        chosen = labels != IGNORE_INDEX
+        correct = paddle.logical_and(logits.argmax(-1) == labels, chosen)
+        totals += paddle.stack([x.astype("float64") for x in (loss, correct.sum(), chosen.sum())])
+    model.train()
+    stopping = paddle.full([1], float(run.stop.requested), dtype="float64")
+    loss_sum, correct, num_masked, stops = sum_over_ranks(paddle.concat([totals, stopping])).tolist()
+    if stops:
+        return None
+    require(num_masked, "no token of the validation rows was chosen for prediction: hold out more text")
+    loss, accuracy = loss_sum / num_masked, correct / num_masked
+    require(math.isfinite(loss), f"the evaluation's loss is {loss}: the weights are too large; lower --learning_rate")
+    perplexity = math.exp(min(loss, 700))  # a larger one is not a float64
+    return {"eval_loss": loss, "perplexity": perplexity, "accuracy": accuracy, "eval_masked_tokens": int(num_masked)}
+
+
+def learning_rate_at(step: int, run: Run) -> float:
+    """The rate of update `step`, counted from 1: transformers' schedules one update ahead, so that none has rate 0."""
+    peak, warmup_steps = run.args.learning_rate, run.warmup_steps
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / (run.total_steps - warmup_steps + 1)
+    if run.args.lr_scheduler == "linear":
+        return peak * (1 - progress)
+    if run.args.lr_scheduler == "cosine":
+        return peak * (1 + math.cos(math.pi * progress)) / 2
+    return peak  # constant_with_warmup
+
+
+def seed_of(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def auto_cast(args):
+    """Mixed precision on a GPU (Paddle's level O1); a CPU's layers do it themselves."""
+    enable = args.precision != "float32" and args.device != "cpu"
+    return paddle.amp.auto_cast(enable=enable, dtype="float16" if args.precision == "float16" else "bfloat16")
+
+
+def sum_over_ranks(tensor):
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def stop_if_all_are_skipped(run: Run, result: dict) -> None:
+    run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
+    if run.skipped_in_a_row >= run.args.max_skipped_updates:
+        newest = (checkpoints_in(run.args.output_dir) or ["none"])[-1]
+        rates = f"learning rate {run.optimizer.get_lr():.3g}, loss scale {result['loss_scale']:g}"
+        raise UserError(
+            f"{run.skipped_in_a_row} updates in a row had a non-finite loss or gradient, up to step {run.global_step} "
+            f"({rates}): lower --learning_rate, or in float16 --scale_loss, in a new run; newest checkpoint: {newest}"
+        )
+
+
+# ---------------------------------------------------------------- model and optimizer
 
 
 class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
-    """PaddleNLP's model, its parameters and its checkpoints; given `masked_positions`, it predicts those alone.
-
-    Set `padded` to False where no row holds <pad>: attention then needs no mask. With `recompute`, the backward pass
-    computes each layer's activations anew instead of keeping them: less memory, a third more arithmetic.
-    """
-
-    padded, recompute, dropout_seed = True, False, 0
+    """PaddleNLP's model, its parameters and its checkpoints; given `masked_positions`, it predicts those alone."""
 
     def forward(self, input_ids, masked_positions=None, **kwargs):
         """Returns logits: [batch, seq, vocab], or for masked_positions int64 [n] (flat indices) [n, vocab].
@@ -96,224 +292,141 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
         """
         if masked_positions is None:
             return super().forward(input_ids, **kwargs)
-        hidden = self.encode(input_ids) if FAST_PATHS else self.roberta(input_ids)[0]
+        hidden = self.roberta(input_ids)[0]
         return self.lm_head(paddle.gather(hidden.flatten(0, 1), masked_positions))
 
-    def encode(self, input_ids):
-        """What PaddleNLP's `self.roberta` computes, [batch, seq, width], with the fast paths below."""
-        mask = None
-        if self.padded:
-            mask = ((input_ids == self.config.pad_token_id).astype(paddle.get_default_dtype()) * -1e4).unsqueeze([1, 2])
-        hidden = self.roberta.embeddings(input_ids)
-        for depth, layer in enumerate(self.roberta.encoder.layers, start=1):
-            arguments = (layer, hidden, mask, self.dropout_seed + depth)
-            if self.recompute and self.training:
-                hidden = recompute(encoder_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                hidden = encoder_layer(*arguments)
-        return hidden
+
+def use_fast_layers(model, args, padded: bool) -> None:
+    """Gives PaddleNLP's layers a faster class; parameters and names stay. Without it all is the same, only slower."""
+    faster = {nn.Linear: Linear, TransposedLinear: TiedLinear, nn.MultiHeadAttention: Attention}
+    if args.device == "cpu" and onednn() is not None:
+        faster = FASTER_ON_CPU
+    for layer in model.sublayers():
+        if type(layer) in faster:
+            layer.__class__ = faster[type(layer)]
+            layer.padded, layer.half = padded, args.precision == "bfloat16"
 
 
-def encoder_layer(layer, hidden, mask, seed: int):
-    """One layer of PaddleNLP's encoder; hidden and the result are [batch, seq, width].
+class Linear(nn.Linear):
+    """The bias takes the product's type: on Paddle 2.6.2, one in float32 makes float32 of a half-precision product."""
 
-    Its dropout is seeded here, so that computing it anew drops the same (Paddle 2.6.2 keeps no CPU generator's state).
-    """
-    paddle.seed(seed)
-    attention = layer.self_attn
-    projected = (linear(projection, hidden) for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
-    context = attend(*projected, mask, attention.dropout if layer.training else 0.0, attention.num_heads)
-    hidden = layer.norm1(hidden + layer.dropout1(linear(attention.out_proj, context)))
-    return layer.norm2(hidden + layer.dropout2(feed_forward(layer, hidden)))
+    def forward(self, x):
+        product = paddle.matmul(x, self.weight)
+        return product + self.bias.astype(product.dtype)
 
 
-def attend(query, key, value, mask, dropout: float, num_heads: int):
-    """Scaled dot-product attention, the one place that chooses how; all but mask and the last are [batch, seq, width].
+class TiedLinear(TransposedLinear):
+    """The output layer, whose weight is the embedding's [vocab, width]; PaddleNLP's makes a copy of its transpose."""
 
-    On GPUs that have it (Ampere and later), in half precision and without padding, FlashAttention; on CPUs, a row at
-    a time; else the plain way. All give the same, and the same gradients, but for rounding and which weights drop.
-    """
-    flash = has_flash_attention(query, mask)
-    if query.place.is_cpu_place() and not flash:
-        return RowwiseAttention.apply(query, key, value, mask, dropout, num_heads)
-    heads = [x.reshape([*x.shape[:2], num_heads, -1]) for x in (query, key, value)]
-    if flash:
-        return F.scaled_dot_product_attention(*heads, dropout_p=dropout).reshape(query.shape)
-    query_heads, key_heads, value_heads = (x.transpose([0, 2, 1, 3]) for x in heads)
-    weights = F.dropout(attention_weights(query_heads, key_heads, mask), dropout)
-    return paddle.matmul(weights, value_heads).transpose([0, 2, 1, 3]).reshape(query.shape)
+    def forward(self, x):
+        product = paddle.matmul(x, self.weight, transpose_y=True)
+        return product + self.bias.astype(product.dtype)
 
 
-def has_flash_attention(query, mask) -> bool:
-    return mask is None and query.dtype != paddle.float32 and has_ampere()
+class Attention(nn.MultiHeadAttention):
+    """Of a layer's input to itself: FlashAttention where it can be, else the plain way."""
+
+    def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
+        """hidden and the result: [batch, seq, width]; attn_mask: [batch, 1, 1, seq], -10000 at <pad>."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (p(hidden).reshape([*hidden.shape[:2], self.num_heads, -1]) for p in projections)
+        dropout = self.dropout if self.training else 0.0
+        if not self.padded and query.dtype != paddle.float32 and has_ampere():
+            context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        else:
+            query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
+            product = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
+            weights = F.softmax(product + attn_mask.astype(product.dtype) if self.padded else product)
+            context = paddle.matmul(F.dropout(weights, dropout), value).transpose([0, 2, 1, 3])
+        return self.out_proj(context.reshape(hidden.shape))
 
 
-def attention_weights(query, key, mask):
-    product = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
-    return F.softmax(product if mask is None else product + mask.astype(product.dtype))
-
-
-class RowwiseAttention(paddle.autograd.PyLayer):
-    """Attention on a CPU, a row of the batch at a time: its weights stay in the cache, and none are kept.
-
-    The backward pass computes them anew (as FlashAttention does: Dao et al., 2022, section 3.1). A weight is dropped
-    where 16 random bits are below the probability: Paddle's own dropout takes longer than the matrix products here.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, value, mask, dropout, num_heads):
-        ctx.mask, ctx.threshold, ctx.num_heads = mask, round(dropout * 2**16), num_heads
-        ctx.seed = paddle.randint(2**31 - 1).item() if dropout else 0  # so it follows paddle.seed
-        ctx.save_for_backward(query, key, value)
-        rows = RowwiseAttention.rows_of(ctx, query, key, value)
-        return paddle.stack([join_heads(paddle.matmul(weights * kept, v)) for weights, kept, _, _, v in rows])
-
-    @staticmethod
-    def rows_of(ctx, *inputs):
-        """Yields for each row the weights and what dropout multiplies them by, both [heads, seq, seq]; q, k and v."""
-        bits = np.random.SFC64(ctx.seed)
-        for row in range(inputs[0].shape[0]):
-            query, key, value = (split_heads(x[row], ctx.num_heads) for x in inputs)
-            weights, kept = attention_weights(query, key, None if ctx.mask is None else ctx.mask[row]), 1.0
-            if ctx.threshold:
-                size = math.prod(weights.shape)
-                draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(weights.shape)
-                kept = paddle.to_tensor(draw >= ctx.threshold).astype(weights.dtype) * (2**16 / (2**16 - ctx.threshold))
-            yield weights, kept, query, key, value
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradients = []
-        for row, (weights, kept, query, key, value) in enumerate(RowwiseAttention.rows_of(ctx, *ctx.saved_tensor())):
-            by_context = split_heads(gradient[row], ctx.num_heads)
-            by_weights = paddle.matmul(by_context, value, transpose_y=True) * kept
-            by_product = weights * (by_weights - (weights * by_weights).sum(-1, keepdim=True)) * query.shape[-1] ** -0.5
-            by_query, by_key = paddle.matmul(by_product, key), paddle.matmul(by_product, query, transpose_x=True)
-            by_value = paddle.matmul(weights * kept, by_context, transpose_x=True)
-            gradients.append([join_heads(x) for x in (by_query, by_key, by_value)])
-        return tuple(map(paddle.stack, zip(*gradients)))
-
-
-def split_heads(row, num_heads: int):
-    """[seq, width] as [heads, seq, head_dim]."""
-    return row.reshape([row.shape[0], num_heads, -1]).transpose([1, 0, 2])
-
-
-def join_heads(row):
-    """The inverse of split_heads()."""
-    return row.transpose([1, 0, 2]).reshape([row.shape[1], -1])
-
-
-def linear(layer, x):
-    """layer(x) for x [batch, seq, in]. On a CPU the bias is added as a product with ones: so is its gradient, at 30
-    times the speed of the sum that Paddle takes otherwise (33 ms for 2,048 x 3,072, a fifth of the layer's time)."""
-    return paddle.matmul(x, layer.weight) + bias_rows(layer, x) if x.place.is_cpu_place() else layer(x)
-
-
-def bias_rows(layer, x):
-    return paddle.matmul(paddle.ones([*x.shape[:-1], 1]), layer.bias.unsqueeze(0))
-
-
-def feed_forward(layer, hidden):
-    inner = linear(layer.linear1, hidden)
-    if inner.place.is_cpu_place():
-        return ActivatedProduct.apply(inner, layer.linear2.weight, layer.activation) + bias_rows(layer.linear2, inner)
-    return layer.linear2(layer.activation(inner))
-
-
-class ActivatedProduct(paddle.autograd.PyLayer):
-    """activation(x) @ weight, keeping x alone: for RoBERTa-base at 4 x 512 tokens, 0.3 GB less, and no slower."""
-
-    @staticmethod
-    def forward(ctx, x, weight, activation):
-        ctx.activation = activation
-        ctx.save_for_backward(x, weight)
-        return paddle.matmul(activation(x), weight)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
-        x = x.detach()
-        x.stop_gradient = False
-        with paddle.enable_grad():
-            activated = ctx.activation(x)
-        [by_x] = paddle.grad(activated, x, paddle.matmul(gradient, weight, transpose_y=True))
-        by_weight = paddle.matmul(activated.detach().flatten(0, 1), gradient.flatten(0, 1), transpose_x=True)
-        return by_x, by_weight
-
-
-def build_config(name: str, tokenizer, max_seq_length: int):
-    """The configuration of an architecture of ours, or of the directory or hub id with weights to continue from."""
-    positions = max_seq_length + tokenizer.pad_token_id + 1  # RoBERTa numbers positions from pad_token_id + 1
+def build_config(args, tokenizer):
+    """The configuration of an architecture of ours, or that of a directory or hub id."""
+    name, positions = args.model_name_or_path, args.max_seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
     if name in ARCHITECTURES:
+        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos", "cls")}
         layers, width, heads = ARCHITECTURES[name]
-        return transformers.RobertaConfig(  # every value: PaddleNLP's defaults are BERT's
+        config = transformers.RobertaConfig(  # every value: PaddleNLP's defaults are BERT's
             vocab_size=tokenizer.vocab_size,
             hidden_size=width,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=4 * width,
-            hidden_act="gelu",
+            max_position_embeddings=max(514, positions),
             hidden_dropout_prob=0.1,
             attention_probs_dropout_prob=0.1,
-            max_position_embeddings=max(514, positions),
-            type_vocab_size=1,
-            initializer_range=0.02,
-            layer_norm_eps=1e-5,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            cls_token_id=tokenizer.cls_token_id,
+            **ROBERTA,
+            **ids,
         )
-    try:
-        config = transformers.RobertaConfig.from_pretrained(name)
-    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
-        raise UserError(
-            f"cannot load the model {name}: it is neither one of {', '.join(ARCHITECTURES)} nor a directory or hub id "
-            f"with a config.json ({first_line(error)})"
-        ) from error
-    for what, of_model, of_data in (
-        ("vocab_size", config.vocab_size, tokenizer.vocab_size),
-        ("pad_token_id", config.pad_token_id, tokenizer.pad_token_id),
-    ):
-        if of_model != of_data:
-            raise UserError(
-                f"{name} has {what} {of_model}, the data's tokenizer {of_data}: prepare the data with the "
-                f"model's tokenizer (create_data.py --tokenizer_name {name})"
-            )
-    if (vocabulary := vocabulary_of(name)) and vocabulary != tokenizer.get_vocab():
-        raise UserError(f"{name} has another tokenizer than the data: prepare it with --tokenizer_name {name}")
-    if config.max_position_embeddings < positions:
-        raise UserError(
-            f"{name} has positions for {config.max_position_embeddings - tokenizer.pad_token_id - 1} tokens, "
-            f"--max_seq_length {max_seq_length} needs more"
-        )
+    else:
+        with explaining(
+            f"cannot load the model {name}: neither one of {', '.join(ARCHITECTURES)} nor with a config.json"
+        ):
+            config = transformers.RobertaConfig.from_pretrained(name)
+        check_config(name, config, tokenizer, positions)
+    if args.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
     return config
 
 
-def vocabulary_of(folder: str) -> dict | None:
-    """The ids by token of the tokenizer in a model's directory, or None where there is none."""
-    for name, tokens_of in (("vocab.json", dict), ("tokenizer.json", all_tokens)):
-        path = os.path.join(folder, name)
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                return tokens_of(json.load(file))
-    return None
+def check_config(name: str, config, tokenizer, positions: int) -> None:
+    """Whether a model suits the data and this script. Published models have a few more rows than tokens."""
+    kind, vocabulary = config.get_config_dict(name)[0].get("model_type", "roberta"), utils.vocabulary_of(name)
+    longest = config.max_position_embeddings - tokenizer.pad_token_id - 1
+    remedy = f"prepare the data for it (create_data.py --tokenizer_name {name} --max_seq_length {longest})"
+    for suits, problem in (
+        (kind == "roberta", f"is a model of type {kind}, not roberta"),
+        (config.hidden_act == "gelu", f"has the activation {config.hidden_act}, not RoBERTa's gelu"),
+        (config.vocab_size >= tokenizer.vocab_size, f"has vocab_size {config.vocab_size}, less than the data's tokens"),
+        (config.pad_token_id == tokenizer.pad_token_id, f"has pad_token_id {config.pad_token_id}, the data another"),
+        (vocabulary in (None, tokenizer.get_vocab()), "has another tokenizer than the data"),
+        (config.max_position_embeddings >= positions, f"has positions for {longest} tokens, less than a row"),
+    ):
+        require(suits, f"{name} {problem}: {remedy}")
 
 
-def load_model(source: str, config):
-    """The model with the weights of a directory or hub id, in PaddleNLP's layout or in transformers'."""
-    try:
-        if not is_of_transformers(source):
-            return RobertaForMaskedLM.from_pretrained(source, config=config)
-        model = RobertaForMaskedLM(config)
-        weights = from_transformers(safetensors.numpy.load_file(os.path.join(source, "model.safetensors")))
-        if missing := set(model.state_dict()) - set(weights):
-            raise ValueError(f"its model.safetensors has no {min(missing)}")
-        model.set_state_dict({name: weights[name] for name in model.state_dict()})
-        return model
-    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
-        raise UserError(f"cannot load the weights of {source}: {first_line(error)}") from error
+def build_model(args, config, rows: dict, checkpoint: str | None = None):
+    """The model with a checkpoint's weights, with those of --model_name_or_path, or with new ones; ready to train."""
+    source = checkpoint or args.model_name_or_path
+    paddle.seed(args.seed)
+    with explaining(f"cannot load the weights of {source}"):
+        model, action = load_model(source, config)
+    for name, parameter in model.named_parameters():
+        require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
+    use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
+    if args.recompute:
+        require(args.device != "cpu", "--recompute True is for GPUs: on a CPU the layers keep little as they are")
+        recompute_layers(model, max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0)
+    action = f"resuming {checkpoint}" if checkpoint else action
+    say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
+    return model
+
+
+def load_model(source: str, config) -> tuple:
+    """Returns (model, what is done with it); reads PaddleNLP's and transformers' layouts, whole or in shards."""
+    if source in ARCHITECTURES:
+        return RobertaForMaskedLM(config), "training from scratch"
+    if not os.path.isdir(source):
+        return RobertaForMaskedLM.from_pretrained(source, config=config), f"continuing from {source}"
+    weights, model = utils.read_weights(source), RobertaForMaskedLM(config)
+    if weights is None:
+        others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams"))]
+        require(not others, f"{source} has {' '.join(others)} alone: save it with safetensors (save_pretrained does)")
+        return model, f"training from scratch with the configuration of {source}"
+    for name, parameter in model.state_dict().items():
+        require(name in weights, f"{source} has no {name}: a RobertaForMaskedLM, with its head, is needed")
+        same = list(weights[name].shape) == parameter.shape
+        require(same, f"{source}: {name} has another shape, {weights[name].shape}, than config.json says")
+    model.set_state_dict({name: weights[name] for name in model.state_dict()})
+    return model, f"continuing from {source}"
+
+
+def recompute_layers(model, has_dropout: bool) -> None:
+    """The backward pass computes a layer's activations anew. (PaddleNLP's own way fails in paddle.DataParallel.)"""
+    for layer in model.roberta.encoder.layers:
+        options = {"use_reentrant": False, "preserve_rng_state": has_dropout}
+        layer.forward = functools.partial(recompute, layer.forward, **options)
 
 
 def build_optimizer(model, args):
@@ -332,159 +445,320 @@ def build_optimizer(model, args):
 
 def build_scaler(args):
     """Loss scaling, which float16 needs and bfloat16 does not; disabled, it does nothing."""
-    enable = args.amp and args.amp_dtype == "float16"
-    return paddle.amp.GradScaler(enable=enable, init_loss_scaling=args.scale_loss)
+    return paddle.amp.GradScaler(enable=args.precision == "float16", init_loss_scaling=args.scale_loss)
 
 
-def use_half_precision_weights(model, optimizer, args) -> None:
-    """AMP level O2: the weights become half precision, and the optimizer keeps each in float32 (untested, as a CPU
-    has no O2). Checkpoints hold the float32 ones, so they are alike at both levels."""
-    exact = {parameter.name: parameter.detach().clone() for parameter in model.parameters()}
-    for name, tensor in exact.items():
-        tensor.name = name  # Paddle names the moments after these: as at level O1
-    paddle.amp.decorate(model, optimizer, level="O2", dtype=args.amp_dtype, master_weight=True)
-    halved = [parameter.name for parameter in model.parameters() if parameter.dtype != paddle.float32]
-    optimizer.set_state_dict({"master_weights": {name: exact[name] for name in halved}})
+def build_loader(rows, sampler, collator):
+    """Batches as dicts of Paddle tensors, made ahead in a thread, which also copies them to the device."""
+    return paddle.io.DataLoader(rows, batch_sampler=sampler, collate_fn=collator, num_workers=0)
 
 
-def build_loader(rows, sampler, collator, args):
-    def collate(examples):
-        batch = collator(examples)
-        if not len(batch["masked_positions"]):  # Paddle 2.6.2 multiplies no empty matrix: one ignored position
-            batch["masked_positions"] = np.zeros(1, dtype=np.int64)
-        return batch
+def unwrap(model):
+    return model._layers if isinstance(model, paddle.DataParallel) else model
 
-    def follow_the_trainer(worker_id):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some send it to all processes: it is the trainer's to handle
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux, a killed trainer's may live on
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
-    return paddle.io.DataLoader(
-        rows,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=args.num_workers,
-        worker_init_fn=follow_the_trainer,
-        use_shared_memory=False,  # which outlives killed runs, and is scarce in containers; the batches are small
-    )
+# ---------------------------------------------------------------- checkpoints
+
+
+def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
+    """The run at its beginning, or as the checkpoint that it resumes from holds it."""
+    checkpoint = find_checkpoint(args)
+    identity = run_identity(args, config, sampler, check_rows=checkpoint is not None)
+    state = load_state(checkpoint, identity, sampler.updates) if checkpoint else {}
+    step = state.get("global_step", 0)
+    sums = sum_over_ranks(paddle.to_tensor([step, step**2])).tolist()  # equal where there is no variance
+    same = sums[0] ** 2 == sums[1] * dist.get_world_size()
+    require(same, "the processes find different checkpoints: all machines must share one --output_dir")
+    model = build_model(args, config, rows, checkpoint)
+    check_disk(model, args)
+    if dist.get_world_size() > 1:
+        model = paddle.DataParallel(model)  # every rank gets the first one's weights
+    optimizer, scaler = build_optimizer(model, args), build_scaler(args)
+    if checkpoint:
+        load_optimizer(checkpoint, state, unwrap(model), optimizer, scaler)
+    run = Run(args, model, optimizer, scaler, sampler.updates, identity, report)
+    run.warmup_steps = math.ceil(args.warmup_steps if args.warmup_steps >= 1 else args.warmup_steps * run.total_steps)
+    for name in STATE:
+        setattr(run, name, state.get(name, getattr(run, name)))
+    report.start(run, sampler)
+    return run
+
+
+def run_identity(args, config, sampler, check_rows: bool) -> dict:
+    """What the result depends on, by name: all arguments but those in MAY_CHANGE, and what these come to.
+
+    The rows' digests are those in data_card.json, or with `check_rows` those of the files as they are now.
+    """
+    identity = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+    identity["global_batch"] = sampler.global_batch
+    if args.lr_scheduler != "constant_with_warmup":  # which may go on for as long as one likes
+        identity["total_steps"] = sampler.updates
+    for name, value in config.to_dict().items():
+        if name not in ("architectures", "paddlenlp_version"):
+            identity[f"architecture.{name}"] = value
+    for i, folder in enumerate(args.input_file):
+        for name, digest in utils.rows_digests(folder, check_rows).items():
+            identity[f"data.{i}.{name}"] = digest
+    return json.loads(json.dumps(identity))
+
+
+def save_checkpoint(run: Run) -> None:
+    """Rank 0 writes the checkpoint of this step, whole or not at all, and removes those that are too many."""
+    if dist.get_rank() == 0:
+        args, model = run.args, unwrap(run.model)
+        with utils.atomic_directory(os.path.join(args.output_dir, f"paddle_{run.global_step}")) as folder:
+            model.save_pretrained(folder, safe_serialization=True)
+            shutil.copytree(tokenizer_dir(args), folder, dirs_exist_ok=True)
+            os.makedirs(os.path.join(folder, "training_state"))
+            moments = run.optimizer.state_dict()
+            tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
+            safetensors.numpy.save_file(tensors, os.path.join(folder, "training_state", "optimizer.safetensors"))
+            state = {name: getattr(run, name) for name in (*STATE, "identity")}
+            state["scaler"] = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in run.scaler.state_dict().items()}
+            state.update(num_moments=len(tensors), arguments=vars(args))
+            with open(os.path.join(folder, "training_state", "state.json"), "w") as file:
+                json.dump(state, file, indent=2)
+            utils.write_checksums(folder)
+        if args.save_total_limit:  # the newest and the best stay; those beyond this step are of an abandoned run
+            older = [c for c in checkpoints_in(args.output_dir) if step_of(c) < run.global_step]
+            for surplus in older[: max(0, len(older) - args.save_total_limit + 1)]:
+                if step_of(surplus) != run.best.get("step"):
+                    shutil.rmtree(surplus)
+    wait_for_all()
+
+
+def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
+    """The state of a checkpoint, after checking that this run may continue from it."""
+    with explaining(
+        f"cannot resume from {checkpoint}: its state.json is damaged, or of another version of this script; "
+        f"--model_name_or_path {checkpoint} continues from its weights in a new run"
+    ):
+        with open(os.path.join(checkpoint, "training_state", "state.json")) as file:
+            state = json.load(file)
+        fresh, was = Run(None, None, stop=None), dict(state["identity"])
+        wrong = [name for name in STATE if type(state[name]) is not type(getattr(fresh, name))]
+        require(not wrong, f"cannot resume from {checkpoint}: its state.json has no usable {' '.join(wrong)}")
+    names = [name for name in {**identity, **was} if was.get(name) != identity.get(name)]
+    changes = "; ".join(f"{name} (was {was.get(name)}, is {identity.get(name)})" for name in names)
+    remedy = "Undo the change, or start a new run in another --output_dir"
+    require(not names, f"cannot resume from {checkpoint}: these would change the result: {changes}. {remedy}")
+    step = state["global_step"]
+    require(0 < step <= total_steps, f"{checkpoint} is at step {step}, not within this run's {total_steps} updates")
+    return state
+
+
+def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler) -> None:
+    with explaining(f"cannot resume from {checkpoint}: its optimizer or scaler state is damaged"):
+        names = moment_names(model)
+        tensors = safetensors.numpy.load_file(os.path.join(checkpoint, "training_state", "optimizer.safetensors"))
+        require(len(tensors) == state["num_moments"], f"{checkpoint}: its optimizer.safetensors lacks tensors")
+        optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
+        if scaler.is_enable():
+            scale = np.array(state["scaler"]["scale"], dtype=np.float32)
+            scaler.load_state_dict({**state["scaler"], "scale": scale})
+
+
+def moment_names(model) -> dict:
+    """Our names of the optimizer's tensors, "PARAMETER/moment1" and so on with the model's own names, and Paddle's.
+
+    Paddle's ("embedding_0.w_0_moment1_0") shift when another model was built earlier in the process.
+    """
+    return {f"{name}/{kind}": f"{p.name}_{kind}_0" for name, p in model.named_parameters() for kind in MOMENTS}
+
+
+def checkpoints_in(output_dir: str) -> list:
+    """The checkpoints' paths, the oldest first; none is half-written, but one may be damaged since."""
+    found = glob.glob(os.path.join(glob.escape(output_dir), "paddle_*"))
+    return sorted((path for path in found if re.search(r"paddle_\d+$", path)), key=step_of)
+
+
+def step_of(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("_")[2])
+
+
+def find_checkpoint(args) -> str | None:
+    """The checkpoint to resume from, or None for a fresh start; damaged ones are never used."""
+    wanted, found = args.resume_from_checkpoint, checkpoints_in(args.output_dir)
+    if wanted == "no":
+        remedy = "continue with --resume_from_checkpoint auto, or choose another --output_dir"
+        require(not found, f"{args.output_dir} holds checkpoints ({os.path.basename(''.join(found[-1:]))}): {remedy}")
+        return None
+    if wanted != "auto":
+        damage = utils.damage_of(wanted)
+        require(damage is None, f"cannot resume from {wanted}: {damage}")
+        return wanted
+    for path in reversed(found):
+        damage = utils.damage_of(path)
+        if damage is None:
+            return path
+        print(f"warning: passing over the checkpoint {path}: {damage}", file=sys.stderr)
+    require(not found, f"every checkpoint in {args.output_dir} is damaged: move them away to start anew")
+    return None
 
 
 @contextlib.contextmanager
-def batches_of(loader):
-    """Yields an iterator over the loader; when the block ends, so do the loader's workers, in good order."""
-    batches = (batch for batch in loader)  # the loader's own iterator fails when it is asked again after its end
-    try:
-        yield batches
-    finally:
-        loader.batch_sampler.ended = True
-        for _made_ahead in batches:
-            pass
-        loader.batch_sampler.ended = False
+def output_directory(args):
+    """Creates --output_dir, removes what killed runs left half-written and locks it; rank 0 does, the others wait."""
+    folder = args.output_dir
+    with contextlib.ExitStack() as stack:
+        if dist.get_rank() == 0:
+            with explaining(f"cannot write --output_dir {folder}"):
+                os.makedirs(folder, exist_ok=True)
+                lock = utils.locked(os.path.join(folder, "run.lock"), f"another run is using --output_dir {folder}")
+                stack.enter_context(lock)
+                for path in glob.glob(os.path.join(glob.escape(folder), "paddle_*")):
+                    utils.recover_directory(path)
+                open(os.path.join(folder, "metrics.jsonl"), "a").close()  # it can be written
+        wait_for_all()
+        yield
 
 
-# ---------------------------------------------------------------- steps
+def wait_for_all() -> None:
+    sum_over_ranks(paddle.zeros([1])).numpy()
 
 
-def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """The rate of update `step`, counted from 1: linear warmup, then linear decay to 0 at the last."""
-    if step <= warmup_steps:
-        return peak * step / warmup_steps
-    return peak * (total_steps - step) / (total_steps - warmup_steps)
+def check_disk(model, args) -> None:
+    """Weights and two moments in float32, the tied embedding twice: is there room for one checkpoint?"""
+    needed = 4 * (3 * sum(p.size for p in model.parameters()) + model.get_input_embeddings().weight.size) / 1e9
+    free = shutil.disk_usage(args.output_dir).free / 1e9
+    require(free >= needed, f"{args.output_dir} has {free:.2f} GB free, one checkpoint takes {needed:.2f} GB")
 
 
-def seed_dropout(model, *key: int) -> None:
-    """Seeds it from (seed, step, micro step, rank), so that no generator state need be saved."""
-    model.dropout_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    paddle.seed(model.dropout_seed)
+# ---------------------------------------------------------------- the report
 
 
-def masked_loss(model, batch: dict) -> tuple:
-    """Returns the sum of the cross entropy over the masked tokens, their logits [n, vocab] and their labels [n]."""
-    labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
-    logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"), logits, labels
+class Report:
+    """What rank 0 tells: lines on the terminal, and below output_dir metrics.jsonl and VisualDL's file.
 
-
-def number_masked(batch: dict):
-    return (batch["labels"] != IGNORE_INDEX).astype("float32").sum()
-
-
-def sum_over_ranks(tensor):
-    if dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def train_update(model, optimizer, scaler, batches: list, step: int, stop: bool, args) -> dict:
-    """One optimizer update over this rank's micro-batches; the loss is the mean over all masked tokens of all ranks.
-
-    Returns {"loss_sum", "num_masked", "grad_norm", "stop", "skipped"}, equal on all ranks. A non-finite loss or
-    gradient leaves the weights as they are.
+    A resumed run drops what metrics.jsonl holds beyond the step it resumes from, so each step stands there once, and
+    writes VisualDL's file anew from the rest: of several files in a directory VisualDL shows the newest alone.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    totals = paddle.stack([sum(map(number_masked, batches)), paddle.full([], float(stop))])
-    num_masked, stops = sum_over_ranks(totals)
-    weight = world_size / paddle.clip(num_masked, min=1)  # DataParallel divides by the number of ranks
-    loss_sum = paddle.zeros([])
-    for micro_step, batch in enumerate(batches):
-        seed_dropout(unwrap(model), args.seed, step, micro_step, rank)
-        is_last = micro_step == len(batches) - 1
-        with contextlib.nullcontext() if is_last or world_size == 1 else model.no_sync():
-            with auto_cast(args):
-                loss, _, _ = masked_loss(model, batch)
-            scaler.scale(loss * weight).backward()
-        loss_sum += loss.detach()
-    scaler.unscale_(optimizer)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    with paddle.no_grad():
-        grad_norm = paddle.stack([gradient.astype("float32").square().sum() for gradient in gradients]).sum().sqrt()
-    read = paddle.stack([sum_over_ranks(loss_sum), num_masked, grad_norm, stops]).tolist()  # the one host read
-    result = dict(zip(("loss_sum", "num_masked", "grad_norm", "stop"), read))
-    result["skipped"] = not (math.isfinite(result["loss_sum"]) and math.isfinite(result["grad_norm"]))
-    if not result["skipped"] and result["grad_norm"] > args.max_grad_norm > 0:
-        with paddle.no_grad():
-            for gradient in gradients:
-                gradient.scale_(args.max_grad_norm / result["grad_norm"])
-    if not result["skipped"] or scaler.is_enable():  # an enabled scaler skips the step itself, and lowers its scale
-        scaler.step(optimizer)
-    scaler.update()
-    optimizer.clear_grad(set_to_zero=False)
-    return result
+
+    def __init__(self, args, validation: TokenRows, tokenizer):
+        self.output_dir, self.writer, self.progress = args.output_dir, None, None
+        self.path = os.path.join(args.output_dir, "metrics.jsonl")
+        shares = utils.token_shares(validation, tokenizer)
+        below, best = utils.loss_without_context(shares), utils.unigram_entropy(shares)
+        self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
+        say(f"yardsticks: below {below:.3f} the model uses the context; {best:.3f} is the best from word frequencies")
+        evaluated = min(len(validation), args.max_eval_rows or len(validation))
+        say(f"evaluation: {evaluated:,} of {len(validation):,} validation rows (--max_eval_rows)")
+
+    def start(self, run: Run, sampler) -> None:
+        rows = f"{sampler.num_rows:,} rows, {run.total_steps:,} updates of {sampler.global_batch:,}"
+        say(f"data: {rows}, the first {run.warmup_steps:,} are the warmup")
+        self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=no_bar())
+        if dist.get_rank() == 0:
+            from visualdl import LogWriter
+
+            kept, folder = self._drop_records_beyond(run.global_step), os.path.join(self.output_dir, "visualdl")
+            shutil.rmtree(folder, ignore_errors=True)
+            self.writer = LogWriter(logdir=folder)
+            for record in kept:
+                self._add_to_visualdl(**record)
+
+    def _drop_records_beyond(self, step: int) -> list:
+        kept = []
+        with open(self.path, errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # a killed run's last may be half a line
+                    record = json.loads(line)
+                    if record["step"] < step or (record["step"] == step and record["event"] == "train"):
+                        kept.append(record)
+        with open(self.path + ".new", "w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+        os.replace(self.path + ".new", self.path)
+        return kept
+
+    def add(self, run: Run, result: dict, batches: list, data_seconds: float, update_seconds: float) -> None:
+        """Counts an update; where --logging_steps are full, reports all since the last report."""
+        config, [batch_size, seq_length] = unwrap(run.model).config, batches[0]["input_ids"].shape
+        tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
+        counts = {
+            "updates": 1,
+            "tokens": tokens,
+            "data_seconds": data_seconds,
+            "seconds": data_seconds + update_seconds,
+        }
+        counts["flops"] = update_flops(config, tokens, seq_length, result["num_masked"])
+        counts["skipped_updates"] = int(result["skipped"])
+        for name in ("loss_sum", "num_masked"):
+            counts[name] = 0.0 if result["skipped"] else result[name]
+        run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
+        if result["skipped"]:
+            numbers = f"loss {result['loss_sum']:g}, gradient norm {result['grad_norm']:g}"
+            say(f"step {run.global_step:,}: skipped, the weights stay as they were ({numbers})")
+        self.progress.update()
+        if run.global_step % run.args.logging_steps == 0:
+            self._training(run, result)
+            run.window = {}
+
+    def _training(self, run: Run, result: dict) -> None:
+        """Speeds are those of all ranks together, their tokens positions of the batches."""
+        window, seconds = run.window, run.window["seconds"]
+        eta = (run.total_steps - run.global_step) * seconds / window["updates"]
+        record = {
+            "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
+            "learning_rate": run.optimizer.get_lr(),
+            "grad_norm": result["grad_norm"],
+            "skipped_updates": window["skipped_updates"],
+            "loss_scale": result["loss_scale"],
+            "steps_per_second": window["updates"] / seconds,
+            "tokens_per_second": window["tokens"] / seconds,
+            "tflops": window["flops"] / seconds / 1e12,
+            "data_wait_percent": 100 * window["data_seconds"] / seconds,
+            "eta_hours": eta / 3600,
+            "peak_memory_gb": device_memory(),
+        }
+        line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s".format(**record)
+        line = f"step {run.global_step:,}/{run.total_steps:,}  {line}  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
+        if window["skipped_updates"]:
+            line += f"  {window['skipped_updates']} skipped"
+        self._write("train", run.global_step, record, line)
+
+    def evaluation(self, run: Run, evaluation: dict) -> None:
+        if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
+            run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
+        line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
+        line = f"evaluation at step {run.global_step:,}: {line}"
+        self._write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
+
+    def end(self, run: Run, evaluation: dict | None) -> None:
+        path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
+        if evaluation is None:  # a run resumed from a path may be stopped before anything is saved here
+            resumable = "auto" if os.path.isdir(path) else run.args.resume_from_checkpoint
+            say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
+            return
+        best = os.path.join(self.output_dir, f"paddle_{run.best.get('step')}")  # elsewhere, if resumed from a path
+        if best != path and os.path.isdir(best):
+            say(f"best: {best}, evaluation loss {run.best['eval_loss']:.4f}")
+        say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
+
+    def _write(self, event: str, step: int, record: dict, line: str) -> None:
+        say(line)
+        if self.writer is not None:
+            finite = {k: value if math.isfinite(value) else None for k, value in record.items()}  # JSON has no NaN
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
+            self._add_to_visualdl(event, step, **finite)
+            self.writer.flush()  # its thread does so only now and then
+
+    def _add_to_visualdl(self, event: str, step: int, **values) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self.writer.add_scalar(f"{event}/{name}", value, step)
 
 
-def auto_cast(args):
-    return paddle.amp.auto_cast(enable=args.amp, dtype=args.amp_dtype, level=args.amp_level)
+def say(message: str) -> None:
+    """Prints a line on rank 0, above its progress bar."""
+    if dist.get_rank() == 0:
+        tqdm.write(message)
+        sys.stdout.flush()
 
 
-@paddle.no_grad()
-def evaluate(model, loader, stop, args) -> dict | None:
-    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows.
-
-    None if `stop` is requested of any rank, which then ends its share at once.
-    """
-    model.eval()
-    totals = paddle.zeros([3], dtype="float64")
-    with batches_of(loader) as batches:
-        for batch in batches:
-            if stop.requested:
-                break
-            with auto_cast(args):
-                loss, logits, labels = masked_loss(model, batch)
-            correct = (logits.argmax(-1) == labels).astype("float32").sum()
-            totals += paddle.stack([loss, correct, number_masked(batch)]).astype("float64")
-    model.train()
-    stopping = paddle.full([1], float(stop.requested), dtype="float64")
-    loss, correct, num_masked, stops = sum_over_ranks(paddle.concat([totals, stopping])).tolist()
-    if stops:
-        return None
-    loss /= max(num_masked, 1)
-    return {
-        "eval_loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "accuracy": correct / max(num_masked, 1),
-        "eval_masked_tokens": int(num_masked),
-    }
+def no_bar() -> bool | None:
+    """What tqdm's `disable` is to be; None: on rank 0 a bar is shown where there is a terminal."""
+    return None if dist.get_rank() == 0 else True
 
 
 def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
@@ -498,143 +772,23 @@ def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> flo
     return 3 * (tokens * encoder + num_masked * 2 * (h * h + h * config.vocab_size))
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(path: str, model, tokenizer_dir: str, optimizer, scaler, state: dict) -> None:
-    """Writes what from_pretrained() of PaddleNLP reads, and training_state/ to resume from; whole, or not at all."""
-    with atomic_directory(path) as folder:
-        config = copy.deepcopy(model.config)
-        config.dtype = "float32"  # also where the weights in memory are in half precision
-        weights = float32_weights(model, optimizer)
-        model.save_pretrained(folder, state_dict=weights, config_to_save=config, safe_serialization=True)
-        shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
-        training_state = os.path.join(folder, "training_state")
-        os.makedirs(training_state)
-        moments = optimizer.state_dict()
-        tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
-        safetensors.numpy.save_file(tensors, os.path.join(training_state, "optimizer.safetensors"))
-        scaler_state = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in scaler.state_dict().items()}
-        with open(os.path.join(training_state, "state.json"), "w") as file:
-            json.dump({**state, "scaler": scaler_state}, file, indent=2)
-        write_checksums(folder)
-
-
-def float32_weights(model, optimizer) -> dict:
-    exact = optimizer.state_dict().get("master_weights", {})  # AMP level O2
-    return {name: exact.get(tensor.name, tensor) for name, tensor in model.state_dict().items()}
-
-
-def moment_names(model) -> dict:
-    """Our names of the optimizer's tensors, "PARAMETER/moment1" and so on with the model's own names, and Paddle's.
-
-    Paddle's ("embedding_0.w_0_moment1_0") shift when another model was built earlier in the process.
-    """
-    return {f"{name}/{kind}": f"{p.name}_{kind}_0" for name, p in model.named_parameters() for kind in MOMENTS}
-
-
-def load_state(checkpoint: str) -> dict:
-    with open(os.path.join(checkpoint, "training_state", "state.json")) as file:
-        return json.load(file)
-
-
-def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler) -> None:
-    names = moment_names(model)
-    tensors = safetensors.numpy.load_file(os.path.join(checkpoint, "training_state", "optimizer.safetensors"))
-    optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
-    scaler.load_state_dict(state["scaler"] and {**state["scaler"], "scale": np.array(state["scaler"]["scale"])})
-
-
-def checkpoints_in(output_dir: str) -> list:
-    """The checkpoints' paths, the oldest first; none is half-written, but one may be damaged since."""
-    found = glob.glob(os.path.join(glob.escape(output_dir), "paddle_*"))
-    return sorted(filter(CHECKPOINT.search, found), key=step_of)
-
-
-def step_of(checkpoint: str) -> int:
-    return int(CHECKPOINT.search(checkpoint)[1])
-
-
-def find_checkpoint(args) -> str | None:
-    """The checkpoint to resume from, or None for a fresh start; damaged ones are never used."""
-    found = checkpoints_in(args.output_dir)
-    if args.resume_from_checkpoint == "no":
-        if found:
-            raise UserError(
-                f"{args.output_dir} holds checkpoints ({os.path.basename(found[-1])}): continue with "
-                "--resume_from_checkpoint auto, or choose another --output_dir"
-            )
-        return None
-    if args.resume_from_checkpoint != "auto":
-        if damage := damage_of(args.resume_from_checkpoint):
-            raise UserError(f"cannot resume from {args.resume_from_checkpoint}: {damage}")
-        return args.resume_from_checkpoint
-    for path in reversed(found):
-        if not (damage := damage_of(path)):
-            return path
-        print(f"warning: passing over the checkpoint {path}: {damage}", file=sys.stderr)
-    if found:
-        raise UserError(f"every checkpoint in {args.output_dir} is damaged: move them away to start anew")
-    return None
-
-
-# ---------------------------------------------------------------- loop
-
-
-class MetricsLog:
-    """What rank 0 reports: lines on the terminal, metrics.jsonl and VisualDL's files, both below output_dir.
-
-    A resumed run drops what metrics.jsonl holds beyond the step it resumes from, so each step stands there once, and
-    writes VisualDL's file anew from the rest: of several files in a directory VisualDL shows the newest alone.
-    """
-
-    def __init__(self, output_dir: str, step: int):
-        from visualdl import LogWriter
-
-        self.path = os.path.join(output_dir, "metrics.jsonl")
-        kept, folder = self._drop_beyond(step), os.path.join(output_dir, "visualdl")
-        shutil.rmtree(folder, ignore_errors=True)
-        self.writer = LogWriter(logdir=folder)
-        for record in kept:
-            self._add_to_visualdl(**record)
-
-    def _drop_beyond(self, step: int) -> list:
-        kept = []
-        with open(self.path) as old, open(self.path + PARTIAL, "w") as file:
-            for line in old:
-                with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
-                    record = json.loads(line)
-                    if (record["step"], record["event"] == "evaluation") < (step, True):
-                        file.write(line)
-                        kept.append(record)
-        os.replace(self.path + PARTIAL, self.path)
-        return kept
-
-    def _add_to_visualdl(self, event: str, step: int, **values) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self.writer.add_scalar(f"{event}/{name}", value, step)
-
-    def __call__(self, event: str, step: int, record: dict) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
-        self._add_to_visualdl(event, step, **finite)
-        self.writer.flush()  # its thread does so only now and then
-        shown = ", ".join(
-            f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in record.items()
-        )
-        tqdm.write(f"{event} at step {step:,}: {shown}")
+def device_memory() -> float:
+    """The most that this process has held so far, in GB: tensors on a GPU, all resident memory on a CPU."""
+    if paddle.get_device().startswith("gpu"):
+        return paddle.device.cuda.max_memory_allocated() / 1e9
+    return utils.peak_memory() / 1e3
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into `requested`, read once per update and per batch of an evaluation; a second SIGINT
-    exits at once."""
+    """Turns SIGTERM, SIGHUP and SIGINT into `requested`, read once per update and per batch of an evaluation; a second
+    SIGINT exits at once."""
 
     def __init__(self):
         self.requested = False
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            signum = getattr(signal, name, None)  # Windows has no SIGHUP
+            if signum and signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(signum, self._handle)
 
     def _handle(self, signum, frame):
         self.requested = True
@@ -642,205 +796,50 @@ class StopSignal:
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
-class LogWindow:
-    """What happened since the last report. `sums` is kept in checkpoints, the speeds are not."""
-
-    def __init__(self, sums: dict | None = None):
-        self.sums = sums or {"loss_sum": 0.0, "num_masked": 0.0, "skipped_updates": 0}
-        self.updates = self.tokens = self.flops = 0
-        self.data_seconds = self.update_seconds = 0.0
-
-    def add(self, result: dict, batches: list, config, data_seconds: float, update_seconds: float) -> None:
-        if result["skipped"]:
-            self.sums["skipped_updates"] += 1
-        else:
-            self.sums["loss_sum"] += result["loss_sum"]
-            self.sums["num_masked"] += result["num_masked"]
-        tokens = dist.get_world_size() * sum(batch["input_ids"].size for batch in batches)
-        self.flops += update_flops(config, tokens, batches[0]["input_ids"].shape[1], result["num_masked"])
-        self.tokens += tokens
-        self.updates += 1
-        self.data_seconds += data_seconds
-        self.update_seconds += update_seconds
-
-    def record(self, result: dict, optimizer, scaler, updates_left: int) -> dict:
-        """What is reported; speeds are those of all ranks together, their tokens positions of the batches."""
-        seconds = self.data_seconds + self.update_seconds
-        record = {
-            "loss": self.sums["loss_sum"] / (self.sums["num_masked"] or math.nan),
-            "learning_rate": optimizer.get_lr(),
-            "grad_norm": result["grad_norm"],
-            "skipped_updates": self.sums["skipped_updates"],
-            "loss_scale": loss_scale(scaler),
-            "steps_per_second": self.updates / seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "tflops": self.flops / seconds / 1e12,
-            "data_wait_percent": 100 * self.data_seconds / seconds,
-            "eta_hours": updates_left * seconds / self.updates / 3600,
-            "peak_memory_gb": device_memory(),
-        }
-        if peak := peak_tflops():
-            record["mfu_percent"] = 100 * record["tflops"] / (peak * dist.get_world_size())
-        return record
-
-
-def train(model, optimizer, scaler, micro_batches, validation, total_steps, state, log, save, args) -> dict | None:
-    """Runs the updates from state["step"] to the last; returns the last evaluation, or None if a signal ended it.
-
-    `log(event, step, record)` reports, `save(state)` writes a checkpoint. The evaluation of a step comes after its
-    checkpoint, so a run that is resumed there begins with it.
-    """
-    stop, window, config = StopSignal(), LogWindow(state["window"]), unwrap(model).config
-    disable = None if dist.get_rank() == 0 else True  # None: shown on a terminal
-    progress = tqdm(total=total_steps, initial=state["step"], unit="update", disable=disable)
-    while True:
-        step = state["step"]
-        if step and (step % args.save_steps == 0 or step == total_steps):
-            evaluation = evaluate(unwrap(model), validation, stop, args)
-            if evaluation is None:
-                return None
-            log("evaluation", step, evaluation)
-        if step == total_steps:
-            return evaluation
-        started = time.perf_counter()
-        batches = [next(micro_batches) for _ in range(args.gradient_accumulation_steps)]
-        loaded = time.perf_counter()
-        optimizer.set_lr(learning_rate_at(step + 1, args.learning_rate, args.warmup_steps, total_steps))
-        result = train_update(model, optimizer, scaler, batches, step, stop.requested, args)
-        window.add(result, batches, config, loaded - started, time.perf_counter() - loaded)
-        state["step"] = step = step + 1
-        progress.update()
-        state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if result["skipped"] else 0
-        if step % args.logging_steps == 0:
-            log("train", step, window.record(result, optimizer, scaler, total_steps - step))
-            window = LogWindow()
-        if state["skipped_in_a_row"] >= args.max_skipped_updates:
-            raise UserError(
-                f"{state['skipped_in_a_row']} updates in a row had a non-finite loss or gradient, the last at step "
-                f"{step} (learning rate {optimizer.get_lr():.3g}, loss scale {loss_scale(scaler):g}); the newest "
-                f"checkpoint is {(checkpoints_in(args.output_dir) or ['none'])[-1]}. Lower --learning_rate, or in "
-                "float16 --scale_loss, in a new --output_dir; --model_name_or_path may name that checkpoint"
-            )
-        state["window"] = window.sums
-        if result["stop"] or step % args.save_steps == 0 or step == total_steps:
-            save(state)
-        if result["stop"] and step < total_steps:
-            return None
-
-
-def loss_scale(scaler) -> float:
-    return scaler.state_dict()["scale"].item() if scaler.is_enable() else 1.0
-
-
-def unwrap(model):
-    return model._layers if isinstance(model, paddle.DataParallel) else model
-
-
-def device_memory() -> float:
-    """The most that this process has held so far, in GB: tensors on a GPU, all resident memory on a CPU."""
-    if paddle.get_device().startswith("gpu"):
-        return paddle.device.cuda.max_memory_allocated() / 1e9
-    return peak_memory() / 1e3
-
-
-def peak_tflops() -> float | None:
-    """The GPU's peak in half precision where it is known; None elsewhere."""
-    if not paddle.get_device().startswith("gpu"):
-        return None
-    name = paddle.device.cuda.get_device_name()
-    return next((peak for model, peak in PEAK_TFLOPS.items() if re.search(rf"\b{model}\b", name)), None)
-
-
-# ---------------------------------------------------------------- arguments
-
-
-def parse_arguments(argv: list | None):
-    parser = ArgumentParser("Pretrain RoBERTa with masked language modelling.")
-    positive, not_negative = number(int, 1), number(float, 0)
-    add = parser.add_argument_group("data").add_argument
-    add("--input_file", default="wiki", help="directory that create_data.py wrote")
-    add("--max_seq_length", type=number(int, 4), default=512, help="longest row of the data, in tokens")
-    add("--mlm_probability", type=number(float, 0, 1, above=0), default=0.15, help="share predicted")
-    add("--num_workers", type=number(int, 0), help="processes that mask batches (0 on CPU, else 2)")
-    add = parser.add_argument_group("model").add_argument
-    add(
-        "--model_name_or_path",
-        default="roberta-en-base",
-        help=f"trained from scratch: {', '.join(ARCHITECTURES)}; or a directory or hub id to continue from",
-    )
-    add(
-        "--dropout",
-        type=number(float, 0, 0.99),
-        help="probability for hidden states and attention weights (the model's own: 0.1 from scratch)",
-    )
-    add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
-    add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
-    add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
-    add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, on tensors of two dimensions or more")
-    add("--adam_epsilon", type=number(float, above=0), default=1e-6, help="AdamW's")
-    add("--max_grad_norm", type=not_negative, default=1.0, help="gradients are clipped to this norm; 0: never")
-    add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
-    add("--num_train_epochs", type=not_negative, default=3, help="passes over the data")
-    add("--max_steps", type=number(int, -1), default=-1, help="end after so many updates, if sooner; -1: no limit")
-    add("--max_skipped_updates", type=positive, default=5, help="non-finite updates in a row that end the run")
-    add(
-        "--recompute", type=boolean, default=False, help="less memory, a third more arithmetic: long rows, large models"
-    )
-    add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
-    add = parser.add_argument_group("logging and checkpoints").add_argument
-    add("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
-    add("--logging_steps", type=positive, default=100, help="updates between reports")
-    add("--save_steps", type=positive, default=10000, help="updates between checkpoint + evaluation")
-    add("--save_total_limit", type=positive, help="checkpoints kept, the newest; all if left out")
-    add("--resume_from_checkpoint", default="no", help="`auto` (the newest in output_dir, if any), a path, or `no`")
-    add = parser.add_argument_group("runtime").add_argument
-    add("--device", choices=["cpu", "gpu", "xpu"], help="the GPU where Paddle sees one, else the CPU")
-    add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
-    add(
-        "--amp_dtype",
-        choices=["float16", "bfloat16"],
-        help="bfloat16, which needs no loss scaling, on GPUs from Ampere on if left out; else float16",
-    )
-    add("--amp_level", choices=["O1", "O2"], default="O1", help="O2: weights in half precision too")
-    add("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in fp16")
-    return parser.parse_args(argv)
-
-
-# ---------------------------------------------------------------- main
+# ---------------------------------------------------------------- device, data, arguments
 
 
 def set_device(args) -> None:
-    """Selects the device and prints it; joins the other ranks when started by paddle.distributed.launch."""
-    present = {
-        "cpu": True,
-        "gpu": paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0,
-        "xpu": paddle.is_compiled_with_xpu(),
-    }
+    """Selects the device and the precision and prints them; joins the other ranks under paddle.distributed.launch."""
+    paddlenlp_logger.set_level("WARNING")
+    present = {"cpu": True, "gpu": False, "xpu": paddle.is_compiled_with_xpu()}
+    if paddle.is_compiled_with_cuda():
+        present["gpu"] = paddle.device.cuda.device_count() > 0
     args.device = args.device or ("gpu" if present["gpu"] else "cpu")
-    if not present[args.device]:
-        raise UserError(f"--device {args.device}: Paddle {paddle.__version__} sees none here; try --device cpu")
+    require(present[args.device], f"--device {args.device}: Paddle {paddle.__version__} sees none; try --device cpu")
     paddle.set_device(args.device)
+    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher killed by SIGKILL ends no rank; Linux can: PR_SET_PDEATHSIG
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if dist.get_world_size() > 1:
+        if args.device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one (distributed/parallel.py)
+            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         dist.init_parallel_env()
+    place = paddle.get_device()
+    require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
+    if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
+        capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
+        with explaining(
+            f"Paddle {paddle.__version__} has no code for compute capability {capability}: see README, Install"
+        ):
+            (paddle.ones([2]) + 1).numpy()
     say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
-    set_precision(args)
-    if args.num_workers is None:
-        args.num_workers = 0 if args.device == "cpu" else 2
+    say(f"precision: {set_precision(args)}")
 
 
-def set_precision(args) -> None:
-    """Chooses what was left open of --amp, --amp_dtype and --amp_level, and prints it."""
-    if args.amp and args.device == "cpu":
-        say("amp: on a CPU the computation stays in float32, without loss scaling")
-        args.amp = False
-    args.amp_dtype = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
+def set_precision(args) -> str:
+    """Sets args.precision, that of matrix products (all else is float32), and says why it is this one."""
+    reason = "--amp False"
     if not args.amp:
-        return
-    if args.amp_dtype == "bfloat16" and args.device == "gpu" and not has_ampere():
-        raise UserError("--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
-    scaling = f"loss scaling from {args.scale_loss:g}" if args.amp_dtype == "float16" else "no loss scaling"
-    say(f"amp: {args.amp_dtype}, level {args.amp_level}, {scaling}")
+        args.precision = "float32"
+    elif args.device == "cpu":
+        args.precision, reason = cpu_precision()
+    else:
+        args.precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
+        suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
+        require(suits, "--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
+        reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
+    return f"{args.precision} ({reason})"
 
 
 def has_ampere() -> bool:
@@ -848,208 +847,115 @@ def has_ampere() -> bool:
     return paddle.get_device().startswith("gpu") and paddle.device.cuda.get_device_capability()[0] >= 8
 
 
-def say(message: str) -> None:
-    if dist.get_rank() == 0:
-        print(message, flush=True)
-
-
 def load_data(args) -> tuple:
-    """Returns the data's tokenizer and {"train": TokenRows, "validation": TokenRows}."""
-    if not os.path.isdir(args.input_file):
-        raise UserError(f"--input_file {args.input_file}: no such directory; create_data.py --output_dir writes one")
-    try:
-        splits = datasets.load_from_disk(args.input_file)
-        splits = {name: splits[name] for name in ("train", "validation")}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"--input_file {args.input_file}: not a data set of create_data.py, or damaged ({error})"
-        ) from error
-    for name, split in splits.items():
-        if missing := {"input_ids", "special_tokens_mask"} - set(split.column_names):
-            raise UserError(f"--input_file {args.input_file}: the {name} split has no column {', '.join(missing)}")
-    rows = {name: TokenRows(split) for name, split in splits.items()}
-    longest = max(max(split.lengths) for split in rows.values())
-    if longest > args.max_seq_length:
-        raise UserError(
-            f"--input_file {args.input_file} has rows of {longest} tokens: set --max_seq_length {longest}, or prepare "
-            f"shorter ones (create_data.py --max_seq_length {args.max_seq_length})"
+    """Returns the data's tokenizer and {"train": TokenRows, "validation": TokenRows}, of all --input_file together."""
+    splits = [load_splits(folder) for folder in args.input_file]
+    rows = {name: TokenRows(*(split[name] for split in splits)) for name in ("train", "validation")}
+    data = f"--input_file {' '.join(args.input_file)}"
+    require(len(rows["validation"]), f"{data}: the validation split has no rows: hold out more text")
+    longest, remedy = max(split.lengths[1] for split in rows.values()), "prepare shorter ones, or raise the limit"
+    args.max_seq_length = args.max_seq_length or longest
+    require(
+        longest <= args.max_seq_length,
+        f"{data}: rows of {longest} tokens, --max_seq_length {args.max_seq_length}: {remedy}",
+    )
+    folder = tokenizer_dir(args)
+    with explaining(f"{folder} holds no tokenizer, which create_data.py writes"):
+        for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
+            os.stat(os.path.join(folder, name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for other in args.input_file[1:]:
+        same = utils.vocabulary_of(os.path.join(other, "tokenizer")) == tokenizer.get_vocab()
+        require(
+            same,
+            f"{other} has another tokenizer than {args.input_file[0]}: prepare both with --tokenizer_name {folder}",
         )
-    try:
-        if not os.path.isdir(tokenizer_dir(args)):
-            raise FileNotFoundError("no such directory")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir(args))
-    except Exception as error:  # PaddleNLP's loader raises errors of many kinds
-        raise UserError(f"{tokenizer_dir(args)} holds no tokenizer, which create_data.py writes ({error})") from error
-    if len(rows["validation"].token_counts) > tokenizer.vocab_size:
-        raise UserError(f"--input_file {args.input_file}: the rows have ids beyond its tokenizer's vocabulary")
+    fits = len(rows["validation"].token_counts) <= tokenizer.vocab_size
+    require(fits, f"{data}: the rows have ids beyond its tokenizer's vocabulary")
     return tokenizer, rows
 
 
+def load_splits(folder: str) -> dict:
+    require(os.path.isdir(folder), f"--input_file {folder}: no such directory; create_data.py --output_dir writes one")
+    with explaining(f"--input_file {folder}: not a data set of create_data.py, or damaged"):
+        splits = datasets.load_from_disk(folder)
+        splits = {name: splits[name] for name in ("train", "validation")}
+    for name, split in splits.items():
+        for column in ("input_ids", "special_tokens_mask"):
+            require(column in split.column_names, f"--input_file {folder}: the {name} split has no column {column}")
+    return splits
+
+
 def tokenizer_dir(args) -> str:
-    return os.path.join(args.input_file, "tokenizer")
+    return os.path.join(args.input_file[0], "tokenizer")
 
 
-def count_updates(sampler: UpdateSampler, args) -> int:
+def check_predictable(rows: dict, collator: DataCollatorMLM) -> None:
+    """Without a token to predict there is no loss."""
+    require(rows["train"].has_regular_token(), "the training rows hold special tokens alone: there is none to predict")
+    keys = (key for batch in utils.EvaluationSampler(len(rows["validation"]), 1) for key in batch)
+    chosen = any((collator([rows["validation"][key]])["labels"] != IGNORE_INDEX).any() for key in keys)
+    require(chosen, "no token of the validation rows is chosen for prediction: hold out more text")
+
+
+def count_updates(args, sampler: UpdateSampler) -> int:
     """T = epochs x updates per epoch, or max_steps if that is positive and smaller."""
-    if sampler.updates_per_epoch == 0:
-        raise UserError(
-            f"a global batch of {math.prod(sampler.shape)} rows is larger than the data ({sampler.num_rows} rows): "
-            "lower --batch_size or --gradient_accumulation_steps"
-        )
+    size, remedy = f"({sampler.num_rows} rows)", "lower --batch_size or --gradient_accumulation_steps"
+    fits = sampler.updates_per_epoch > 0
+    require(fits, f"a global batch of {sampler.global_batch} rows is larger than the data {size}: {remedy}")
     total = math.floor(args.num_train_epochs * sampler.updates_per_epoch)
-    total = min(total, args.max_steps) if args.max_steps > -1 else total
-    if total == 0:
-        raise UserError("nothing to train: --max_steps is 0 (-1 sets no limit), or --num_train_epochs gives no update")
-    if args.warmup_steps > total:
-        raise UserError(f"--warmup_steps {args.warmup_steps} is longer than the training, {total} updates")
+    total = min(total, args.max_steps) if args.max_steps > 0 else total
+    require(total, "nothing to train: --num_train_epochs gives no update")
+    warmup = args.warmup_steps
+    require(warmup <= total, f"--warmup_steps {warmup:g} is longer than the training, {total} updates")
     return total
 
 
-def run_identity(args, config, sampler: UpdateSampler) -> dict:
-    """What the result depends on: everything but how a global batch is cut into devices and micro-batches."""
-    data, path = {"rows": sampler.num_rows}, os.path.join(args.input_file, "data_card.json")
-    if os.path.exists(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                card = json.load(file)
-            data.update({key: card[key] for key in ("fingerprint", "tokenizer", "splits")})
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}): prepare the data anew, or remove the file") from error
-    names = "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps seed mlm_probability"
-    names += " amp amp_dtype amp_level scale_loss" if args.amp else " amp"
-    identity = {
-        **{name: getattr(args, name) for name in names.split()},
-        "data": data,
-        "global_batch": math.prod(sampler.shape),
-        "total_steps": sampler.updates,
-        "architecture": {k: v for k, v in config.to_dict().items() if k not in ("architectures", "paddlenlp_version")},
-    }
-    return json.loads(json.dumps(identity))
-
-
-def check_same_run(identity: dict, saved: dict, path: str) -> None:
-    was, now = flattened(saved), flattened(identity)
-    changed = [f"{k} (was {was.get(k)}, is {now.get(k)})" for k in {**now, **was} if was.get(k) != now.get(k)]
-    if changed:
-        raise UserError(
-            f"cannot resume from {path}: these would change the result: {'; '.join(changed)}. Undo the change, or "
-            "start a new run in another --output_dir"
-        )
-
-
-def flattened(tree: dict, path: str = "") -> dict:
-    """{"data": {"rows": 1}} as {"data.rows": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return flat
-
-
-def check_same_step(step: int) -> None:
-    if sum_over_ranks(paddle.full([1], step, dtype="int64")).item() != dist.get_world_size() * step:
-        raise UserError("the processes find different checkpoints: all machines must share one --output_dir")
-
-
-def prepare_output(args) -> None:
-    """Creates output_dir and removes what killed runs left half-written; rank 0 does it, the others wait."""
-    if dist.get_rank() == 0:
-        try:
-            os.makedirs(args.output_dir, exist_ok=True)
-            for path in glob.glob(os.path.join(glob.escape(args.output_dir), "paddle_*")):
-                recover_directory(path.removesuffix(PARTIAL).removesuffix(ASIDE))
-            with open(os.path.join(args.output_dir, "metrics.jsonl"), "a"):
-                pass  # it can be written
-        except OSError as error:
-            raise UserError(f"cannot write --output_dir {args.output_dir}: {error.strerror}") from error
-    wait_for_all()
-
-
-def wait_for_all() -> None:
-    sum_over_ranks(paddle.zeros([1])).numpy()
-
-
-def check_disk(model, args) -> None:
-    """Weights and two moments in float32, the tied embedding twice: is there room for one checkpoint?"""
-    needed = 4 * (3 * sum(p.size for p in model.parameters()) + model.get_input_embeddings().weight.size)
-    free = shutil.disk_usage(args.output_dir).free
-    if free < needed:
-        raise UserError(f"{args.output_dir} has {free / 1e9:.2f} GB free, one checkpoint takes {needed / 1e9:.2f} GB")
-
-
-def main(argv: list | None = None) -> None:
-    args = parse_arguments(argv)
-    paddlenlp_logger.set_level("WARNING")
-    set_device(args)
-    tokenizer, rows = load_data(args)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    config = build_config(args.model_name_or_path, tokenizer, args.max_seq_length)
-    if args.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
-    cut = (args.batch_size, args.gradient_accumulation_steps, rank, world_size)
-    sampler = UpdateSampler(len(rows["train"]), *cut, seed=args.seed)
-    sampler.updates = count_updates(sampler, args)
-    identity = run_identity(args, config, sampler)
-
-    prepare_output(args)
-    checkpoint, state = find_checkpoint(args), {"step": 0, "skipped_in_a_row": 0, "window": None}
-    if checkpoint:
-        state = load_state(checkpoint)
-        check_same_run(identity, state["identity"], checkpoint)
-    check_same_step(state["step"])
-    paddle.seed(args.seed)
-    source = checkpoint or (args.model_name_or_path if args.model_name_or_path not in ARCHITECTURES else None)
-    model = load_model(source, config) if source else RobertaForMaskedLM(config)
-    check_disk(model, args)
-    model.recompute, model.padded = args.recompute, any(len(set(split.lengths)) > 1 for split in rows.values())
-    optimizer = build_optimizer(model, args)
-    if args.amp and args.amp_level == "O2":
-        use_half_precision_weights(model, optimizer, args)
-    scaler = build_scaler(args)
-    if checkpoint:
-        load_optimizer(checkpoint, state, model, optimizer, scaler)
-    sampler.first_update = state["step"]
-    if checkpoint:
-        action = f"resuming {checkpoint} at step {state['step']}"
-    else:
-        action = f"continuing from {source}" if source else "training from scratch"
-    say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
-    say(f"data: {len(rows['train']):,} rows, {sampler.updates:,} updates of {math.prod(sampler.shape):,} rows")
-    shares = token_shares(rows["validation"], tokenizer)
-    yardsticks = {"unigram_entropy": unigram_entropy(shares), "loss_without_context": loss_without_context(shares)}
-    at_best = "evaluation loss {:.3f} at best by word frequency alone, {:.3f} without the context"
-    say("yardsticks: " + at_best.format(*yardsticks.values()))
-
-    collator = DataCollatorMLM(tokenizer, args.mlm_probability, seed=args.seed)
-    evaluation_sampler = EvaluationSampler(len(rows["validation"]), args.batch_size, rank, world_size)
-    train_loader = build_loader(rows["train"], sampler, collator, args)
-    validation_loader = build_loader(rows["validation"], evaluation_sampler, collator, args)
-    metrics = MetricsLog(args.output_dir, state["step"]) if rank == 0 else lambda *record: None
-
-    def log(event: str, step: int, record: dict) -> None:
-        metrics(event, step, {**record, **yardsticks} if event == "evaluation" else record)
-
-    def save(state: dict) -> None:
-        if rank == 0:
-            path = os.path.join(args.output_dir, f"paddle_{state['step']}")
-            record = {**state, "identity": identity, "arguments": vars(args)}
-            save_checkpoint(path, unwrap(model), tokenizer_dir(args), optimizer, scaler, record)
-            older = [c for c in checkpoints_in(args.output_dir) if step_of(c) < state["step"]]  # others are abandoned
-            for surplus in older[::-1][args.save_total_limit - 1 :] if args.save_total_limit else ():
-                shutil.rmtree(surplus)
-        wait_for_all()
-
-    model.train()
-    model = paddle.DataParallel(model) if world_size > 1 else model
-    with batches_of(train_loader) as batches:
-        evaluation = train(
-            model, optimizer, scaler, batches, validation_loader, sampler.updates, state, log, save, args
-        )
-    path = os.path.join(args.output_dir, f"paddle_{state['step']}")
-    if evaluation is None:
-        resumable = "auto" if os.path.isdir(path) else checkpoint  # a path, and the signal came at once
-        say(f"stopped by a signal after step {state['step']}: --resume_from_checkpoint {resumable} continues")
-    else:
-        say(f"done: {path}, evaluation loss {evaluation['eval_loss']:.4f}, perplexity {evaluation['perplexity']:.2f}")
+def parse_arguments(argv: list | None):
+    parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.", GONE)
+    positive, not_negative, boolean = number(int, 1), number(float, 0), utils.boolean
+    add = parser.add_argument_group("data").add_argument
+    add("--input_file", nargs="+", default=["wiki"], metavar="DIR", help="one or more that create_data.py wrote")
+    add("--max_seq_length", type=number(int, 4), help="most tokens in a row; as the data has it if left out")
+    add("--mlm_probability", type=number(float, 0, 1, above=0), default=0.15, help="share of the tokens predicted")
+    add("--whole_word_masking", type=boolean, default=False, help="predict whole words rather than single tokens")
+    add = parser.add_argument_group("model").add_argument
+    names = f"from scratch: {', '.join(ARCHITECTURES)}, or a directory with config.json alone"
+    names += "; continued: a directory with weights, or a hub id"
+    add("--model_name_or_path", default="roberta-en-base", help=names)
+    add(
+        "--dropout", type=number(float, 0, 0.99), help="of hidden states and attention weights; the model's if left out"
+    )
+    add = parser.add_argument_group("optimization").add_argument
+    add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
+    add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
+    add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
+    schedules = ["linear", "constant_with_warmup", "cosine"]
+    add(
+        "--lr_scheduler", choices=schedules, default="linear", help="with the constant one, a resumed run may be longer"
+    )
+    add("--warmup_steps", type=not_negative, default=0.06, help="updates until the peak; below 1, a share of all")
+    add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, on tensors of two dimensions or more")
+    add("--adam_epsilon", type=number(float, above=0), default=1e-6, help="AdamW's")
+    add("--max_grad_norm", type=not_negative, default=1.0, help="gradients are clipped to this norm; 0: never")
+    add("--num_train_epochs", type=not_negative, default=3, help="passes over the data")
+    add("--max_steps", type=number(int, -1), default=-1, help="at most so many updates; -1: no limit; 0: only evaluate")
+    add("--max_skipped_updates", type=positive, default=5, help="non-finite updates in a row that end the run")
+    add("--recompute", type=boolean, default=False, help="keep no activations: less memory, a third more arithmetic")
+    add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
+    add = parser.add_argument_group("logging and checkpoints").add_argument
+    add("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
+    add("--logging_steps", type=positive, default=100, help="updates between reports")
+    add("--save_steps", type=positive, default=10000, help="updates between checkpoints, each with an evaluation")
+    add("--save_total_limit", type=positive, help="checkpoints kept: the newest, and the best; all if left out")
+    add("--max_eval_rows", type=number(int, 0), default=10000, help="validation rows in an evaluation; 0: all")
+    add("--resume_from_checkpoint", default="no", help="`auto` (the newest in output_dir, if any), a path, or `no`")
+    add = parser.add_argument_group("runtime").add_argument
+    add("--device", choices=["cpu", "gpu", "xpu"], help="the GPU where Paddle sees one, else the CPU")
+    add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
+    add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; bfloat16 from Ampere on, else float16")
+    add("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in float16")
+    return parser.parse_args(argv)
 
 
 def leave(status: int) -> None:
@@ -1060,5 +966,384 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
+# ---------------------------------------------------------------- the CPU's layers (skip on first reading)
+
+# They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. An array
+# of uint16 holds bfloat16: operands are rounded to it where a layer's `half` is set; sums and all else are float32.
+DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
+FORWARD, BACKWARD, GELU, LINEAR, ADD, MULTIPLY, SOFTMAX, SCALE_AND_SHIFT = 64, 128, 49, 38, 131056, 131057, 196608, 6
+SRC, SRC_1, DST, DIFF_SRC, DIFF_DST = 1, 2, 17, 129, 145
+MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
+CHUNK = 2**22  # attention weights in memory at a time, unless one row of the batch has more
+
+
+class OneDNN:
+    """Raises OSError or AttributeError where the library or a function is missing, RuntimeError for a bad status."""
+
+    def __init__(self):
+        paths = glob.glob(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so*"))
+        self.library, self.primitives, self.scratches = ctypes.CDLL("".join(paths[:1]) or "libdnnl.so.3"), {}, {}
+        integer, real, pointer, char = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char
+        for function in (self.library.dnnl_sgemm, self.library.dnnl_gemm_bf16bf16f32):
+            function.argtypes = [char, char, *3 * [integer], real, *2 * [pointer, integer], real, pointer, integer]
+        self.has_bfloat16 = bool(self.library.dnnl_get_effective_cpu_isa() & 0x80)  # AVX512_BF16 or AMX
+        self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
+        self.stream = self.new("stream_create", self.engine, 1)
+
+    def call(self, name: str, *arguments) -> None:
+        if status := getattr(self.library, f"dnnl_{name}")(*arguments):
+            raise RuntimeError(f"oneDNN's {name} gave status {status}")
+
+    def new(self, name: str, *arguments):
+        handle = ctypes.c_void_p()
+        self.call(name, ctypes.byref(handle), *arguments)
+        return handle
+
+    def run(self, kind: str, *description, also=()) -> None:
+        """Runs a primitive; its description's arrays, and those it takes besides, are (argument, array) pairs."""
+        pairs = [item for item in (*description, *also) if isinstance(item, tuple)]
+        assert all(array.flags.c_contiguous for _, array in pairs)
+        key = kind, *((x[0], x[1].shape, x[1].dtype) if isinstance(x, tuple) else x for x in (*description, *also))
+        if key not in self.primitives:
+            self.primitives[key] = self.make(kind, description, pairs)
+        primitive, arguments, memories = self.primitives[key]
+        for memory, (_, array) in zip(memories, pairs):
+            self.call("memory_set_data_handle", memory, ctypes.c_void_p(address_of(array)))
+        self.call("primitive_execute", primitive, self.stream, len(pairs), ctypes.byref(arguments))
+
+    def make(self, kind: str, description: tuple, pairs: list) -> tuple:
+        """The primitive, its arguments as oneDNN wants them, and the memory object of each, which are kept."""
+        layouts = {}
+        for argument, array in pairs:
+            dims, strides = (
+                (ctypes.c_int64 * array.ndim)(*x) for x in (array.shape, np.array(array.strides) // array.itemsize)
+            )
+            data_type = DATA_TYPES[array.dtype.name]
+            layouts[argument] = self.new("memory_desc_create_with_strides", array.ndim, dims, data_type, strides)
+        values = [layouts[x[0]] if isinstance(x, tuple) else x for x in description]
+        values = [ctypes.c_float(x) if isinstance(x, float) else x for x in values]
+        values = [values[0], self.engine, values[1], self.engine] if kind == "reorder" else [self.engine, *values]
+        primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *values, None))
+        memories = [self.new("memory_create", layouts[argument], self.engine, None) for argument, _ in pairs]
+        arguments = [value for (argument, _), memory in zip(pairs, memories) for value in (argument, memory.value)]
+        return primitive, (ctypes.c_uint64 * len(arguments))(*arguments), memories
+
+    def scratch(self, name: str, *shape):
+        """A float32 array that the next call with this name overwrites: fresh memory takes longer than most sums."""
+        size = math.prod(shape)
+        if name not in self.scratches or self.scratches[name].size < size:
+            self.scratches[name] = np.empty(size, np.float32)
+        return self.scratches[name][:size].reshape(shape)
+
+
+@functools.cache
+def onednn() -> OneDNN | None:
+    """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
+    try:
+        found, zero = OneDNN(), np.zeros((1, 1), np.float32)
+        for name in ("sgemm", "gemm_bf16bf16f32"):
+            matrix = address_of(zero), 1
+            found.call(name, b"N", b"N", 1, 1, 1, 1.0, *matrix, *matrix, 0.0, *matrix)
+        return found
+    except (OSError, AttributeError, RuntimeError) as error:
+        say(f"the CPU's faster layers are left out: {utils.brief(error)}")
+        return None
+
+
+def cpu_precision() -> tuple:
+    """What --amp True comes to on this CPU, and why."""
+    if onednn() is not None and onednn().has_bfloat16:
+        return "bfloat16", "native on this processor"
+    return "float32", "no bfloat16 on this processor"
+
+
+def address_of(array) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def gemm(a, b, out, alpha: float = 1.0, beta: float = 0.0):
+    """out = alpha a b + beta out for matrices and views of them; a and b of one type, out float32, which it returns."""
+    (m, n), k, size = out.shape, a.shape[1], a.itemsize
+    assert a.shape == (m, k) and b.shape == (k, n) and a.dtype == b.dtype and a.dtype.name in ("float32", "uint16")
+    assert out.dtype == np.float32 and out.strides[1] == 4 and min(m, n, k) > 0
+    operands, letters = [], []
+    for matrix in (a, b):
+        transposed = matrix.strides[1] != size
+        rows = matrix.T if transposed else matrix
+        assert rows.strides[1] == size and rows.strides[0] >= size * rows.shape[1]
+        letters.append(b"T" if transposed else b"N")
+        operands += [address_of(rows), rows.strides[0] // size]
+    name = "sgemm" if size == 4 else "gemm_bf16bf16f32"
+    onednn().call(name, *letters, m, n, k, alpha, *operands, beta, address_of(out), out.strides[0] // 4)
+    return out
+
+
+def array_of(tensor, width: int = 0):
+    """The memory of a float32 tensor as an array, which keeps it alive; with `width`, as rows of so many values."""
+    tensor = tensor.contiguous()
+    assert tensor.dtype == paddle.float32 and tensor.place.is_cpu_place()
+    memory = (ctypes.c_char * (4 * tensor.size)).from_address(tensor.data_ptr())
+    memory.owner = tensor
+    return np.frombuffer(memory, np.float32).reshape((-1, width) if width else tensor.shape)
+
+
+def rounded(array, half: bool):
+    """The array itself or, with half, its values in bfloat16, rounded to nearest."""
+    if half:
+        onednn().run("reorder", (SRC, array), (DST, result := np.empty(array.shape, np.uint16)))
+    return result if half else array
+
+
+def rows_of(tensor, half: bool):
+    return rounded(array_of(tensor, tensor.shape[-1]), half)
+
+
+def affine(x, weight, bias, out):
+    """out = x weight + bias, which it returns."""
+    onednn().run("binary", ADD, (SRC, gemm(x, weight, out)), (SRC_1, array_of(bias, len(bias))), (DST, out))
+    return out
+
+
+def parameter_gradients(x, gradient, transposed: bool = False) -> tuple:
+    """Of weight and bias in x weight + bias: tensors, from matrices."""
+    left, right = (gradient, x) if transposed else (x, gradient)
+    by_weight, by_bias = paddle.empty([left.shape[1], right.shape[1]]), paddle.empty(gradient.shape[1:])
+    gemm(left.T, right, array_of(by_weight))
+    ones = np.full((1, len(gradient)), 1 if gradient.dtype == np.float32 else 0x3F80, gradient.dtype)
+    gemm(ones, gradient, array_of(by_bias, len(by_bias)))
+    return by_weight, by_bias
+
+
+def gelu(x):
+    onednn().run("eltwise_forward", FORWARD, GELU, (SRC, x), (DST, y := np.empty_like(x)), 0.0, 0.0)
+    return y
+
+
+def multiply(a, b, out):
+    onednn().run("binary", MULTIPLY, (SRC, a), (SRC_1, b), (DST, out))
+    return out
+
+
+def random_bits():
+    return np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
+
+
+def draw_kept(bits, dropout: float, shape) -> tuple:
+    """Which values dropout keeps, as uint8, and what multiplies them; a value is dropped by 16 random bits."""
+    size, threshold = math.prod(shape), round(dropout * 2**16)
+    draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
+    return (draw >= threshold).view(np.uint8), 2**16 / (2**16 - threshold)
+
+
+class LinearFunction(paddle.autograd.PyLayer):
+    """x weight + bias or, where `transposed`, x weight^T + bias."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, transposed, half):
+        ctx.rows, ctx.matrix, ctx.transposed = rows_of(x, half), rows_of(weight, half), transposed
+        out, matrix = paddle.empty([*x.shape[:-1], len(bias)]), ctx.matrix.T if transposed else ctx.matrix
+        affine(ctx.rows, matrix, bias, array_of(out, len(bias)))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        matrix, width = ctx.matrix if ctx.transposed else ctx.matrix.T, ctx.rows.shape[1]
+        rows, by_x = rows_of(gradient, matrix.dtype != np.float32), paddle.empty([*gradient.shape[:-1], width])
+        gemm(rows, matrix, array_of(by_x, width))
+        return by_x, *parameter_gradients(ctx.rows, rows, ctx.transposed)
+
+
+class FeedForwardFunction(paddle.autograd.PyLayer):
+    """gelu(x weight_1 + bias_1) weight_2 + bias_2; the inner product is kept, its activation computed anew."""
+
+    @staticmethod
+    def forward(ctx, x, weight_1, bias_1, weight_2, bias_2, half):
+        rows, first, second = (rows_of(tensor, half) for tensor in (x, weight_1, weight_2))
+        shape = len(rows), len(bias_1)
+        inner = onednn().scratch("inner", *shape) if half else np.empty(shape, np.float32)
+        inner = rounded(affine(rows, first, bias_1, inner), half)
+        affine(gelu(inner), second, bias_2, array_of(out := paddle.empty(x.shape), len(bias_2)))
+        ctx.saved = rows, first, second, inner
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, first, second, inner = ctx.saved
+        half, by_x = x.dtype != np.float32, paddle.empty(gradient.shape)
+        gradient = rows_of(gradient, half)
+        by_second = parameter_gradients(gelu(inner), gradient)
+        by_inner = rounded(gemm(gradient, second.T, onednn().scratch("inner", *inner.shape)), half)
+        pairs = (DIFF_SRC, by_inner), (DIFF_DST, by_inner), (SRC, inner)
+        onednn().run("eltwise_backward", GELU, *pairs, 0.0, 0.0, None)
+        gemm(by_inner, first.T, array_of(by_x, x.shape[1]))
+        return by_x, *parameter_gradients(x, by_inner), *by_second
+
+
+class AttentionFunction(paddle.autograd.PyLayer):
+    """Self-attention with its four projections, a chunk of the batch's rows at a time; its weights are not kept: the
+    backward pass computes them anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
+
+    @staticmethod
+    def forward(ctx, x, query, key, value, out, bias_q, bias_k, bias_v, bias_out, mask, num_heads, dropout, half):
+        rows, *matrices = (rows_of(tensor, half) for tensor in (x, query, key, value, out))
+        ctx.num_heads, ctx.mask, ctx.half, ctx.kept, ctx.scale = num_heads, mask, half, [], 1.0
+        spaces = [onednn().scratch("rows", *rows.shape) if half else np.empty(rows.shape, np.float32) for _ in range(4)]
+        projected = (affine(rows, m, b, space) for m, b, space in zip(matrices, (bias_q, bias_k, bias_v), spaces))
+        ctx.heads = [split_heads(rounded(array, half).reshape(x.shape), num_heads) for array in projected]
+        bits = random_bits() if dropout else None
+        for chunk in chunks_of(ctx, x.shape):
+            q, k, v = (array[chunk] for array in ctx.heads)
+            weights = attention_weights(ctx, q, k, chunk)
+            if dropout:
+                kept, ctx.scale = draw_kept(bits, dropout, weights.shape)
+                ctx.kept.append(kept)
+                multiply(weights, kept, weights)
+            context = split_heads(spaces[3].reshape(x.shape), num_heads)[chunk]
+            each_head(rounded(weights, half), v, context, ctx.scale)
+        ctx.saved = rows, matrices, rounded(spaces[3], half)
+        affine(ctx.saved[2], matrices[3], bias_out, array_of(result := paddle.empty(x.shape), rows.shape[1]))
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x, matrices, context), half, shape, scratch = ctx.saved, ctx.half, gradient.shape, onednn().scratch
+        by_x, gradient = paddle.empty(shape), rows_of(gradient, half)
+        by_out = parameter_gradients(context, gradient)
+        by_context = rounded(gemm(gradient, matrices[3].T, scratch("rows", *x.shape)), half).reshape(shape)
+        by_projected = [scratch(name, *shape) for name in ("by_query", "by_key", "by_value")]
+        by_heads = [split_heads(array, ctx.num_heads) for array in (by_context, *by_projected)]
+        for chunk in chunks_of(ctx, shape):
+            q, k, v, g, by_q, by_k, by_v = (array[chunk] for array in (*ctx.heads, *by_heads))
+            weights = dropped = attention_weights(ctx, q, k, chunk)
+            by_weights = scratch("by_weights", *weights.shape)
+            each_head(g, v.swapaxes(2, 3), by_weights, ctx.scale)
+            if ctx.kept:
+                kept = ctx.kept.pop(0)
+                multiply(by_weights, kept, by_weights)
+                dropped = multiply(weights, kept, scratch("dropped", *weights.shape))
+            each_head(rounded(dropped, half).swapaxes(2, 3), g, by_v, ctx.scale)
+            pairs = (DIFF_SRC, by_weights), (DIFF_DST, by_weights), (DST, weights)
+            onednn().run("softmax_backward", SOFTMAX, *pairs, 3, None)
+            by_weights = rounded(by_weights, half)
+            each_head(by_weights, k, by_q, q.shape[3] ** -0.5)
+            each_head(by_weights.swapaxes(2, 3), q, by_k, q.shape[3] ** -0.5)
+        gradients = []
+        for i, (matrix, by_rows) in enumerate(zip(matrices, by_projected)):
+            by_rows = rounded(by_rows.reshape(x.shape), half)
+            gemm(by_rows, matrix.T, array_of(by_x, x.shape[1]), beta=float(i > 0))
+            gradients.append(parameter_gradients(x, by_rows))
+        weights, biases = zip(*gradients, by_out)
+        return by_x, *weights, *biases
+
+
+def chunks_of(ctx, shape) -> list:
+    """Slices of the batch."""
+    step = max(1, CHUNK // (ctx.num_heads * shape[1] ** 2))
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
+
+
+def attention_weights(ctx, query, key, chunk):
+    """softmax(query key^T / sqrt(head_dim) + mask) [rows, heads, seq, seq], in scratch memory."""
+    weights = onednn().scratch("weights", *query.shape[:3], query.shape[2])
+    each_head(query, key.swapaxes(2, 3), weights, query.shape[3] ** -0.5)
+    if ctx.mask is not None:
+        onednn().run("binary", ADD, (SRC, weights), (SRC_1, ctx.mask[chunk]), (DST, weights))
+    onednn().run("softmax_forward", FORWARD, SOFTMAX, (SRC, weights), (DST, weights), 3)
+    return weights
+
+
+def split_heads(array, num_heads: int):
+    """[batch, seq, width] as a view [batch, heads, seq, head_dim]."""
+    return array.reshape(*array.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def each_head(a, b, out, alpha: float) -> None:
+    for row, head in np.ndindex(out.shape[:2]):
+        gemm(a[row, head], b[row, head], out[row, head], alpha)
+
+
+class DropoutFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, dropout):
+        ctx.kept, ctx.scale = draw_kept(random_bits(), dropout, tuple(x.shape))
+        return DropoutFunction.backward(ctx, x)
+
+    @staticmethod
+    def backward(ctx, x):
+        out = multiply(array_of(x), ctx.kept, array_of(result := paddle.empty(x.shape)))
+        onednn().run("eltwise_forward", FORWARD, LINEAR, (SRC, out), (DST, out), ctx.scale, 0.0)
+        return result
+
+
+class LayerNormFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        rows, out = rows_of(x, False), paddle.empty(x.shape)
+        mean, variance = ((name, np.empty(len(rows), np.float32)) for name in (MEAN, VARIANCE))
+        ctx.parameters, ctx.epsilon = ((SCALE, array_of(weight)), (SHIFT, array_of(bias))), epsilon
+        ctx.saved = (SRC, rows), mean, variance
+        described = (SRC, rows), (DST, rows_of(out, False)), mean, epsilon, SCALE_AND_SHIFT, None
+        onednn().run("layer_normalization_forward", FORWARD, *described[:-1], also=(variance, *ctx.parameters))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, mean, variance = ctx.saved
+        by_x, by_weight, by_bias = (paddle.empty(shape) for shape in (gradient.shape, *2 * [gradient.shape[-1:]]))
+        also = variance, *ctx.parameters, (DIFF_SCALE, array_of(by_weight)), (DIFF_SHIFT, array_of(by_bias))
+        pairs = (DIFF_SRC, rows_of(by_x, False)), (DIFF_DST, rows_of(gradient, False)), x, mean
+        onednn().run("layer_normalization_backward", BACKWARD, *pairs, ctx.epsilon, SCALE_AND_SHIFT, None, also=also)
+        return by_x, by_weight, by_bias
+
+
+class CpuLinear(nn.Linear):
+    def forward(self, x):
+        return LinearFunction.apply(x, self.weight, self.bias, False, self.half)
+
+
+class CpuTiedLinear(TransposedLinear):
+    def forward(self, x):
+        return LinearFunction.apply(x, self.weight, self.bias, True, self.half)
+
+
+class CpuAttention(nn.MultiHeadAttention):
+    def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
+        projections = self.q_proj, self.k_proj, self.v_proj, self.out_proj
+        parameters = [p.weight for p in projections] + [p.bias for p in projections]
+        mask = attn_mask.numpy() if self.padded else None
+        dropout = self.dropout if self.training else 0.0
+        return AttentionFunction.apply(hidden, *parameters, mask, self.num_heads, dropout, self.half)
+
+
+class CpuDropout(nn.Dropout):
+    def forward(self, x):
+        return DropoutFunction.apply(x, self.p) if self.training and self.p else x
+
+
+class CpuLayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return LayerNormFunction.apply(x, self.weight, self.bias, self._epsilon)
+
+
+class CpuEncoderLayer(nn.TransformerEncoderLayer):
+    """PaddleNLP's, with the feed-forward part in one function, whose inner product never exists in float32."""
+
+    def forward(self, src, src_mask=None, cache=None, output_attentions=False):
+        hidden = self.norm1(src + self.dropout1(self.self_attn(src, src, src, src_mask)))
+        first, second = self.linear1, self.linear2
+        outer = FeedForwardFunction.apply(hidden, first.weight, first.bias, second.weight, second.bias, self.half)
+        return self.norm2(hidden + self.dropout2(outer))
+
+
+FASTER_ON_CPU = {
+    nn.Linear: CpuLinear,
+    TransposedLinear: CpuTiedLinear,
+    nn.MultiHeadAttention: CpuAttention,
+    nn.Dropout: CpuDropout,
+    nn.LayerNorm: CpuLayerNorm,
+    nn.TransformerEncoderLayer: CpuEncoderLayer,
+}
+
+
 if __name__ == "__main__":
-    leave(command_line(main))
+    leave(utils.command_line(main))

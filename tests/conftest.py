@@ -84,8 +84,25 @@ def pretrain(monkeypatch, packed_data, tmp_path):
 
 
 def training_arguments(data: pathlib.Path, output: pathlib.Path, model: str = TINY) -> list:
-    options = "--device cpu --max_seq_length 32 --batch_size 8 --learning_rate 1e-3 --logging_steps 1"
+    options = "--device cpu --max_seq_length 32 --batch_size 8 --learning_rate 1e-3 --logging_steps 1 --amp False"
     return ["--model_name_or_path", model, "--input_file", str(data), "--output_dir", str(output), *options.split()]
+
+
+def around_updates(monkeypatch, before=None, after=None) -> None:
+    """Calls before(run) ahead of each update and after(run, result) behind it; run.global_step counts those done."""
+    import run_pretrain
+
+    real = run_pretrain.train_update
+
+    def train_update(run, batches):
+        if before:
+            before(run)
+        result = real(run, batches)
+        if after:
+            after(run, result)
+        return result
+
+    monkeypatch.setattr(run_pretrain, "train_update", train_update)
 
 
 def metrics(output: pathlib.Path, event: str) -> list:

@@ -1,14 +1,18 @@
 """DataCollatorMLM masks as RoBERTa does, and a row's mask depends on (seed, epoch, row) alone."""
 
+import math
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
+from conftest import create
 
 from utils import (
     IGNORE_INDEX,
     DataCollatorMLM,
     EvaluationSampler,
+    TokenRows,
     UpdateSampler,
     loss_without_context,
     unigram_entropy,
@@ -45,6 +49,42 @@ def test_15_percent_are_chosen_and_replaced_80_10_10_and_specials_never():
     assert not np.isin(random_ids, TOKENIZER.all_special_ids).any()
     assert abs(random_ids.mean() / VOCAB - 0.5) < 0.02  # evenly over the vocabulary
     assert len(np.unique(random_ids)) > 0.7 * VOCAB
+
+
+def test_whole_words_are_masked_on_real_text(data_dir, tmp_path):
+    from paddlenlp import transformers
+
+    text, tokenizer_dir = data_dir / "wiki" / "valid.txt", data_dir / "roberta-base"
+    data = create(text, tmp_path / "data", "--tokenizer_name", str(tokenizer_dir), "--max_seq_length", "512")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(data / "tokenizer"))
+    rows = TokenRows(datasets.load_from_disk(str(data))["train"])
+    examples = [rows[0, i] for i in range(len(rows))]
+    collator = DataCollatorMLM(tokenizer, seed=1, whole_words=True)
+    batch = collator(examples)
+    original, special = (np.stack([e[name] for e in examples]) for name in ("input_ids", "special_tokens_mask"))
+    chosen = batch["labels"] != IGNORE_INDEX
+    assert np.sum(~special) > 300_000 and not np.any(chosen & special)
+    assert abs(chosen.sum() / np.sum(~special) - 0.15) < 0.005
+
+    begins = np.array([token.startswith("Ġ") for token in tokenizer.convert_ids_to_tokens(list(range(50265)))])
+    continues = ~begins[original[:, 1:]] & ~special[:, 1:] & ~special[:, :-1]  # the word of the position before
+    assert continues.sum() > 50_000 and np.array_equal(chosen[:, 1:][continues], chosen[:, :-1][continues])
+    starts = ~special
+    starts[:, 1:] &= ~continues
+    goes_on = np.pad(continues, ((0, 0), (0, 1)))
+    for words in (starts & goes_on, starts & ~goes_on):  # those of several tokens and of one
+        assert words.sum() > 40_000 and abs(chosen[words].mean() - 0.15) < 0.005
+
+    replaced = batch["input_ids"][chosen]
+    stays, masked = replaced == original[chosen], replaced == tokenizer.mask_token_id
+    assert abs(masked.mean() - 0.8) < 0.01 and abs(stays.mean() - 0.1) < 0.01
+    assert not np.isin(replaced[~stays & ~masked], tokenizer.all_special_ids).any()
+    is_mask = batch["input_ids"] == tokenizer.mask_token_id
+    pairs = chosen[:, 1:] & continues  # neighbours in a word: each token's fate is drawn for itself
+    assert pairs.sum() > 5_000 and abs((is_mask[:, :-1] & is_mask[:, 1:])[pairs].mean() - 0.8**2) < 0.02
+    alone = collator(examples[7:8])
+    assert np.array_equal(alone["input_ids"][0], batch["input_ids"][7])
+    assert np.array_equal(alone["labels"][0], batch["labels"][7])
 
 
 def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_place_shows():
@@ -86,26 +126,23 @@ def test_masks_change_with_epoch_seed_and_row():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_masks_do_not_depend_on_the_workers(num_workers):
+def test_paddles_loader_takes_the_saved_rows_and_the_collator_as_they_are(packed_data, num_workers):
+    """What the original page promises of DataCollatorMLM."""
     import paddle
+    from paddlenlp import transformers
 
-    class Rows:
-        def __len__(self):
-            return 64
-
-        def __getitem__(self, key):
-            return example(key[1], epoch=key[0])
-
-    sampler = UpdateSampler(64, batch_size=4, seed=3, updates=20)
-    collator = DataCollatorMLM(TOKENIZER, seed=1)
-    loader = paddle.io.DataLoader(Rows(), batch_sampler=sampler, collate_fn=collator, num_workers=num_workers)
-    expected = [collator([example(row, epoch=epoch) for epoch, row in keys]) for keys in sampler]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(packed_data / "tokenizer"))
+    rows, collator = datasets.load_from_disk(str(packed_data))["train"], DataCollatorMLM(tokenizer)
+    loader = paddle.io.DataLoader(rows, batch_size=64, collate_fn=collator, num_workers=num_workers)
     batches = list(loader)
-    assert len(batches) == len(expected) == 20
-    for batch, wanted in zip(batches, expected):
-        assert wanted["masked_positions"].size > 0
-        for name, array in wanted.items():
-            assert np.array_equal(batch[name].numpy(), array)
+    assert len(batches) == math.ceil(len(rows) / 64) > 2
+    for i, batch in enumerate(batches):
+        labels, ids = batch["labels"].numpy(), np.stack(rows[64 * i : 64 * i + 64]["input_ids"])
+        chosen = labels != IGNORE_INDEX
+        assert np.array_equal(labels[chosen], ids[chosen]) and 0.1 < chosen.mean() < 0.2
+        assert np.array_equal(batch["input_ids"].numpy()[~chosen], ids[~chosen])
+        for name, array in collator([rows[j] for j in range(64 * i, min(64 * i + 64, len(rows)))]).items():
+            assert np.array_equal(batch[name].numpy(), array)  # in any process
 
 
 def test_batches_are_int64_padded_and_name_the_masked_positions():
@@ -113,8 +150,13 @@ def test_batches_are_int64_padded_and_name_the_masked_positions():
     assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.dtype("int64"))
     assert batch["input_ids"].shape == batch["labels"].shape == (2, 50)
     assert np.all(batch["input_ids"][0, 30:] == PAD) and np.all(batch["labels"][0, 30:] == IGNORE_INDEX)
-    assert np.array_equal(batch["masked_positions"], np.flatnonzero(batch["labels"] != IGNORE_INDEX))
-    assert len(batch["masked_positions"]) > 0
+    positions, labels = batch["masked_positions"], batch["labels"].ravel()
+    chosen = np.flatnonzero(labels != IGNORE_INDEX)
+    assert len(positions) == 128 > len(chosen) > 0  # a GPU likes sizes that come again
+    assert np.array_equal(positions[: len(chosen)], chosen) and np.all(labels[positions[len(chosen) :]] == IGNORE_INDEX)
+    everything = {"input_ids": np.arange(4, 260), "special_tokens_mask": np.zeros(256, dtype=bool)}
+    positions = DataCollatorMLM(TOKENIZER, mlm_probability=1)([everything])["masked_positions"]
+    assert np.array_equal(positions, np.arange(256))
 
 
 def test_works_alone_on_plain_lists_keyed_by_their_ids_and_the_epoch():
@@ -178,3 +220,12 @@ def test_evaluation_reads_each_row_once_over_all_ranks():
     keys = [key for sampler in samplers for batch in sampler for key in batch]
     assert sorted(row for _, row in keys) == list(range(23))
     assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+
+
+def test_a_limited_evaluation_reads_the_same_rows_over_any_ranks():
+    def rows(world_size: int) -> list:
+        samplers = [EvaluationSampler(1000, 4, rank, world_size, max_rows=50) for rank in range(world_size)]
+        return sorted(row for sampler in samplers for batch in sampler for _, row in batch)
+
+    assert rows(1) == rows(1) == rows(3) and len(set(rows(1))) == 50
+    assert 300 < np.mean(rows(1)) < 700  # from all over

@@ -8,7 +8,6 @@ import sys
 import time
 
 import numpy as np
-import paddle
 import pytest
 from conftest import ROOT, metrics, training_arguments
 from safetensors.numpy import load_file
@@ -82,14 +81,25 @@ def test_normalising_each_micro_batch_alone_would_fail_that_check(packed_data, w
 
     four = ("--gradient_accumulation_steps", 4)
     right, one_batch = run("right", *four), run("one", "--batch_size", 32)
-    real_loss, real_number = run_pretrain.masked_loss, run_pretrain.number_masked
-    monkeypatch.setattr(run_pretrain, "number_masked", lambda batch: paddle.ones([]))
-    monkeypatch.setattr(
-        run_pretrain, "masked_loss", lambda m, b: (real_loss(m, b)[0] / real_number(b), *real_loss(m, b)[1:])
-    )
+    real_update, real_loss, average = run_pretrain.train_update, run_pretrain.masked_loss, []
+
+    def update(run, batches):
+        average[:] = [sum(count_masked(batch["labels"]) for batch in batches) / len(batches)]
+        return real_update(run, batches)
+
+    def loss(model, batch):
+        value, logits, labels = real_loss(model, batch)
+        return (value * average[0] / count_masked(labels) if model.training else value), logits, labels
+
+    monkeypatch.setattr(run_pretrain, "train_update", update)
+    monkeypatch.setattr(run_pretrain, "masked_loss", loss)
     wrong = run("wrong", *four)
     distance = {n: max(np.abs(w[k] - one_batch[k]).max() for k in w) for n, w in (("right", right), ("wrong", wrong))}
     assert distance["right"] <= 1e-6 < distance["wrong"]
+
+
+def count_masked(labels) -> int:
+    return (labels != run_pretrain.IGNORE_INDEX).sum().item()
 
 
 def test_two_launchers_one_worker_killed_end_as_an_undisturbed_run(packed_data, tmp_path):
@@ -138,26 +148,28 @@ def test_two_launchers_one_worker_killed_end_as_an_undisturbed_run(packed_data, 
 INFINITE_ON_RANK_1 = """
 import sys
 sys.path.insert(0, {root!r})
-import run_pretrain
-import paddle, numpy as np
-rank, state = run_pretrain.dist.get_rank(), {{}}
+import run_pretrain, utils
+import numpy as np
+bad_here = False
 real_update, real_loss = run_pretrain.train_update, run_pretrain.masked_loss
 
-def update(model, optimizer, scaler, batches, step, *rest):
-    state["bad"] = rank == 1 and step in {steps}
-    before = [p.numpy().copy() for p in model.parameters()]
-    result = real_update(model, optimizer, scaler, batches, step, *rest)
-    changed = not all(np.array_equal(b, p.numpy()) for b, p in zip(before, model.parameters()))
-    print("UPDATE", step, "changed" if changed else "unchanged", flush=True)
+def update(run, batches):
+    global bad_here
+    bad_here = run_pretrain.dist.get_rank() == 1 and run.global_step in {steps}
+    before = [p.numpy().copy() for p in run.model.parameters()]
+    result = real_update(run, batches)
+    changed = not all(np.array_equal(b, p.numpy()) for b, p in zip(before, run.model.parameters()))
+    print("UPDATE", run.global_step, "changed" if changed else "unchanged", flush=True)
     return result
 
 def loss(model, batch):
+    global bad_here
     value, *rest = real_loss(model, batch)
-    bad, state["bad"] = state.get("bad"), False
-    return (value * float("inf") if bad else value), *rest
+    value, bad_here = (value * float("inf") if bad_here else value), False
+    return value, *rest
 
 run_pretrain.train_update, run_pretrain.masked_loss = update, loss
-run_pretrain.leave(run_pretrain.command_line(run_pretrain.main))
+run_pretrain.leave(utils.command_line(run_pretrain.main))
 """
 
 
@@ -171,12 +183,70 @@ def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path,
     logs = [(tmp_path / f"logs/workerlog.{rank}").read_text() for rank in range(2)]
     for log in logs:
         updates = [line.split()[1:] for line in log.splitlines() if line.startswith("UPDATE")]
-        assert {int(step) for step, state in updates if state == "unchanged"} - {9} == steps  # the last rate is 0
+        assert {int(step) for step, state in updates if state == "unchanged"} == steps
         assert len(updates) == (10 if status == 0 else 8)
     if len(steps) == 5:
         assert status != 0 and "5 updates in a row" in logs[0] and "paddle_6" in logs[0]
     else:
         assert status == 0 and [r["skipped_updates"] for r in metrics(tmp_path / "ckp", "train")].count(1) == 1
+
+
+START_ELSEWHERE = """
+import sys
+sys.path.insert(0, {root!r})
+import run_pretrain, utils
+import numpy as np
+rank = run_pretrain.dist.get_rank()
+real_model, real_update = run_pretrain.build_model, run_pretrain.train_update
+
+def model(args, *rest):
+    seed, args.seed = args.seed, args.seed + rank  # as GPUs of two kinds draw from one seed
+    built = real_model(args, *rest)
+    args.seed = seed
+    print("BUILT", digest(built), flush=True)
+    return built
+
+def update(run, batches):
+    print("BEFORE", run.global_step, digest(run.model), flush=True)
+    result = real_update(run, batches)
+    print("AFTER", run.global_step, digest(run.model), flush=True)
+    return result
+
+def digest(model):
+    import hashlib
+    return hashlib.sha256(b"".join(p.numpy().tobytes() for p in model.parameters())).hexdigest()
+
+run_pretrain.build_model, run_pretrain.train_update = model, update
+run_pretrain.leave(utils.command_line(run_pretrain.main))
+"""
+
+
+def test_ranks_that_start_from_different_weights_train_equal_ones(packed_data, tmp_path):
+    script = tmp_path / "elsewhere.py"
+    script.write_text(START_ELSEWHERE.format(root=str(ROOT)))
+    arguments = arguments_of(packed_data, tmp_path / "ckp", "--max_steps", 3)
+    assert launch(tmp_path / "logs", 2, script, *arguments).wait(timeout=300) == 0
+    logs = [(tmp_path / f"logs/workerlog.{rank}").read_text().splitlines() for rank in range(2)]
+    first, other = ([line for line in log if line.startswith(("BUILT", "BEFORE", "AFTER"))] for log in logs)
+    assert len(first) == 7 and first[0] != other[0] and first[1:] == other[1:]
+    assert first[0].split()[-1] == first[1].split()[-1]  # the first rank's
+    assert len({line.split()[-1] for line in first}) == 4  # and each update changed them
+
+
+def test_ranks_die_with_a_launcher_that_is_killed(packed_data, tmp_path):
+    import psutil
+
+    output = tmp_path / "ckp"
+    arguments = arguments_of(packed_data, output, "--num_train_epochs", 1000)
+    launcher = launch(tmp_path / "logs", 2, "run_pretrain.py", *arguments)
+    while not (output / "metrics.jsonl").exists() or not metrics(output, "train"):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(ranks) == 2
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
 
 
 @pytest.mark.parametrize("status", [0, 2])

@@ -1,19 +1,25 @@
-"""Every command of the README is one that the scripts understand, and the files that it names exist."""
+"""What the READMEs say: commands that the scripts understand, flags and files that exist, changes that can be made."""
 
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, training_arguments
 
 import create_data
 from utils import UserError
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+TEXTS = README + (ROOT / "tests/benchmarks/README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXTS, flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+SCRIPTS = ("create_data.py", "run_pretrain.py", "utils.py")
+
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 
 def arguments_of(script: str) -> list:
@@ -24,9 +30,9 @@ def arguments_of(script: str) -> list:
 
 def test_every_command_is_of_a_kind_that_is_checked():
     assert len(COMMANDS) > 10
-    scripts = r"-m paddle\.distributed\.launch|create_data\.py|run_pretrain\.py|utils\.py|tests/|-u PaddleNLP/"
+    scripts = r"-m paddle\.distributed\.launch|create_data\.py|run_pretrain\.py|utils\.py|tests/|-u PaddleNLP/|-c "
     for command in COMMANDS:
-        assert re.match(rf"(until )?python ({scripts})|pip |pytest |rm |git ", command), command
+        assert re.match(rf"(until )?python ({scripts})|python3 -m venv |pip |rm |git ", command), command
 
 
 @pytest.mark.parametrize("arguments", arguments_of("create_data.py"), ids=" ".join)
@@ -41,28 +47,32 @@ def test_run_pretrain_commands_parse(arguments):
     run_pretrain.parse_arguments(arguments)
 
 
+@pytest.mark.parametrize("name", ["bench_create_data", "bench_train", "bench_glue", "check_gpu"])
+def test_benchmark_commands_parse(name):
+    module = __import__(name)
+    for arguments in arguments_of(f"tests/benchmarks/{name}.py"):
+        module.parse_arguments(arguments)
+
+
 def test_utils_and_figure_commands_parse(monkeypatch, tmp_path):
     """They end where they look for the files, which is after their arguments."""
     monkeypatch.chdir(tmp_path)
-    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
     import plot_run
 
     import utils
 
-    for module, script in ((utils, "utils.py"), (plot_run, "tests/benchmarks/plot_run.py")):
-        assert arguments_of(script)
-        for arguments in arguments_of(script):
-            with pytest.raises(utils.UserError, match=r"--(checkpoint|metrics) demo_ckp"):
+    [figure] = re.findall(r"python tests/benchmarks/plot_run.py (.*?)`", README)
+    for module, commands in ((utils, arguments_of("utils.py")), (plot_run, [figure.split()])):
+        assert commands
+        for arguments in commands:
+            with pytest.raises(UserError, match=r"--(checkpoint|metrics) demo_ckp"):
                 module.main(arguments)
 
 
 def test_fine_tuning_figures_are_the_last_evaluations(monkeypatch, tmp_path, capsys):
-    """bench_glue.py around a stand-in for run_glue.py, whose accuracy depends on the model and the seed."""
-    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    """bench_glue.py around a stand-in for PaddleNLP's run_glue.py, which is not in its package."""
     import bench_glue
 
-    (arguments,) = arguments_of("tests/benchmarks/bench_glue.py")
-    assert bench_glue.parse_arguments(arguments).tasks == ["SST-2", "RTE"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run_glue.py").write_text(
         "import sys\n"
@@ -88,31 +98,68 @@ def test_every_flag_that_is_named_exists():
     import run_pretrain
 
     known = {*vars(create_data.parse_arguments([])), *vars(run_pretrain.parse_arguments([]))}
-    others = {
-        "data_file",
-        "tokenizer_dir",
-        "gpus",
-        "nproc_per_node",
-        "nnodes",
-        "master",
-        "max_restart",
-        "logdir",
-        "help",
-        "checkpoint",
-        "metrics",
-        *("model", "torch_python", "peers"),  # of bench_train.py
-        "output",
-        *("run_glue", "models", "tasks", "seeds"),  # of bench_glue.py
-        *("model_type", "task_name", "tokenizer_name_or_path"),  # of PaddleNLP's run_glue.py
-    }
-    named = set(re.findall(r"--([a-z_]+)", README))
-    assert len(named) > 20
-    assert named <= known | others
+    others = "gpus nproc_per_node nnodes master logdir language help checkpoint metrics output checkout "
+    others += "repo-type include local-dir data_file tokenizer_dir run_glue models tasks seeds quality precision peers "
+    others += "model torch_python updates pairs processes model_type task_name tokenizer_name_or_path adam_beta2"
+    named = set(re.findall(r"--([a-z_-]+[a-z0-9])", TEXTS))
+    assert len(named) > 40
+    assert named <= known | set(others.split())
+
+
+def test_every_file_that_is_linked_or_named_exists():
+    named = set(re.findall(r"\]\((?!http|#)([^)#]+)", README)) | set(re.findall(r"tests/benchmarks/\w+\.py", TEXTS))
+    assert len(named) > 3
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def changed(sources: dict) -> dict:
+    """The scripts' lines with the README's changes made, which are written as in a diff."""
+    [block] = re.findall(r"```diff\n(.*?)```", README, flags=re.DOTALL)
+    lines, place = [], 0
+    for line in block.splitlines():
+        mark, text = line[0], line[1:]
+        if text.startswith("# "):
+            lines = sources[re.search(r"\((\w+\.py)\)", text)[1]]
+        elif mark == "+":
+            lines.insert(place, text)
+            place += 1
+        else:
+            assert lines.count(text) == 1, text
+            place = lines.index(text) + (mark == " ")
+            if mark == "-":
+                lines.remove(text)
+    return sources
+
+
+@pytest.mark.slow
+def test_what_the_readme_says_can_be_changed_can_be_changed(tmp_path):
+    for name, lines in changed({name: (ROOT / name).read_text().splitlines() for name in SCRIPTS}).items():
+        assert lines != (ROOT / name).read_text().splitlines()
+        (tmp_path / name).write_text("\n".join(lines))
+    (tmp_path / "notes.md").write_text(
+        "".join(f"Paragraph {i} of the notes, with a few words.\n\n" for i in range(400))
+    )
+    options = "--tokenizer_name train --vocab_size 300 --max_seq_length 32 --validation_split_percentage 10"
+    options = ["--data_files", "notes.md", "--output_dir", "data", *options.split()]
+    run = {"cwd": tmp_path, "capture_output": True, "text": True}
+    made = subprocess.run([sys.executable, "create_data.py", *options], **run)
+    assert made.returncode == 0, made.stderr
+    options = (
+        "--max_steps 4 --lr_scheduler constant_with_warmup --warmup_steps 1 --adam_beta2 0.9 --mlm_probability 0.4"
+    )
+    options = [*training_arguments(tmp_path / "data", tmp_path / "ckp", "roberta-en-medium"), *options.split()]
+    trained = subprocess.run([sys.executable, "run_pretrain.py", *options], **run)
+    assert trained.returncode == 0, trained.stderr
+    rates = [json.loads(line) for line in (tmp_path / "ckp/metrics.jsonl").read_text().splitlines()]
+    rates = [record["learning_rate"] for record in rates if record["event"] == "train"]
+    assert rates == pytest.approx([rates[0] * step**-0.5 for step in (1, 2, 3, 4)])
+    config = json.loads((tmp_path / "ckp/paddle_4/config.json").read_text())
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (8, 512)
+    shutil.rmtree(tmp_path / "ckp")
 
 
 def test_the_top_level_is_the_fixed_one():
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not listed:
         pytest.skip("not a git checkout")

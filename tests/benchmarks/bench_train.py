@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -61,45 +60,45 @@ class Contestant(NamedTuple):
 
 def ours(args) -> Contestant:
     """run_pretrain.py's model, collator, loader and update as it runs them; all that depends on its names is here."""
-    import run_pretrain as project  # sets threads, MKL and memory, then imports Paddle
+    import run_pretrain as project  # sets threads and memory, then imports Paddle
 
-    flags = "max_seq_length batch_size learning_rate warmup_steps device".split()
-    flags = {"input_file": args.input_file, "amp": args.precision != "float32"} | {k: getattr(args, k) for k in flags}
+    flags = {"model_name_or_path": args.model, "amp": args.precision != "float32"}
+    flags |= {name: getattr(args, name) for name in "batch_size learning_rate warmup_steps device".split()}
+    flags |= {"input_file": args.input_file} if args.quality else {}
     flags |= {"amp_dtype": args.precision} if args.precision != "float32" else {}
-    run = project.parse_arguments([word for name in flags for word in (f"--{name}", str(flags[name]))])
-    project.set_device(run)
-    tokenizer, rows = project.load_data(run) if args.quality else drawn_rows(args, project.TokenRows)
-    config = project.build_config(args.model, tokenizer, args.max_seq_length)
-    project.paddle.seed(run.seed)
-    model = project.RobertaForMaskedLM(config)
-    optimizer = project.build_optimizer(model, run)
-    model.padded = False
-    scaler = project.build_scaler(run)
-    sampler = project.UpdateSampler(len(rows["train"]), run.batch_size, seed=run.seed, updates=args.updates)
-    collator = project.DataCollatorMLM(tokenizer, run.mlm_probability, seed=run.seed)
-    loader = project.build_loader(rows["train"], sampler, collator, run)
-    schedule = (run.learning_rate, run.warmup_steps, args.updates)
-    rates = [project.learning_rate_at(step + 1, *schedule) for step in range(args.updates)]
-    steps = iter(range(args.updates))
+    run_args = project.parse_arguments([word for name in flags for word in (f"--{name}", str(flags[name]))])
+    project.set_device(run_args)
+    if run_args.precision != args.precision:
+        raise UserError(f"--precision {args.precision}: the project chooses {run_args.precision} on this machine")
+    tokenizer, rows = project.load_data(run_args) if args.quality else drawn_rows(args, project.TokenRows)
+    run_args.max_seq_length = args.max_seq_length
+    config = project.build_config(run_args, tokenizer)
+    model = project.build_model(run_args, config, rows)
+    optimizer, scaler = project.build_optimizer(model, run_args), project.build_scaler(run_args)
+    run = project.Run(run_args, model, optimizer, scaler, args.updates)
+    run.warmup_steps = args.warmup_steps
+    sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed, updates=args.updates)
+    collator = project.DataCollatorMLM(tokenizer, run_args.mlm_probability, seed=run_args.seed)
+    loader = project.build_loader(rows["train"], sampler, collator)
+    rates = [project.learning_rate_at(step + 1, run) for step in range(args.updates)]
     if args.quality:
-        held_out = project.EvaluationSampler(len(rows["validation"]), run.batch_size)
-        validation = project.build_loader(rows["validation"], held_out, collator, run)
+        held_out = project.utils.EvaluationSampler(len(rows["validation"]), args.batch_size)
+        validation = project.build_loader(rows["validation"], held_out, collator)
         write_start(args.folder, model, loader, validation)
 
     def update(batch):
-        step = next(steps)
-        optimizer.set_lr(rates[step])
-        result = project.train_update(model, optimizer, scaler, [batch], step, False, run)
+        optimizer.set_lr(rates[run.global_step])
+        result = project.train_update(run, [batch])
+        run.global_step += 1
         return result["loss_sum"] / max(result["num_masked"], 1)
 
     model.train()
     length, num_masked = args.max_seq_length, 0.15 * args.batch_size * (args.max_seq_length - 2)
     flops = project.update_flops(config, args.batch_size * length, length, num_masked)
-    shared = {name: getattr(run, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
+    shared = {name: getattr(run_args, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
     shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
-    never = types.SimpleNamespace(requested=False)
-    evaluate = (lambda: project.evaluate(model, validation, never, run)["eval_loss"]) if args.quality else None
+    evaluate = (lambda: project.evaluate(run, validation)["eval_loss"]) if args.quality else None
     return Contestant(iter(loader), update, project.paddle.device.cuda, facts, evaluate)
 
 
@@ -499,7 +498,7 @@ def parse_arguments(argv: list | None):
     add("--peers", nargs="+", choices=list(TITLES)[1:], default=list(TITLES)[1:], help="compared with, besides ours")
     add("--device", choices=["cpu", "gpu"], default="cpu", help="of all contestants")
     add("--threads", type=positive, default=2, help="ours and Hugging Face's; the original keeps Paddle's default")
-    add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast, on a GPU")
+    add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast")
     add("--learning_rate", type=number(float, above=0), default=1e-4, help="peak")
     add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
     add("--torch_python", help="a Python with torch and transformers; this one if left out")
@@ -521,8 +520,8 @@ def machine() -> dict:
 
 def main(argv: list | None = None) -> None:
     args = parse_arguments(argv)
-    if args.precision != "float32" and args.device == "cpu":
-        raise UserError(f"--precision {args.precision} needs --device gpu: on a CPU the project computes in float32")
+    if args.precision == "float16" and args.device == "cpu":
+        raise UserError("--precision float16 needs --device gpu: on a CPU it is float32 or bfloat16")
     about = {"command": " ".join(["python", *sys.argv]), "settings": {**vars(args), "pause_seconds": PAUSE}}
     about.update(date=f"{datetime.datetime.now():%Y-%m-%d %H:%M}", machine=machine())
     with tempfile.TemporaryDirectory() as args.folder:

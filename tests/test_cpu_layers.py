@@ -1,0 +1,211 @@
+"""The CPU's layers: the numbers of PaddleNLP's own, in float32 to rounding and in bfloat16 to bfloat16's."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from conftest import ROOT, metrics
+from paddlenlp import transformers
+
+import run_pretrain
+
+SHAPES = [  # batch, seq, width, heads, padded
+    (3, 20, 64, 2, True),
+    (1, 4, 128, 2, False),
+    (1, 7, 64, 1, True),
+    (4, 128, 256, 8, True),
+    (2, 33, 128, 2, False),
+]
+
+
+@pytest.fixture(autouse=True)
+def onednn():
+    assert run_pretrain.onednn() is not None
+
+
+def model_of(width: int, heads: int, dropout: float = 0.0):
+    sizes = dict(vocab_size=500, hidden_size=width, num_hidden_layers=2, num_attention_heads=heads, pad_token_id=1)
+    sizes.update(intermediate_size=4 * width, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    paddle.seed(1)
+    model = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**sizes, type_vocab_size=1))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # biases that are not 0, scales that are not 1
+            parameter.set_value(parameter + 0.1 * paddle.randn(parameter.shape))
+    model.train()
+    return model
+
+
+def with_cpu_layers(model, width: int, heads: int, half: bool, dropout: float = 0.0, padded: bool = True):
+    changed = model_of(width, heads, dropout)
+    changed.set_state_dict(model.state_dict())
+    args = SimpleNamespace(device="cpu", precision="bfloat16" if half else "float32")
+    run_pretrain.use_fast_layers(changed, args, padded)
+    assert type(changed.roberta.encoder.layers[0].self_attn) is run_pretrain.CpuAttention
+    return changed
+
+
+def rows_of(batch: int, seq: int, padded: bool):
+    ids = np.random.default_rng(0).integers(4, 500, (batch, seq))
+    if padded:  # ragged: each row ends elsewhere
+        for row in range(batch):
+            ids[row, seq - 1 - row :] = 1
+    return paddle.to_tensor(ids)
+
+
+def loss_and_gradients(model, ids, seed: int = 5) -> tuple:
+    paddle.seed(seed)
+    logits = model(ids)
+    chosen = paddle.to_tensor(ids.numpy() > 1).flatten().nonzero().flatten()  # <pad>'s outputs mean nothing
+    labels = paddle.gather(ids.flatten(), chosen)
+    loss = F.cross_entropy(paddle.gather(logits.flatten(0, 1), chosen), labels, reduction="sum")
+    loss.backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    model.clear_gradients()
+    return loss.item(), gradients
+
+
+def distance(one, other) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("batch", "seq", "width", "heads", "padded"), SHAPES)
+def test_the_model_computes_as_paddlenlps(batch, seq, width, heads, padded, half):
+    model, ids = model_of(width, heads), rows_of(batch, seq, padded)
+    ours = with_cpu_layers(model, width, heads, half, padded=padded)
+    assert list(ours.state_dict()) and sorted(ours.state_dict()) == sorted(model.state_dict())
+    assert ours.lm_head.decoder.weight is ours.roberta.embeddings.word_embeddings.weight
+    expected, expected_gradients = loss_and_gradients(model, ids)
+    loss, gradients = loss_and_gradients(ours, ids)
+    assert loss == pytest.approx(expected, rel=1e-3 if half else 1e-6)
+    for name, gradient in expected_gradients.items():
+        if name.endswith("k_proj.bias"):  # it shifts a softmax: its gradient is 0, and what is computed is rounding
+            continue
+        assert distance(gradients[name], gradient) < (2e-2 if half else 1e-5), name
+
+
+def as_bfloat16(array):
+    return (run_pretrain.rounded(array, True).astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_product_is_that_of_its_rounded_operands(half):
+    paddle.set_device("cpu")
+    draw = np.random.default_rng(0).standard_normal
+    for m, k, n in ((1, 1, 1), (3, 5, 2), (64, 33, 7), (1, 64, 500), (200, 300, 100)):
+        for transposed in (False, True):
+            a = np.ascontiguousarray(draw((m, k)).astype(np.float32))
+            b = np.ascontiguousarray(draw((n, k) if transposed else (k, n)).astype(np.float32))
+            out = np.ones((m, n), np.float32)
+            left, right = run_pretrain.rounded(a, half), run_pretrain.rounded(b, half)
+            run_pretrain.gemm(left, right.T if transposed else right, out, alpha=0.5, beta=2.0)
+            exact = [as_bfloat16(x).astype(np.float64) if half else x.astype(np.float64) for x in (a, b)]
+            wanted = 0.5 * exact[0] @ (exact[1].T if transposed else exact[1]) + 2.0
+            assert distance(out, wanted) < 1e-5
+
+
+def test_operands_that_do_not_fit_are_refused():
+    a, b = np.zeros((4, 6), np.float32), np.zeros((6, 8), np.float32)
+    for left, right, out in (
+        (a, a, np.zeros((4, 6), np.float32)),
+        (a, b, np.zeros((4, 7), np.float32)),
+        (a, b, np.zeros((4, 8), np.float64)),
+        (a, b.astype(np.uint16), np.zeros((4, 8), np.float32)),
+        (a[:, ::2], b[:3], np.zeros((4, 8), np.float32)),
+        (a, b, np.zeros((4, 16), np.float32)[:, ::2]),
+    ):
+        with pytest.raises(AssertionError):
+            run_pretrain.gemm(left, right, out)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_dropout_follows_the_seed_and_repeats_bit_for_bit(half):
+    ids, model = rows_of(4, 32, True), model_of(64, 2, dropout=0.1)
+    ours = with_cpu_layers(model, 64, 2, half, dropout=0.1)
+    (first, gradients), (again, same), (other, _) = (loss_and_gradients(ours, ids, seed) for seed in (5, 5, 6))
+    assert first == again and first != other
+    assert all(np.array_equal(gradients[name], same[name]) for name in gradients)
+
+
+def test_dropout_keeps_the_mean_and_its_gradient_the_mask():
+    paddle.seed(3)
+    x = paddle.ones([500, 1001])
+    x.stop_gradient = False
+    y = run_pretrain.DropoutFunction.apply(x, 0.1)
+    y.sum().backward()
+    assert (y == 0).astype("float32").mean().item() == pytest.approx(0.1, abs=2e-3)
+    assert y.mean().item() == pytest.approx(1, abs=3e-3)
+    assert np.array_equal(x.grad.numpy(), y.numpy())
+
+
+def test_attention_with_dropout_has_the_gradient_of_what_it_computed():
+    attention = paddle.nn.MultiHeadAttention(32, 2, dropout=0.3)
+    attention.__class__, attention.padded, attention.half = run_pretrain.CpuAttention, False, False
+    x, direction = paddle.randn([2, 9, 32]), paddle.randn([2, 9, 32])
+    x.stop_gradient = False
+
+    def value(x):
+        paddle.seed(4)
+        return (attention(x) * direction).sum()
+
+    value(x).backward()
+    step = 1e-2 * paddle.randn(x.shape)
+    with paddle.no_grad():
+        numeric = (value(x + step) - value(x - step)).item() / 2
+    assert numeric == pytest.approx((x.grad * step).sum().item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_nan_in_any_parameter_reaches_the_loss_or_the_gradients(half):
+    ids, names = rows_of(2, 8, False), [name for name, _ in model_of(64, 2).named_parameters()]
+    assert len(names) > 30
+    ours = with_cpu_layers(model_of(64, 2), 64, 2, half)
+    for name, parameter in ours.named_parameters():
+        kept = parameter.clone()
+        with paddle.no_grad():
+            row = 0 if "position" not in name else 3
+            row = int(ids[0, 0]) if "word_embeddings" in name else row
+            parameter[row] = float("nan")
+        loss, gradients = loss_and_gradients(ours, ids)
+        norm = sum(np.square(gradient.astype(np.float64)).sum() for gradient in gradients.values())
+        assert not (np.isfinite(loss) and np.isfinite(norm)), name
+        parameter.set_value(kept)
+
+
+def test_bfloat16_is_native_only_where_onednn_has_instructions_for_it():
+    code = "import numpy, run_pretrain; print(run_pretrain.cpu_precision())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "('float32', 'no bfloat16 on this processor')" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("error", [OSError("no libdnnl"), AttributeError("no dnnl_sgemm"), RuntimeError("status 3")])
+@pytest.mark.parametrize("where", ["__init__", "call"])
+def test_where_onednn_cannot_be_used_the_plain_layers_train_and_a_line_says_so(
+    monkeypatch, pretrain, tmp_path, capsys, error, where
+):
+    def fail(*arguments):
+        raise error
+
+    expected = metrics(pretrain("--max_steps", "2", "--dropout", "0", output=tmp_path / "fast"), "train")
+    monkeypatch.setattr(run_pretrain.OneDNN, where, fail)
+    run_pretrain.onednn.cache_clear()
+    try:
+        plain = pretrain("--max_steps", "2", "--dropout", "0", "--amp", "True", output=tmp_path / "plain")
+    finally:
+        monkeypatch.undo()
+        run_pretrain.onednn.cache_clear()
+    assert f"the CPU's faster layers are left out: {error}" in capsys.readouterr().out
+    losses = [record["loss"] for record in metrics(plain, "train")]
+    assert losses == pytest.approx([record["loss"] for record in expected], rel=1e-5)
+
+
+def test_a_status_of_onednn_is_an_error():
+    with pytest.raises(RuntimeError, match=r"softmax_forward.*status"):
+        array = np.zeros((2, 2), np.float32)
+        run_pretrain.onednn().run("softmax_forward", 64, -1, (1, array), (17, array), 1)
