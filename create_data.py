@@ -49,21 +49,21 @@ from utils import (
     sha256_of,
 )
 
-RETIRED_DATASET = "wikipedia"  # a script data set, and its dumps: neither can be loaded any more
+RETIRED_DATASET = "wikipedia"  # a script data set, which can no longer be loaded
 DEFAULT_DATASET, DEFAULT_DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
+SEPARATORS = ("empty_line", "line", "file")
+PACKED = (".gz", ".bz2", ".xz")
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"  # RoBERTa's ids 0 to 3, and the last id
 BUFFER = 2_000_000  # characters of a split that are encoded and written at a time
 PIECE = 250_000  # characters: a longer text is encoded in pieces
-ALWAYS_CUT = re.compile(r"(?<=[^\s\u180e])[ \n]")  # where RoBERTa's pre-tokenizer always cuts; see pieces()
-CACHE_BYTES = 250e6  # memory that gigatoken's cache, which it never empties, may take before it is made anew
+CACHE_BYTES = 250e6  # what gigatoken's cache, which it never empties, may take before it is made anew
 TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns from, about
-CHECKED_FIRST, CHECKED_SHARE, CHECKED_PIECE = 50_000, 0.001, 4_000  # bytes compared with `tokenizers`; see Encoder
-LONG_DOCUMENT = 10_000_000  # characters: a longer document may be several, and earns a warning,
-FEW_DOCUMENTS, LARGE_FILE = 10, 500_000  # and so do text files of many characters with few documents each
-
+CHECKED_FIRST, CHECKED_SHARE, CHECKED_PIECE = 50_000, 0.001, 4_000  # bytes; see Encoder
+LONG_DOCUMENT = 10_000_000  # characters: a longer document earns a warning,
+FEW_DOCUMENTS, LARGE_FILE = 10, 500_000  # and so do few documents in files of many bytes
 # Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
-codecs.register_error("replace_surrogates", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
+codecs.register_error("to_fffd", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
 
 
 def main(argv: list | None = None) -> None:
@@ -78,7 +78,7 @@ def main(argv: list | None = None) -> None:
         require(length <= (longest or length), f"--max_seq_length {length} is above the tokenizer's limit of {longest}")
         encode = Encoder(tokenizer, args.tokenizer_name)
         written = write_rows(args, corpus, held_out, encode, folder, length)
-        if shorter := shorter_length(args, written["splits"], length):
+        if not args.max_seq_length and (shorter := shorter_length(written["splits"], length)):
             say(f"not every split fills a row of {length} tokens: --max_seq_length {shorter} instead")
             length = shorter
             written = write_rows(args, corpus, held_out, encode, folder, length)
@@ -116,6 +116,11 @@ def write_rows(args, corpus, held_out, encode, folder: str, length: int) -> dict
             fingerprint.update(text)
             progress.update(len(text))
             size += len(text)
+    files = {}
+    for writer in writers.values():
+        writer.stream.close()
+        name = os.path.relpath(writer.path, folder)
+        files[name] = {"bytes": os.path.getsize(writer.path), "sha256": sha256_of(writer.path)}
     all_sizes = sizes["train"] + sizes["validation"]
     median = statistics.median_low(all_sizes.elements()) if all_sizes else 0
     return {
@@ -123,24 +128,24 @@ def write_rows(args, corpus, held_out, encode, folder: str, length: int) -> dict
         "bytes": size,
         "documents": {"median_characters": median, "longest_characters": max(all_sizes, default=0)},
         "splits": {split: {"documents": sizes[split].total(), **writers[split].counts} for split in SPLITS},
-        "files": {os.path.relpath(writer.path, folder): writer.close() for writer in writers.values()},
+        "files": files,
     }
 
 
 def assign_splits(args, corpus, held_out) -> Iterator[tuple]:
-    """Yields (split, document). Where `held_out`, the text of --validation_files, is None, a seeded draw for each
-    document in order holds it out; where that would hold out none, the last document is."""
+    """Yields (split, document). A seeded draw for each document in order holds it out; where that would hold out
+    none, the last document is. With --validation_files, they are."""
     if held_out:
         yield from (("validation", document) for document in held_out.documents())
         yield from (("train", document) for document in corpus.documents())
         return
-    draw, share = random.Random(args.seed), args.validation_split_percentage / 100
-    split, last, any_held_out = "train", None, False
+    draw, split, last, any_held_out = random.Random(args.seed), None, None, False
     for document in corpus.documents():
         if last is not None:
             yield split, last
-        split, last = "validation" if draw.random() < share else "train", document
-        any_held_out = any_held_out or split == "validation"
+        last, split = document, "train"
+        if draw.random() < args.validation_split_percentage / 100:
+            split, any_held_out = "validation", True
     if last is not None:
         yield split if any_held_out else "validation", last
 
@@ -154,7 +159,7 @@ def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, sizes: dict) -> 
         lines = [line for line in document.split("\n") if line.strip()] if line_by_line else [document]
         for line in lines:
             for piece, ends in pieces(line):
-                buffers[split][0].append(piece.encode(errors="replace_surrogates"))
+                buffers[split][0].append(piece.encode(errors="to_fffd"))
                 buffers[split][1].append(ends)
                 characters[split] += len(piece)
                 if characters[split] >= BUFFER:
@@ -172,8 +177,8 @@ class SplitWriter:
         self.path, self.schema, self.stream = path, schema, pyarrow.ipc.new_stream(path, schema)
         self.write = self.write_packed if packed else self.write_lines
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-        special = [tokenizer.token_to_id(token) for token in (BOS, PAD, EOS, UNK, MASK)]
-        self.is_special = np.isin(np.arange(tokenizer.get_vocab_size()), [i for i in special if i is not None])
+        special = {tokenizer.token_to_id(token) for token in (BOS, PAD, EOS, UNK, MASK)}
+        self.is_special = np.array([i in special for i in range(tokenizer.get_vocab_size())])
         self.room = length - 2  # <s> and </s> take two places of a row
         self.rest = np.empty(0, dtype=schema.field("input_ids").type.value_type.to_pandas_dtype())
         self.counts = dict.fromkeys(("tokens", "rows", "dropped_tokens"), 0)
@@ -214,11 +219,6 @@ class SplitWriter:
         self.stream.write_table(table.cast(self.schema))
         self.counts["rows"] += len(lengths)
 
-    def close(self) -> dict:
-        """Returns the file's size in bytes and its SHA-256."""
-        self.stream.close()
-        return {"bytes": os.path.getsize(self.path), "sha256": sha256_of(self.path)}
-
 
 def create_writers(folder: str, tokenizer, length: int, packed: bool) -> dict:
     """Has `datasets` write its layout around one placeholder row, and opens the files of rows to write them anew."""
@@ -247,13 +247,13 @@ def one_ahead(items: Iterator) -> Iterator:
 
 
 def pieces(text: str) -> Iterator[tuple]:
-    """Yields (piece, whether it is the last one), which together have the tokens of the whole text.
+    """Yields (piece, whether it is the last one): PIECE characters or more, together with the tokens of the whole.
 
-    The cut is where RoBERTa's pre-tokenizer always cuts, before a space or line end after another character: its
-    pattern looks forward only, and no word of it goes on with white space. Pieces have PIECE characters or more.
+    RoBERTa's pre-tokenizer always cuts before a space or line end that follows another character: its pattern looks
+    forward only, and no word of it goes on with white space.
     """
     start = 0
-    while place := ALWAYS_CUT.search(text, start + PIECE):
+    while place := re.compile(r"(?<=[^\s\u180e])[ \n]").search(text, start + PIECE):
         yield text[start : place.start()], False
         start = place.start()
     yield text[start:], True
@@ -333,19 +333,18 @@ def train_tokenizer(corpus, vocab_size: int):
     of other corpora. The vocabulary holds all 256 bytes, so any text is encoded without loss."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    characters = (
-        sum(map(len, corpus.documents())) if isinstance(corpus.source, list) else None
-    )  # a hub's data set is read in part
-    used, draw = 0, random.Random(0)
+    characters, used, draw = 0, 0, random.Random(0)
+    if isinstance(corpus.source, list):
+        characters = sum(map(len, corpus.documents()))
 
     def sample() -> Iterator[str]:
         nonlocal used
         for text in corpus.documents():
-            if used >= TRAINING_SAMPLE and not characters:
+            if used >= TRAINING_SAMPLE and not isinstance(corpus.source, list):
                 return
-            if draw.random() * (characters or 0) < TRAINING_SAMPLE:
+            if draw.random() * characters < TRAINING_SAMPLE:
                 used += len(text)
-                yield text.encode(errors="replace_surrogates").decode()
+                yield text.encode(errors="to_fffd").decode()
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -357,9 +356,8 @@ def train_tokenizer(corpus, vocab_size: int):
     )
     tokenizer.train_from_iterator(sample(), trainer)
     as_roberta(tokenizer)
-    part = "" if isinstance(corpus.source, list) else "the first "
-    size = f"{tokenizer.get_vocab_size():,} tokens of {vocab_size:,} asked for"
-    say(f"tokenizer: {size}, learned from {part}{used:,} characters")
+    learned = f"{tokenizer.get_vocab_size():,} tokens of {vocab_size:,} asked for"
+    say(f"tokenizer: {learned}, learned from {used:,} characters")
     return tokenizer
 
 
@@ -444,12 +442,11 @@ def open_corpora(args) -> tuple:
         corpus = Corpus(demo_documents, "demo")
     else:
         name, config = args.dataset_name or DEFAULT_DATASET, args.dataset_config_name
-        if name == RETIRED_DATASET:
+        if name == RETIRED_DATASET or (name == DEFAULT_DATASET and not config):
             name, retired = DEFAULT_DATASET, f"{name} / {config}"
             config = f"{DEFAULT_DUMP}.{(config or 'en').rpartition('.')[2]}"
-            say(f"warning: {retired} can no longer be loaded; using {name} / {config} instead", file=sys.stderr)
-        elif name == DEFAULT_DATASET:
-            config = config or f"{DEFAULT_DUMP}.en"
+            if args.dataset_name == RETIRED_DATASET:
+                say(f"warning: {retired} can no longer be loaded; using {name} / {config}", file=sys.stderr)
         corpus = Corpus(lambda: hub_documents(name, config, args.split, args.text_column), f"{name}/{config}")
     corpus.limit = args.max_documents
     return corpus, held_out
@@ -509,12 +506,10 @@ def file_documents(paths: list, args, separators: dict) -> Iterator[str]:
                 yield text_of(record, args.text_column, f"{path}, record {position}")
         except UserError:
             raise
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 after record {position}; convert it (iconv does)") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-            raise UserError(f"cannot read {path} beyond record {position}: {brief(error)}") from None
+            raise UserError(f"cannot read {path} after record {position} ({brief(error)})") from None
 
 
 def text_of(record, column: str, where: str) -> str:
@@ -533,9 +528,6 @@ def open_text(path: str, newline: str | None = None):
     import fsspec
 
     return fsspec.open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)
-
-
-SEPARATORS = ("empty_line", "line", "file")
 
 
 def read_txt(path: str, column: str, separator: str) -> Iterator[str]:
@@ -586,7 +578,6 @@ def read_parquet(path: str, column: str, separator: None) -> Iterator:
 
 
 READERS = {".txt": read_txt, ".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
-PACKED = (".gz", ".bz2", ".xz")
 TYPES = f"{', '.join(READERS)}, all but the last also as {', '.join(PACKED)}"
 
 
@@ -641,23 +632,23 @@ def parse_arguments(argv: list | None):
     add = parser.add_argument_group("data").add_argument
     add("--output_dir", default="wiki", help="directory to write")
     add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set that is there")
-    add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, URLs, directories of {TYPES}; no hub")
-    add("--validation_files", nargs="+", metavar="PATH", help="likewise: what is held out, instead of a drawn share")
-    add("--document_separator", choices=SEPARATORS, help="what a .txt file's documents end at; else it is looked at")
-    add("--dataset_name", help=f"a data set on the hub ({DEFAULT_DATASET}), or `demo`: no download")
-    add("--dataset_config_name", help=f"the data set's configuration ({DEFAULT_DUMP}.en for Wikipedia)")
-    add("--split", default="train", help="the split of the data set that is read")
-    add("--text_column", default="text", help="the column with the text, where there are columns")
-    add("--max_documents", type=number(int, 1), help="take the first documents only, so many")
-    percent = "percent of the documents held out for evaluation, at least one document; 100: no rows to train on"
-    add("--validation_split_percentage", type=number(float, 0, 100), default=1, help=percent)
+    add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, URLs, directories of {TYPES}")
+    add("--validation_files", nargs="+", metavar="PATH", help="likewise: held out, instead of a drawn share")
+    add("--document_separator", choices=SEPARATORS, help="what documents of .txt files end at")
+    add("--dataset_name", help=f"a data set on the hub ({DEFAULT_DATASET}), or `demo`")
+    add("--dataset_config_name", help=f"its configuration ({DEFAULT_DUMP}.en for Wikipedia)")
+    add("--split", default="train", help="its split")
+    add("--text_column", default="text", help="the column with the text")
+    add("--max_documents", type=number(int, 1), help="take so many documents only")
+    share = number(float, 0, 100)
+    add("--validation_split_percentage", type=share, default=1, help="percent held out; at least one document")
     add("--seed", type=number(int, 0, 2**63), default=42, help="draws the documents held out")
     add = parser.add_argument_group("tokens").add_argument
     kinds = "a directory with tokenizer.json or vocab.json + merges.txt, a hub id, or `train` to learn one"
     add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help=kinds)  # ---: as in the original page
     add("--vocab_size", type=number(int, 262), default=50265, help="tokens that `train` learns")
-    add("--max_seq_length", type=number(int, 4), help="tokens in a row, <s> and </s> too (512, or what the text fills)")
-    add("--line_by_line", type=boolean, default=False, help="a row for each line, cut at max_seq_length, not packed")
+    add("--max_seq_length", type=number(int, 4), help="tokens in a row (512, or what the text fills)")
+    add("--line_by_line", type=boolean, default=False, help="a row for each line, not packed")
     add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="encoding threads")
     args = parser.parse_args(argv)
     with explaining("--output_dir is not UTF-8: choose another name"):
@@ -675,12 +666,10 @@ def check_may_replace(args) -> None:
         require(args.overwrite_output_dir, f"{path} exists: {remedy}, or --overwrite_output_dir True to replace it")
 
 
-def shorter_length(args, splits: dict, length: int) -> int | None:
-    """The largest power of two that every split's text fills, where one does not fill a row of a default `length`."""
+def shorter_length(splits: dict, length: int) -> int | None:
+    """The largest power of two that every split's text fills, where one does not fill a row of `length`."""
     unfilled = [counts for counts in splits.values() if counts["documents"] and not counts["rows"]]
-    if args.max_seq_length or not unfilled:
-        return None
-    tokens = min(counts["tokens"] + counts["documents"] for counts in unfilled)  # with each document's </s>
+    tokens = min((counts["tokens"] + counts["documents"] for counts in unfilled), default=0)  # with each </s>
     return next((shorter for shorter in (256, 128, 64, 32, 16) if shorter <= min(length, tokens + 2)), None)
 
 
@@ -692,10 +681,8 @@ def check_not_empty(args, splits: dict, length: int) -> None:
         remedy = "add text, or divide it (--document_separator line)"
         require(trained_on, f"the corpus is too small: all of it ({held_out} documents) is held out; {remedy}")
     for split, counts in splits.items():
-        size = f"{counts['documents']} documents ({counts['tokens']:,} tokens) of {split}"
-        remedy = "add text, or lower --max_seq_length"
-        enough = counts["rows"] or not counts["documents"]
-        require(enough, f"the corpus is too small: {size} do not fill a row of {length}; {remedy}")
+        problem = f"the corpus is too small: {counts['tokens']:,} tokens of {split} do not fill a row of {length}"
+        require(counts["rows"] or not counts["documents"], f"{problem}; add text, or lower --max_seq_length")
 
 
 def print_summary(args, corpus: Corpus, card: dict, tokenizer, seconds: float) -> None:
