@@ -57,6 +57,7 @@ PACKED = (".gz", ".bz2", ".xz")
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"  # RoBERTa's ids 0 to 3, and the last id
 BUFFER = 2_000_000  # characters of a split that are encoded and written at a time
 PIECE = 250_000  # characters: a longer text is encoded in pieces
+ALWAYS_CUT = re.compile(r"(?<=[^\s\u180e])[ \n]")  # see pieces()
 CACHE_BYTES = 250e6  # what gigatoken's cache, which it never empties, may take before it is made anew
 TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns from, about
 CHECKED_FIRST, CHECKED_SHARE, CHECKED_PIECE = 50_000, 0.001, 4_000  # bytes; see Encoder
@@ -213,10 +214,9 @@ class SplitWriter:
         """Writes rows that stand one after another in `ids`. `lengths`: int [rows]."""
         import pyarrow
 
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        starts = np.cumsum([0, *lengths]).astype(np.int32)
         columns = [pyarrow.ListArray.from_arrays(starts, values) for values in (ids, self.is_special[ids])]
-        table = pyarrow.table(columns, names=self.schema.names)
-        self.stream.write_table(table.cast(self.schema))
+        self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
         self.counts["rows"] += len(lengths)
 
 
@@ -253,7 +253,7 @@ def pieces(text: str) -> Iterator[tuple]:
     forward only, and no word of it goes on with white space.
     """
     start = 0
-    while place := re.compile(r"(?<=[^\s\u180e])[ \n]").search(text, start + PIECE):
+    while place := ALWAYS_CUT.search(text, start + PIECE):
         yield text[start : place.start()], False
         start = place.start()
     yield text[start:], True
@@ -384,9 +384,9 @@ def load_tokenizer(args, corpus) -> tuple:
         if not folder.is_dir():
             tokenizer = Tokenizer.from_pretrained(name)
         elif (folder / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(f"{name}/tokenizer.json")
         else:
-            tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+            tokenizer = Tokenizer(models.BPE.from_file(f"{name}/vocab.json", f"{name}/merges.txt"))
             as_roberta(tokenizer)
         if (folder / "tokenizer_config.json").exists():
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -501,7 +501,7 @@ def file_documents(paths: list, args, separators: dict) -> Iterator[str]:
         position, reader, separator = 0, READERS[type_of(path)], None
         try:
             if reader is read_txt:
-                separator = separators[path] = args.document_separator or separators.get(path) or separator_of(path)
+                separator = separators[path] = args.document_separator or separators.get(path) or guess_separator(path)
             for position, record in enumerate(reader(path, args.text_column, separator), start=1):
                 yield text_of(record, args.text_column, f"{path}, record {position}")
         except UserError:
@@ -514,12 +514,15 @@ def file_documents(paths: list, args, separators: dict) -> Iterator[str]:
 
 def text_of(record, column: str, where: str) -> str:
     """The text of a record: a string, or a mapping whose `column` is a string or None."""
-    text = record
-    if isinstance(record, dict):
-        columns = ", ".join(map(str, record))[:300]
-        require(column in record, f"{where}: no column {column!r}, but {columns}: name one with --text_column")
+    if not isinstance(record, dict):
+        text = record
+    elif column in record:
         text = "" if record[column] is None else record[column]
-    require(isinstance(text, str), f"{where}: no text in column {column!r}, but a {type(text).__name__}")
+    else:
+        columns = ", ".join(map(str, record))[:300]
+        raise UserError(f"{where}: no column {column!r}, but {columns}: name one with --text_column")
+    if not isinstance(text, str):
+        raise UserError(f"{where}: no text in column {column!r}, but a {type(text).__name__}")
     return text
 
 
@@ -543,10 +546,9 @@ def read_txt(path: str, column: str, separator: str) -> Iterator[str]:
                     yield "".join([*others, last.rstrip("\n")])
 
 
-def separator_of(path: str) -> str:
-    """empty_line, if there is an empty line between two others, and else line."""
-    documents = read_txt(path, "", "empty_line")
-    return "empty_line" if len(list(itertools.islice(documents, 2))) == 2 else "line"
+def guess_separator(path: str) -> str:
+    first_two = itertools.islice(read_txt(path, "", "empty_line"), 2)
+    return "empty_line" if len(list(first_two)) == 2 else "line"
 
 
 def read_json(path: str, column: str, separator: None) -> Iterator:

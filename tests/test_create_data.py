@@ -454,9 +454,7 @@ def test_how_text_files_are_divided_is_printed_once_and_odd_numbers_are_warned_o
     assert not capsys.readouterr().err
     monkeypatch.setattr(create_data, "LONG_DOCUMENT", 2000)
     create(stray, "--document_separator", "empty_line", name="long")
-    assert re.search(
-        "warning: the longest document has .* --document_separator|--document_separator", capsys.readouterr().err
-    )
+    assert re.search(r"warning: the longest document has .*--document_separator", capsys.readouterr().err)
 
 
 def test_empty_and_white_documents_give_nothing(create):
@@ -699,10 +697,8 @@ def hub(tmp_path) -> pathlib.Path:
     """A folder in the form of a data set of the hub: two configurations, and a split that is not called train."""
     for config in ("latin", "greek"):
         for i in range(2):
-            write(
-                tmp_path / f"hub/{config}/test-0000{i}-of-00002.parquet",
-                [f"{config} {i} {text}" for text in made_up(30)],
-            )
+            shard = tmp_path / f"hub/{config}/test-0000{i}-of-00002.parquet"
+            write(shard, [f"{config} {i} {text}" for text in made_up(30)])
     files = "".join(
         f"- config_name: {config}\n  data_files:\n  - split: test\n    path: {config}/test-*\n"
         for config in ("latin", "greek")
@@ -811,9 +807,7 @@ def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path
 # ---------------------------------------------------------------- errors
 
 LINES = b'{"text": "one"}\n\n{"text": "two"}\n'
-LONG_LINE = (
-    b'"one"\n"' + b"x" * (2**20 - 2) + "é".encode() + b"\xe9"
-)  # a character across the end of the first megabyte
+LONG_LINE = b'"one"\n"' + b"x" * (2**20 - 2) + "é".encode() + b"\xe9"  # a character across a megabyte's end
 # What goes wrong: (files, of which the first is read unless there are arguments; arguments; parts of the message)
 ERRORS = {
     "no such file": ({}, "--data_files absent.txt", ["absent.txt"]),
@@ -849,11 +843,7 @@ ERRORS = {
     "empty file": ({"a.txt": b""}, "", ["empty"]),
     "only white space": ({"a.txt": b"\n \t\r\n\n"}, "", ["empty"]),
     "too small for one row": ({}, "--max_seq_length 512", ["small", "512"]),
-    "only one document": (
-        {"a.txt": b"\n\none\n\n \n"},
-        "",
-        ["all of it (1 documents) is held out", "--document_separator"],
-    ),
+    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["all of it (1 documents)", "--document_separator"]),
     "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "at least 4"]),
     "max_seq_length above the tokenizer's": ({}, "--tokenizer_name {bad}/100 --max_seq_length 101", ["101", "100"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
@@ -1143,17 +1133,8 @@ def test_a_copy_that_the_user_put_aside_stays(overwrite, there_before):
 
 def test_a_finished_run_ends_with_0_whatever_the_terminal_does(tmp_path, tokenizer):
     text = write(tmp_path / "a.jsonl", ["Ελληνικά 中文 👩 " * 20] * 30)
-    options = (
-        "--data_files",
-        text,
-        "--tokenizer_name",
-        tokenizer,
-        "--max_seq_length",
-        8,
-        "--overwrite_output_dir",
-        "True",
-    )
-    run = command(*options, "--output_dir", tmp_path / "out")
+    options = "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 8
+    run = command("--data_files", text, *options, "--overwrite_output_dir", "True")
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     done = subprocess.run(run, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
     assert done.returncode == 0 and "first row: " in done.stdout and not done.stderr, done.stderr
