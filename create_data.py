@@ -32,7 +32,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
+import fsspec
 import numpy as np
+import pyarrow
+from pyarrow import parquet
+from tqdm import tqdm
 
 from utils import (
     LOCK,
@@ -102,8 +106,6 @@ def main(argv: list | None = None) -> None:
 
 def write_rows(args, corpus, held_out, encode, folder: str, length: int) -> dict:
     """Encodes all documents and writes both splits below `folder`; returns what the data card says of them."""
-    from tqdm import tqdm
-
     writers = create_writers(folder, encode.tokenizer, length, packed=not args.line_by_line)
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     sizes, fingerprint, size = {split: collections.Counter() for split in SPLITS}, hashlib.sha256(), 0
@@ -173,8 +175,6 @@ class SplitWriter:
     """Makes rows of a split's tokens and writes them to a file, an Arrow stream."""
 
     def __init__(self, path: str, schema, tokenizer, length: int, packed: bool):
-        import pyarrow
-
         self.path, self.schema, self.stream = path, schema, pyarrow.ipc.new_stream(path, schema)
         self.write = self.write_packed if packed else self.write_lines
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
@@ -212,9 +212,7 @@ class SplitWriter:
 
     def write_rows(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Writes rows that stand one after another in `ids`. `lengths`: int [rows]."""
-        import pyarrow
-
-        starts = np.cumsum([0, *lengths]).astype(np.int32)
+        starts = np.append(0, np.cumsum(lengths)).astype(np.int32)
         columns = [pyarrow.ListArray.from_arrays(starts, values) for values in (ids, self.is_special[ids])]
         self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
         self.counts["rows"] += len(lengths)
@@ -334,13 +332,14 @@ def train_tokenizer(corpus, vocab_size: int):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     characters, used, draw = 0, 0, random.Random(0)
-    if isinstance(corpus.source, list):
+    is_files = isinstance(corpus.source, list)
+    if is_files:
         characters = sum(map(len, corpus.documents()))
 
     def sample() -> Iterator[str]:
         nonlocal used
         for text in corpus.documents():
-            if used >= TRAINING_SAMPLE and not isinstance(corpus.source, list):
+            if used >= TRAINING_SAMPLE and not is_files:
                 return
             if draw.random() * characters < TRAINING_SAMPLE:
                 used += len(text)
@@ -356,8 +355,7 @@ def train_tokenizer(corpus, vocab_size: int):
     )
     tokenizer.train_from_iterator(sample(), trainer)
     as_roberta(tokenizer)
-    learned = f"{tokenizer.get_vocab_size():,} tokens of {vocab_size:,} asked for"
-    say(f"tokenizer: {learned}, learned from {used:,} characters")
+    say(f"tokenizer: {tokenizer.get_vocab_size():,} of {vocab_size:,} tokens learned from {used:,} characters")
     return tokenizer
 
 
@@ -528,8 +526,6 @@ def text_of(record, column: str, where: str) -> str:
 
 def open_text(path: str, newline: str | None = None):
     """Opens a UTF-8 file, unpacked, without the byte-order mark; CRLF becomes LF unless newline is ""."""
-    import fsspec
-
     return fsspec.open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)
 
 
@@ -569,9 +565,6 @@ def read_csv(path: str, column: str, separator: None) -> Iterator[dict]:
 
 
 def read_parquet(path: str, column: str, separator: None) -> Iterator:
-    import fsspec
-    from pyarrow import parquet
-
     with fsspec.open(path, "rb") as source:
         file = parquet.ParquetFile(source)
         text_of(dict.fromkeys(file.schema_arrow.names), column, path)
@@ -705,10 +698,10 @@ def print_summary(args, corpus: Corpus, card: dict, tokenizer, seconds: float) -
     speed = card["bytes"] / 1e6 / seconds
     say(f"{seconds:.1f} s ({speed:.1f} MB of text a second), {peak_memory():,.0f} MB of memory at the peak")
     data = datasets.load_from_disk(args.output_dir)
-    if len(data["train"]) == 0:
+    split = "train" if len(data["train"]) else "validation"
+    if split == "validation":
         say("everything is held out: the train split has 0 rows")
-    first = (data["train"] if len(data["train"]) else data["validation"])[0]["input_ids"]
-    say(f"first row: {tokenizer.decode(first, skip_special_tokens=False)[:200]!r}")
+    say(f"first row: {tokenizer.decode(data[split][0]['input_ids'], skip_special_tokens=False)[:200]!r}")
     say(f"written: {args.output_dir}")
 
 
