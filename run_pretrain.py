@@ -72,7 +72,7 @@ GONE = {
 
 
 def main(argv: list | None = None) -> None:
-    """Trains; or with --max_steps 0 evaluates a model and writes nothing."""
+    """Trains; or with --max_steps 0 evaluates a model, and writes nothing but a line where --output_dir says so."""
     args = parse_arguments(argv)
     set_device(args)
     tokenizer, rows = load_data(args)
@@ -301,7 +301,7 @@ def use_fast_layers(model, args, padded: bool) -> None:
     faster = {nn.Linear: Linear, TransposedLinear: TiedLinear, nn.MultiHeadAttention: Attention}
     if args.device == "cpu" and onednn() is not None:
         faster = FASTER_ON_CPU
-    for layer in model.sublayers():
+    for layer in model.sublayers(include_self=True):
         if type(layer) in faster:
             layer.__class__ = faster[type(layer)]
             layer.padded, layer.half = padded, args.precision == "bfloat16"
@@ -328,17 +328,19 @@ class Attention(nn.MultiHeadAttention):
 
     def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
         """hidden and the result: [batch, seq, width]; attn_mask: [batch, 1, 1, seq], -10000 at <pad>."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (p(hidden).reshape([*hidden.shape[:2], self.num_heads, -1]) for p in projections)
-        dropout = self.dropout if self.training else 0.0
-        if not self.padded and query.dtype != paddle.float32 and has_ampere():
-            context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        mask, dropout = attn_mask if self.padded else None, self.dropout if self.training else 0.0
+        return self.out_proj(self.attend(self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden), mask, dropout))
+
+    def attend(self, query, key, value, mask, dropout: float):
+        heads = [x.reshape([*x.shape[:2], self.num_heads, -1]) for x in (query, key, value)]
+        if mask is None and query.dtype != paddle.float32 and has_ampere():
+            context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
         else:
-            query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
-            product = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
-            weights = F.softmax(product + attn_mask.astype(product.dtype) if self.padded else product)
-            context = paddle.matmul(F.dropout(weights, dropout), value).transpose([0, 2, 1, 3])
-        return self.out_proj(context.reshape(hidden.shape))
+            query_heads, key_heads, value_heads = (x.transpose([0, 2, 1, 3]) for x in heads)
+            product = paddle.matmul(query_heads * query_heads.shape[-1] ** -0.5, key_heads, transpose_y=True)
+            weights = F.softmax(product if mask is None else product + mask.astype(product.dtype))
+            context = paddle.matmul(F.dropout(weights, dropout), value_heads).transpose([0, 2, 1, 3])
+        return context.reshape(query.shape)
 
 
 def build_config(args, tokenizer):
@@ -396,7 +398,8 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
         require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
     use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
     if args.recompute:
-        require(args.device != "cpu", "--recompute True is for GPUs: on a CPU the layers keep little as they are")
+        plain = args.device != "cpu" or onednn() is None
+        require(plain, "--recompute True is for GPUs: a CPU's layers keep little as they are")
         recompute_layers(model, max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0)
     action = f"resuming {checkpoint}" if checkpoint else action
     say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
@@ -636,7 +639,7 @@ class Report:
 
     def __init__(self, args, validation: TokenRows, tokenizer):
         self.output_dir, self.writer, self.progress = args.output_dir, None, None
-        self.path = os.path.join(args.output_dir, "metrics.jsonl")
+        self.path = os.path.join(args.output_dir, "metrics.jsonl") if args.output_dir else None
         shares = utils.token_shares(validation, tokenizer)
         below, best = utils.loss_without_context(shares), utils.unigram_entropy(shares)
         self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
@@ -720,7 +723,7 @@ class Report:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
             run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
         line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
-        line = f"evaluation at step {run.global_step:,}: {line}"
+        line = f"evaluation at step {run.global_step:,}: {line}" if run.total_steps else f"evaluation: {line}"
         self._write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
@@ -736,10 +739,12 @@ class Report:
 
     def _write(self, event: str, step: int, record: dict, line: str) -> None:
         say(line)
-        if self.writer is not None:
-            finite = {k: value if math.isfinite(value) else None for k, value in record.items()}  # JSON has no NaN
+        finite = {k: value if math.isfinite(value) else None for k, value in record.items()}  # JSON has no NaN
+        if self.path and dist.get_rank() == 0:
+            os.makedirs(self.output_dir, exist_ok=True)
             with open(self.path, "a") as file:
                 file.write(json.dumps({"event": event, "step": step, **finite}) + "\n")
+        if self.writer is not None:
             self._add_to_visualdl(event, step, **finite)
             self.writer.flush()  # its thread does so only now and then
 
@@ -819,9 +824,8 @@ def set_device(args) -> None:
     require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
     if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
         capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
-        with explaining(
-            f"Paddle {paddle.__version__} has no code for compute capability {capability}: see README, Install"
-        ):
+        lacks = f"Paddle {paddle.__version__} has no code for compute capability {capability}"
+        with explaining(f"{lacks}: install the newest from Paddle's own index, see README"):
             (paddle.ones([2]) + 1).numpy()
     say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
     say(f"precision: {set_precision(args)}")
@@ -944,7 +948,7 @@ def parse_arguments(argv: list | None):
     add("--recompute", type=boolean, default=False, help="keep no activations: less memory, a third more arithmetic")
     add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
     add = parser.add_argument_group("logging and checkpoints").add_argument
-    add("--output_dir", default="ckp", help="for checkpoints, metrics.jsonl and VisualDL's files")
+    add("--output_dir", help="for checkpoints, metrics.jsonl and VisualDL's files; `ckp`, or only evaluating none")
     add("--logging_steps", type=positive, default=100, help="updates between reports")
     add("--save_steps", type=positive, default=10000, help="updates between checkpoints, each with an evaluation")
     add("--save_total_limit", type=positive, help="checkpoints kept: the newest, and the best; all if left out")
@@ -955,7 +959,10 @@ def parse_arguments(argv: list | None):
     add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
     add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; bfloat16 from Ampere on, else float16")
     add("--scale_loss", type=number(float, above=0), default=2.0**15, help="first loss scale in float16")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_steps != 0:
+        args.output_dir = args.output_dir or "ckp"
+    return args
 
 
 def leave(status: int) -> None:
@@ -1180,60 +1187,45 @@ class FeedForwardFunction(paddle.autograd.PyLayer):
 
 
 class AttentionFunction(paddle.autograd.PyLayer):
-    """Self-attention with its four projections, a chunk of the batch's rows at a time; its weights are not kept: the
+    """Attention of [batch, seq, width] each, a chunk of the batch's rows at a time; its weights are not kept: the
     backward pass computes them anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
 
     @staticmethod
-    def forward(ctx, x, query, key, value, out, bias_q, bias_k, bias_v, bias_out, mask, num_heads, dropout, half):
-        rows, *matrices = (rows_of(tensor, half) for tensor in (x, query, key, value, out))
+    def forward(ctx, query, key, value, mask, num_heads, dropout, half):
         ctx.num_heads, ctx.mask, ctx.half, ctx.kept, ctx.scale = num_heads, mask, half, [], 1.0
-        spaces = [onednn().scratch("rows", *rows.shape) if half else np.empty(rows.shape, np.float32) for _ in range(4)]
-        projected = (affine(rows, m, b, space) for m, b, space in zip(matrices, (bias_q, bias_k, bias_v), spaces))
-        ctx.heads = [split_heads(rounded(array, half).reshape(x.shape), num_heads) for array in projected]
-        bits = random_bits() if dropout else None
-        for chunk in chunks_of(ctx, x.shape):
-            q, k, v = (array[chunk] for array in ctx.heads)
+        ctx.heads = [split_heads(rounded(array_of(x), half), num_heads) for x in (query, key, value)]
+        context, bits = paddle.empty(query.shape), random_bits() if dropout else None
+        for chunk in chunks_of(ctx, query.shape):
+            q, k, v, by_head = (x[chunk] for x in (*ctx.heads, split_heads(array_of(context), num_heads)))
             weights = attention_weights(ctx, q, k, chunk)
             if dropout:
                 kept, ctx.scale = draw_kept(bits, dropout, weights.shape)
                 ctx.kept.append(kept)
                 multiply(weights, kept, weights)
-            context = split_heads(spaces[3].reshape(x.shape), num_heads)[chunk]
-            each_head(rounded(weights, half), v, context, ctx.scale)
-        ctx.saved = rows, matrices, rounded(spaces[3], half)
-        affine(ctx.saved[2], matrices[3], bias_out, array_of(result := paddle.empty(x.shape), rows.shape[1]))
-        return result
+            each_head(rounded(weights, half), v, by_head, ctx.scale)
+        return context
 
     @staticmethod
     def backward(ctx, gradient):
-        (x, matrices, context), half, shape, scratch = ctx.saved, ctx.half, gradient.shape, onednn().scratch
-        by_x, gradient = paddle.empty(shape), rows_of(gradient, half)
-        by_out = parameter_gradients(context, gradient)
-        by_context = rounded(gemm(gradient, matrices[3].T, scratch("rows", *x.shape)), half).reshape(shape)
-        by_projected = [scratch(name, *shape) for name in ("by_query", "by_key", "by_value")]
-        by_heads = [split_heads(array, ctx.num_heads) for array in (by_context, *by_projected)]
-        for chunk in chunks_of(ctx, shape):
-            q, k, v, g, by_q, by_k, by_v = (array[chunk] for array in (*ctx.heads, *by_heads))
+        half, gradients = ctx.half, [paddle.empty(gradient.shape) for _ in range(3)]
+        arrays = (rounded(array_of(gradient), half), *map(array_of, gradients))
+        heads = [*ctx.heads, *(split_heads(array, ctx.num_heads) for array in arrays)]
+        for chunk in chunks_of(ctx, gradient.shape):
+            q, k, v, g, by_q, by_k, by_v = (x[chunk] for x in heads)
             weights = dropped = attention_weights(ctx, q, k, chunk)
-            by_weights = scratch("by_weights", *weights.shape)
+            by_weights = onednn().scratch("by_weights", *weights.shape)
             each_head(g, v.swapaxes(2, 3), by_weights, ctx.scale)
             if ctx.kept:
                 kept = ctx.kept.pop(0)
                 multiply(by_weights, kept, by_weights)
-                dropped = multiply(weights, kept, scratch("dropped", *weights.shape))
+                dropped = multiply(weights, kept, onednn().scratch("dropped", *weights.shape))
             each_head(rounded(dropped, half).swapaxes(2, 3), g, by_v, ctx.scale)
             pairs = (DIFF_SRC, by_weights), (DIFF_DST, by_weights), (DST, weights)
             onednn().run("softmax_backward", SOFTMAX, *pairs, 3, None)
             by_weights = rounded(by_weights, half)
             each_head(by_weights, k, by_q, q.shape[3] ** -0.5)
             each_head(by_weights.swapaxes(2, 3), q, by_k, q.shape[3] ** -0.5)
-        gradients = []
-        for i, (matrix, by_rows) in enumerate(zip(matrices, by_projected)):
-            by_rows = rounded(by_rows.reshape(x.shape), half)
-            gemm(by_rows, matrix.T, array_of(by_x, x.shape[1]), beta=float(i > 0))
-            gradients.append(parameter_gradients(x, by_rows))
-        weights, biases = zip(*gradients, by_out)
-        return by_x, *weights, *biases
+        return tuple(gradients)
 
 
 def chunks_of(ctx, shape) -> list:
@@ -1306,13 +1298,10 @@ class CpuTiedLinear(TransposedLinear):
         return LinearFunction.apply(x, self.weight, self.bias, True, self.half)
 
 
-class CpuAttention(nn.MultiHeadAttention):
-    def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
-        projections = self.q_proj, self.k_proj, self.v_proj, self.out_proj
-        parameters = [p.weight for p in projections] + [p.bias for p in projections]
-        mask = attn_mask.numpy() if self.padded else None
-        dropout = self.dropout if self.training else 0.0
-        return AttentionFunction.apply(hidden, *parameters, mask, self.num_heads, dropout, self.half)
+class CpuAttention(Attention):
+    def attend(self, query, key, value, mask, dropout: float):
+        mask = None if mask is None else mask.numpy()
+        return AttentionFunction.apply(query, key, value, mask, self.num_heads, dropout, self.half)
 
 
 class CpuDropout(nn.Dropout):

@@ -1,6 +1,5 @@
 """What run_pretrain.py promises of a run: its update, its checkpoints, what it prints and refuses."""
 
-import contextlib
 import json
 import math
 import os
@@ -116,13 +115,9 @@ def test_the_fast_layers_give_the_names_loss_and_gradients_of_paddlenlps_own(bui
     assert_equal_losses_and_gradients(loss_and_gradients(fast, batch), loss_and_gradients(own, batch))
 
 
-def attention_layers(model) -> list:
-    """The layers of a GPU's model, with the weights of a model's attention."""
-    return [run_pretrain.Attention(layer.self_attn, padded=False) for layer in model.roberta.encoder.layers]
-
-
 def test_flash_attention_computes_the_same_and_is_for_half_precision_without_padding(build, monkeypatch):
-    (attention, _), used = attention_layers(build("--dropout", "0")), []
+    monkeypatch.setattr(run_pretrain, "onednn", lambda: None)  # for a GPU's layers
+    attention, used = build("--dropout", "0").roberta.encoder.layers[0].self_attn, []
     real = run_pretrain.F.scaled_dot_product_attention  # which Paddle computes on a CPU by other means
     monkeypatch.setattr(
         run_pretrain.F, "scaled_dot_product_attention", lambda *x, **options: used.append(1) or real(*x, **options)
@@ -170,12 +165,14 @@ def test_attention_drops_as_often_as_asked_the_same_in_both_directions(build):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
-def test_recompute_gives_the_same_gradients(build, batch, padded, dropout):
-    kept = loss_and_gradients(build("--dropout", dropout, padded=padded), batch)
+def test_recompute_gives_the_same_gradients(build, batch, padded, dropout, monkeypatch):
+    """With a GPU's layers: a CPU's are refused."""
+    with pytest.raises(UserError, match="recompute True is for GPUs"):
+        build("--recompute", "True")
+    monkeypatch.setattr(run_pretrain, "onednn", lambda: None)
     if dropout != "0" and paddle.__version__.startswith("2."):
-        with pytest.raises(UserError, match="take --dropout 0"):
-            build("--dropout", dropout, "--recompute", "True")
-        return
+        pytest.skip("Paddle 2 keeps a generator's state on GPUs only")
+    kept = loss_and_gradients(build("--dropout", dropout, padded=padded), batch)
     model, calls = build("--dropout", dropout, "--recompute", "True", padded=padded), []
     for layer in model.roberta.encoder.layers:
         layer.norm1.register_forward_post_hook(lambda *_: calls.append(1))
@@ -193,38 +190,6 @@ def test_a_mask_is_used_only_where_rows_are_padded(pretrain, packed_data, ragged
     pretrain("--max_steps", "1", output=tmp_path / "packed")
     pretrain("--max_steps", "1", data=ragged_data, output=tmp_path / "ragged")
     assert built == [False, True]
-
-
-# ---------------------------------------------------------------- precision
-
-
-@pytest.mark.parametrize(
-    ("arguments", "ampere", "precision", "reason"),
-    [
-        ("", True, "bfloat16", "without loss scaling"),
-        ("", False, "float16", "with loss scaling"),
-        ("--amp_dtype float16", True, "float16", "with loss scaling"),
-        ("--amp False", True, "float32", "--amp False"),
-    ],
-)
-def test_the_precision_on_a_gpu(monkeypatch, arguments, ampere, precision, reason):
-    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: ampere)
-    made, cast = [], []
-    monkeypatch.setattr(paddle.amp, "GradScaler", lambda **options: made.append(options))
-    monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: cast.append(options))
-    args = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()])
-    run_pretrain.set_precision(args)
-    run_pretrain.build_scaler(args)
-    run_pretrain.auto_cast(args)
-    assert (args.precision, args.precision_reason) == (precision, reason)
-    assert made == [{"enable": precision == "float16", "init_loss_scaling": 2.0**15}]
-    assert cast[0]["enable"] == (precision != "float32") and cast[0]["dtype"] in (precision, "bfloat16")
-
-
-def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
-    monkeypatch.setattr(run_pretrain, "has_ampere", lambda: False)
-    with pytest.raises(UserError, match="take float16"):
-        run_pretrain.set_precision(run_pretrain.parse_arguments(["--device", "gpu", "--amp_dtype", "bfloat16"]))
 
 
 # ---------------------------------------------------------------- weights and schedule
@@ -311,7 +276,7 @@ def test_a_single_update_trains(pretrain, build):
 @pytest.mark.parametrize(("given", "steps"), [((), 3), (("--warmup_steps", "0.2"), 8), (("--warmup_steps", "7"), 7)])
 def test_the_warmup_is_a_number_of_updates_or_a_share_of_them(pretrain, given, steps, capsys):
     output = pretrain("--max_steps", "40", "--logging_steps", "1", *given)
-    assert f"40 updates of 8 rows, the first {steps} warmup" in capsys.readouterr().out
+    assert f"40 updates of 8, the first {steps} are the warmup" in capsys.readouterr().out
     rates = [record["learning_rate"] for record in metrics(output, "train")]
     assert rates[:steps] == pytest.approx([1e-3 * k / steps for k in range(1, steps + 1)])
     assert rates[steps] < 1e-3 and len(rates) == 40
@@ -372,7 +337,7 @@ def test_from_pretrained_gives_the_logits_of_the_model_that_was_saved(pretrain, 
     for kind in (transformers.RobertaForMaskedLM, transformers.AutoModelForMaskedLM):
         model = kind.from_pretrained(checkpoint)
         model.eval()
-        assert np.array_equal(model(saved["ids"]).numpy(), saved["logits"])
+        np.testing.assert_allclose(model(saved["ids"]).numpy(), saved["logits"], atol=1e-5)  # by PaddleNLP's own layers
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_classes=2)
     assert type(model) is transformers.RobertaForSequenceClassification
     ours = transformers.AutoTokenizer.from_pretrained(checkpoint)
@@ -460,14 +425,17 @@ def joined(batch: dict, begins: np.ndarray) -> float:
 # ---------------------------------------------------------------- evaluations
 
 
-def test_evaluating_only_prints_the_loss_of_the_model_and_writes_nothing(pretrain, tmp_path, capsys, monkeypatch):
+def test_evaluating_only_prints_the_loss_of_the_model_and_writes_a_line_on_request(
+    pretrain, packed_data, tmp_path, capsys, monkeypatch
+):
     output = pretrain("--max_steps", "8", "--learning_rate", "3e-2")
     record = metrics(output, "evaluation")[-1]
     monkeypatch.setattr(run_pretrain.shutil, "disk_usage", None)  # it takes no room
     capsys.readouterr()
     before = sorted(tmp_path.rglob("*"))
     evaluated = "--max_steps", "0", "--model_name_or_path", str(output / "paddle_8"), "--batch_size", "1000000"
-    pretrain(*evaluated, output=tmp_path / "never")
+    monkeypatch.chdir(tmp_path)
+    run_pretrain.main(["--input_file", str(packed_data), "--device", "cpu", "--amp", "False", *evaluated])
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out.splitlines()
     line = "evaluation: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
@@ -475,6 +443,10 @@ def test_evaluating_only_prints_the_loss_of_the_model_and_writes_nothing(pretrai
     [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
     assert all(f"{record[key]:.3f}" in yardsticks for key in ("unigram_entropy", "loss_without_context"))
     assert any(line.endswith(f"continuing from {output / 'paddle_8'}") for line in shown)
+    pretrain(*evaluated, output=tmp_path / "asked")
+    assert [path.name for path in (tmp_path / "asked").iterdir()] == ["metrics.jsonl"]
+    [asked] = metrics(tmp_path / "asked", "evaluation")
+    assert asked.pop("event") == record.pop("event") and asked == pytest.approx({**record, "step": 0}, rel=1e-5)
 
 
 def test_text_that_is_held_out_as_a_whole_can_be_evaluated_but_not_trained_on(pretrain, packed_data, tmp_path, capsys):
@@ -529,7 +501,7 @@ def test_a_line_of_the_report_fits_100_columns(packed_data, capsys):
     optimizer = SimpleNamespace(get_lr=lambda: 1.2345e-4)
     run = Run(args, None, optimizer, stop=None, total_steps=1_000_000, global_step=123_400)
     run.window = {"loss_sum": 123.4, "num_masked": 10.0, "skipped_updates": 0}
-    report.updates, report.tokens, report.seconds = 100, 26_214_400, 100.0
+    run.window.update(updates=100, tokens=26_214_400, seconds=100.0, data_seconds=1.0, flops=1e15)
     result = {"grad_norm": 1.0, "loss_scale": 1.0}
     report._training(run, result)
     run.window["skipped_updates"] = 12
@@ -584,90 +556,6 @@ def test_visualdl_shows_a_resumed_run_from_its_first_step(pretrain):
         shown = {point.id: point.value for point in reader.get_data("scalar", f"{event}/{name}")}
         assert shown == pytest.approx({record["step"]: record[name] for record in metrics(output, event)}, rel=1e-6)
     assert len(shown) == 2
-
-
-# ---------------------------------------------------------------- numbers that are not finite
-
-
-class StandInScaler(paddle.amp.GradScaler):
-    """Paddle's own, which disables itself on a CPU: here it is told that it is on a GPU."""
-
-    def __init__(self, enable=True, init_loss_scaling=1024.0):
-        gpu = SimpleNamespace(_expected_place=SimpleNamespace(is_gpu_place=lambda: True))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: gpu)
-            super().__init__(enable=True, init_loss_scaling=init_loss_scaling)
-
-    def scale(self, var):
-        paddle.amp.grad_scaler.amp_global_state().amp_dtype = "float16"  # as a GPU's auto_cast leaves it
-        return super().scale(var)
-
-
-@contextlib.contextmanager
-def infinite_loss_at(monkeypatch, steps: set):
-    """Makes the loss of one micro-batch infinite in the given updates (counted from 0)."""
-    real, here = run_pretrain.masked_loss, {}
-
-    def loss(model, batch):
-        value, *rest = real(model, batch)
-        return (value * float("inf") if here.pop("bad", False) else value), *rest
-
-    with monkeypatch.context() as patch:
-        around_updates(patch, before=lambda run: here.update(bad=run.global_step in steps))
-        patch.setattr(run_pretrain, "masked_loss", loss)
-        yield
-
-
-@pytest.mark.parametrize("scaler", [None, StandInScaler])
-def test_a_non_finite_update_never_reaches_the_weights_and_is_always_reported(pretrain, monkeypatch, scaler, capsys):
-    if scaler:
-        monkeypatch.setattr(paddle.amp, "GradScaler", scaler)
-    weights = []
-
-    def remember(run, result=None):
-        weights.append([p.numpy().copy() for p in run.model.parameters()])
-
-    around_updates(monkeypatch, remember, remember)
-    with infinite_loss_at(monkeypatch, {2}):
-        output = pretrain("--max_steps", "6", "--gradient_accumulation_steps", "2", "--logging_steps", "6")
-    kept = [all(map(np.array_equal, *pair)) for pair in zip(weights[::2], weights[1::2])]
-    assert kept == [False, False, True, False, False, False]
-    assert all(np.isfinite(array).all() for arrays in weights for array in arrays)
-    [record] = metrics(output, "train")
-    assert record["skipped_updates"] == 1 and record["loss"] == pytest.approx(math.log(400), rel=0.03)
-    shown = capsys.readouterr().out
-    assert "step 3: skipped, the weights stay as they were (loss inf" in shown and "h  1 skipped" in shown
-    if scaler:
-        assert record["loss_scale"] == 2.0**14
-
-
-@pytest.mark.parametrize("scaler", [None, StandInScaler])
-def test_loss_scaling_and_clipping_give_the_update_that_they_should(pretrain, monkeypatch, scaler, tmp_path):
-    """The gradient that the optimizer takes has at most the norm --max_grad_norm, and loss scaling changes nothing."""
-    taken, norms = [], []
-    real = paddle.optimizer.AdamW.step
-
-    def step(optimizer):
-        gradients = [p.grad for p in optimizer._parameter_list if p.grad is not None]
-        taken.append(math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)))
-        real(optimizer)
-
-    monkeypatch.setattr(paddle.optimizer.AdamW, "step", step)
-    if scaler:
-        monkeypatch.setattr(paddle.amp, "GradScaler", scaler)
-    around_updates(monkeypatch, after=lambda run, result: norms.append(result["grad_norm"]))
-    for limit, output in (("0", "free"), ("0.1", "clipped")):
-        pretrain("--max_steps", "2", "--max_grad_norm", limit, "--dropout", "0", output=tmp_path / output)
-    assert taken[:2] == pytest.approx(norms[:2], rel=1e-4) and min(norms) > 0.2
-    assert taken[2:] == pytest.approx([0.1, 0.1], rel=1e-4)
-
-
-def test_five_non_finite_updates_in_a_row_stop_the_run(pretrain, monkeypatch):
-    bad = {4, 6, 7, 8, 9, 10}
-    with infinite_loss_at(monkeypatch, bad), pytest.raises(UserError) as error:
-        pretrain("--max_steps", "20", "--save_steps", "3")
-    for named in ("5 updates in a row", "step 11", "learning rate", "loss scale", "paddle_9"):
-        assert named in str(error.value)
 
 
 # ---------------------------------------------------------------- arguments and bad starts
@@ -819,7 +707,7 @@ def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pr
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=message):
-        pretrain("--model_name_or_path", str(checkpoint), output=tmp_path / "never")
+        pretrain("--max_steps", "1", "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
 @pytest.mark.parametrize("arguments", [("--max_steps", "0"), ("--max_steps", "2")])
@@ -956,9 +844,13 @@ def test_the_loader_yields_the_samplers_rows_with_their_masks(packed_data):
 
 @pytest.fixture
 def two_data_sets(packed_data, tmp_path):
-    """Two with one tokenizer and other rows."""
+    """Two with one tokenizer and other rows; the second's card has its files' digests."""
     (tmp_path / "more.txt").write_text(text_of_words(100, seed=5))
     more = create(tmp_path / "more.txt", tmp_path / "more", "--tokenizer_name", str(packed_data / "tokenizer"))
+    names = [f"{split}/data-00000-of-00001.arrow" for split in ("train", "validation")]
+    card = json.loads((more / "data_card.json").read_text())
+    card["files"] = {name: {"sha256": utils.sha256_of(str(more / name))} for name in names}
+    (more / "data_card.json").write_text(json.dumps(card))
     return packed_data, more
 
 

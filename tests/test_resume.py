@@ -12,6 +12,7 @@ import sys
 import time
 
 import datasets
+import numpy as np
 import pytest
 from conftest import ROOT, TINY, around_updates, metrics, run_script, training_arguments
 from safetensors.numpy import load_file, save_file
@@ -234,7 +235,7 @@ def test_a_second_run_in_the_directory_is_refused_and_sigterm_ends_the_first_wit
     while not (output / "metrics.jsonl").exists() or not metrics(output, "train"):
         assert first.poll() is None
         time.sleep(0.05)
-    second = run_script("run_pretrain.py", *options)
+    second = run_script("run_pretrain.py", *options, timeout=120)
     [error] = [line for line in second.stderr.splitlines() if "rror" in line]
     assert error == f"error: another run is using --output_dir {output} (process {first.pid})"
     assert second.returncode == 2
@@ -391,11 +392,13 @@ def test_swapped_rows_are_refused_and_the_same_rows_elsewhere_are_not(pretrain, 
     expected = metrics(output, "train")[-1]["loss"]
     pretrain(*TWO_THEN_FOUR, *RESUME, data=data)
     assert metrics(output, "train")[-1]["loss"] == expected
-    rows = datasets.load_from_disk(str(data))["train"]
-    rows.select(range(len(rows) - 1, -1, -1)).flatten_indices().save_to_disk(str(tmp_path / "reversed"))
-    size = (data / "train/data-00000-of-00001.arrow").stat().st_size
-    os.replace(tmp_path / "reversed/data-00000-of-00001.arrow", data / "train/data-00000-of-00001.arrow")
-    assert abs((data / "train/data-00000-of-00001.arrow").stat().st_size / size - 1) < 0.01
+    rows, path = datasets.load_from_disk(str(data))["train"], data / "train/data-00000-of-00001.arrow"
+    first, second = (np.array(rows[i]["input_ids"], dtype=np.uint16).tobytes() for i in range(2))
+    content = path.read_bytes()
+    assert content.count(first) == content.count(second) == 1 and first != second
+    content = content.replace(first, b"?" * 64).replace(second, first).replace(b"?" * 64, second)
+    (tmp_path / "swapped").write_bytes(content)
+    os.replace(tmp_path / "swapped", path)  # the other stays for who has it open
     with pytest.raises(UserError, match=r"data\.0\.train/data-00000-of-00001\.arrow \(was \d+ bytes, [0-9a-f]{64}, is"):
         pretrain(*TWO_THEN_FOUR, *RESUME, data=data)
 
@@ -520,14 +523,6 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(pretrain):
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         pretrain("--max_steps", "2", *RESUME)
     assert ((output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()) == before
-
-
-def test_an_evaluation_that_is_no_number_is_reported_and_never_the_best(pretrain, monkeypatch, capsys):
-    real = run_pretrain.evaluate
-    monkeypatch.setattr(run_pretrain, "evaluate", lambda *run: {**real(*run), "eval_loss": float("nan")})
-    output = pretrain("--max_steps", "2")
-    assert f"done: {output / 'paddle_2'}, evaluation loss nan" in capsys.readouterr().out.splitlines()[-1]
-    assert metrics(output, "evaluation")[-1]["eval_loss"] is None
 
 
 def test_a_checkpoint_from_before_the_first_good_update_resumes(pretrain, monkeypatch, tmp_path):

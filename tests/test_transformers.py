@@ -235,7 +235,7 @@ def padded_vocabulary(folder) -> None:
 
 @pytest.mark.parametrize(
     ("form", "tolerance"),
-    [(in_half_precision, 2e-3), (in_bfloat16, 2e-2), (in_shards, 0), (padded_vocabulary, 1e-6)],
+    [(in_half_precision, 2e-3), (in_bfloat16, 3e-2), (in_shards, 0), (padded_vocabulary, 1e-6)],
 )
 def test_other_forms_of_a_models_directory_are_the_same_model(
     exported, pretrain, tmp_path, monkeypatch, form, tolerance

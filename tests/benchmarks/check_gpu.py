@@ -129,15 +129,16 @@ def check_flash(machine: Machine) -> dict:
     """Outputs and gradients of one layer, in half precision as auto_cast has it."""
     if machine.device == "cpu" or machine.environment["compute_capability"][0] < 8:
         raise DoesNotApply("FlashAttention needs a GPU of compute capability 8.0")
-    from run_pretrain import Attention, F, auto_cast, paddle
+    from run_pretrain import F, auto_cast, paddle, use_fast_layers
 
     paddle.seed(0)
-    flash = Attention(paddle.nn.MultiHeadAttention(768, 12), padded=False)
+    flash, args = paddle.nn.MultiHeadAttention(768, 12), SimpleNamespace(precision="bfloat16", device="gpu")
+    use_fast_layers(flash, args, padded=False)
     hidden, weight = paddle.randn([4, 512, 768]), paddle.randn([4, 512, 768])
     real, calls, results = F.scaled_dot_product_attention, [], []
     F.scaled_dot_product_attention = lambda *qkv, **more: calls.append(qkv[0].dtype) or real(*qkv, **more)
     for flash.padded in (False, True):  # which takes the plain way
-        with auto_cast(SimpleNamespace(precision="bfloat16", device="gpu")):
+        with auto_cast(args):
             output = flash(hidden, attn_mask=paddle.zeros([4, 1, 1, 512]))
         (output.astype("float32") * weight).mean().backward()
         gradients = [p.grad for name, p in flash.named_parameters() if name != "k_proj.bias"]  # its gradient is 0
@@ -156,23 +157,25 @@ def compared(distance: dict, limit: float) -> dict:
 
 def describe(device: str) -> dict:
     """The environment, as far as Paddle and the system tell."""
-    import run_pretrain
     from run_pretrain import paddle
 
     found = {"device": device, "paddle": paddle.__version__, "python": platform.python_version()}
     found.update(numpy=np.__version__, system=platform.platform(), gpus=0, cuda=str(paddle.version.cuda()))
     if device == "gpu":
-        run_pretrain.check_gpu()
         found.update(gpus=paddle.device.cuda.device_count(), gpu=paddle.device.cuda.get_device_name())
         found.update(compute_capability=paddle.device.cuda.get_device_capability(), cudnn=str(paddle.version.cudnn()))
     return found
 
 
-def main() -> int:
+def parse_arguments(argv: list | None):
     parser = ArgumentParser("Checks what a GPU computes; see the head of this file.")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu", help="cpu: tries the script itself")
     parser.add_argument("--output", default="check_gpu.json", help="JSON file to write")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: list | None = None) -> int:
+    args = parse_arguments(argv)
     checks = {f"{precision} updates": (check_updates, precision) for precision in ("float32", "bfloat16", "float16")}
     checks["resumed equality"], checks["accumulation against batch"] = (check_resumed,), (check_accumulation,)
     checks["two GPUs against one"], checks["flash against plain attention"] = (check_two_gpus,), (check_flash,)
