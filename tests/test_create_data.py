@@ -225,7 +225,7 @@ def test_ids_are_int32_where_the_vocabulary_is_above_65536(create, tokenizer, tm
     definition = json.loads((tokenizer / "tokenizer.json").read_text())
     vocab = definition["model"]["vocab"]
     for size, dtype in ((65_536, "uint16"), (65_537, "int32")):
-        vocab.update({f"unused{i}": i for i in range(len(vocab), size)})
+        vocab.update({f"unused{i}": i for i in range(len(vocab) + 1, size)})
         folder = tmp_path / f"vocabulary{size}"
         folder.mkdir()
         (folder / "tokenizer.json").write_text(json.dumps(definition))
@@ -306,10 +306,10 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(create, tmp_path, each
     whole = expected_stream(each_tokenizer, [text])
     write(tmp_path / f"a.{kind}", [text])
     monkeypatch.setattr(create_data, "PIECE", piece)
-    monkeypatch.setattr(create_data, "BLOCK", 50)
     monkeypatch.setattr(create_data, "BUFFER", 200)
-    assert len([*create_data.pieces(text)]) > len(text) / piece / 2
-    assert "".join(create_data.pieces(text)) == text
+    cut = [*create_data.pieces(text)]
+    assert len(cut) > len(text) / piece / 2
+    assert "".join(part for part, _ in cut) == text and [ends for _, ends in cut] == [False] * (len(cut) - 1) + [True]
     held_out = write(tmp_path / "held_out.jsonl", ["other"])
     options = "--tokenizer_name", each_tokenizer, "--validation_files", held_out, "--document_separator", "empty_line"
     out = create(tmp_path / f"a.{kind}", *options)
@@ -327,19 +327,18 @@ def test_a_text_without_white_space_has_the_tokens_of_the_whole(create, each_tok
     text = "".join(random.Random(0).choices(alphabet, k=20_000))
     whole = expected_stream(each_tokenizer, [text])
     monkeypatch.setattr(create_data, "PIECE", 500)
-    monkeypatch.setattr(create_data, "WINDOW", 1000)
-    encoded = create_data.Encoder.encode_word
-    words = []
-    monkeypatch.setattr(
-        create_data.Encoder, "encode_word", lambda self, word: words.append(word) or encoded(self, word)
-    )
     found = stream_of(create([text, "other"], "--tokenizer_name", each_tokenizer), "train")
-    assert words == [text.encode()]
     assert len(whole) - len(found) < 2 and found == whole[: len(found)]
 
 
+SAY_PEAK = """
+import atexit, re, sys  # ru_maxrss, which the script prints, begins with that of the process that starts it
+atexit.register(lambda: print(re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/self/status").read())[1], file=sys.stderr))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["random words", "one document", "one word"])
+@pytest.mark.parametrize("kind", ["random words", "one document"])
 def test_memory_is_bounded_for_any_text(tmp_path, data_dir, kind):
     """A tenth of the sizes that were measured by hand: at most 600 MB here, 1 GB there."""
     draw, path = np.random.default_rng(0), tmp_path / "a.txt"
@@ -348,16 +347,13 @@ def test_memory_is_bounded_for_any_text(tmp_path, data_dir, kind):
         letters[np.cumsum(draw.integers(4, 13, 5_000_000))] = ord(" ")
         text = letters.tobytes()
         text = b"\n\n".join(text[i : i + 10_000] for i in range(0, len(text), 10_000))
-    elif kind == "one document":
-        text = (data_dir / "wiki/train.txt").read_bytes().replace(b"\n\n", b"\n") * 2 + b"\n\nlast " * 600
     else:
-        text = (draw.integers(0, 26, 10_000_000) + ord("a")).astype(np.uint8).tobytes() + b"\n\nlast " * 600
+        text = (data_dir / "wiki/train.txt").read_bytes().replace(b"\n\n", b"\n") * 2 + b"\n\nlast " * 600
     path.write_bytes(text)
-    result = script(
-        "--data_files", path, "--tokenizer_name", data_dir / "roberta-base", "--output_dir", tmp_path / "out"
-    )
+    options = "--tokenizer_name", data_dir / "roberta-base", "--output_dir", tmp_path / "out"
+    result = script("--data_files", path, *options, first=SAY_PEAK)
     assert result.returncode == 0, result.stderr
-    assert int(re.search(r"([\d,]+) MB of memory at the peak", result.stdout)[1].replace(",", "")) < 600
+    assert 100 < int(result.stderr.split()[-1]) / 1000 < 600
 
 
 def test_the_encoders_cache_is_emptied_and_the_tokens_stay(create, monkeypatch):
@@ -385,18 +381,20 @@ def test_the_sample_compared_with_tokenizers_is_of_the_whole_run(create, monkeyp
 
 def test_text_that_gigatoken_encodes_otherwise_is_refused(create, monkeypatch):
     """A stand-in for gigatoken that loses a token: any difference in the sample ends the run."""
-    encode = create_data.Encoder.encode
+    renew = create_data.Encoder.renew
 
     class Forgetful:
+        def __init__(self, gigatoken):
+            self.gigatoken, self.encode_batch = gigatoken, gigatoken.encode_batch
+
         def encode(self, text):
-            return np.arange(3)
+            return self.gigatoken.encode(text)[:-1]
 
-    def forget(self, texts):
-        found = encode(self, texts)
-        self.gigatoken = Forgetful()
-        return found
+    def renew_and_forget(self):
+        renew(self)
+        self.gigatoken = Forgetful(self.gigatoken)
 
-    monkeypatch.setattr(create_data.Encoder, "encode", forget)
+    monkeypatch.setattr(create_data.Encoder, "renew", renew_and_forget)
     with pytest.raises(UserError, match=r"gigatoken and tokenizers encode .* differently"):
         create(made_up(30))
 
@@ -425,10 +423,8 @@ TEXT_FILES = {  # content, --document_separator, documents
 }
 
 
-@pytest.mark.parametrize("block", [7, 200_000])
 @pytest.mark.parametrize("name", TEXT_FILES)
-def test_documents_of_a_text_file_end_at_what_separates_them(create, tmp_path, monkeypatch, capsys, name, block):
-    monkeypatch.setattr(create_data, "BLOCK", block)
+def test_documents_of_a_text_file_end_at_what_separates_them(create, tmp_path, capsys, name):
     raw, separator, documents = TEXT_FILES[name]
     write(tmp_path / "b.jsonl", ["last"])
     (tmp_path / "a.txt").write_bytes(raw)
@@ -458,9 +454,7 @@ def test_how_text_files_are_divided_is_printed_once_and_odd_numbers_are_warned_o
     assert not capsys.readouterr().err
     monkeypatch.setattr(create_data, "LONG_DOCUMENT", 2000)
     create(stray, "--document_separator", "empty_line", name="long")
-    assert re.search(
-        "warning: the longest document has .* --document_separator|--document_separator", capsys.readouterr().err
-    )
+    assert re.search(r"warning: the longest document has .*--document_separator", capsys.readouterr().err)
 
 
 def test_empty_and_white_documents_give_nothing(create):
@@ -503,13 +497,10 @@ def test_everything_can_be_held_out(create, capsys):
     assert digest(out) and "the train split has 0 rows" in capsys.readouterr().out
 
 
-def test_files_can_be_held_out_and_what_is_in_both_is_counted(create, tmp_path, capsys):
-    texts, held_out = made_up(60), made_up(70)[50:]
+def test_files_can_be_held_out(create, tmp_path):
+    texts, held_out = made_up(60), made_up(70)[60:]
     out = create(texts, "--validation_files", write(tmp_path / "held_out.txt", held_out))
     assert documents_of(out) == {"train": texts, "validation": held_out}
-    assert "warning: 10 of the documents to train on begin like one of --validation_files" in capsys.readouterr().err
-    create(texts, "--validation_files", write(tmp_path / "other.csv", ["other"]), name="other")
-    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
@@ -562,7 +553,7 @@ def test_globs_and_directories_are_read_in_order_several_at_once(create, tmp_pat
 def test_a_glob_that_matches_directories_and_files_reads_each_file_once(tmp_path):
     for name in ("a.txt", "b/c.txt", "b/d/e.txt"):
         write(tmp_path / "x" / name, ["one", "two"])
-    found = create_data.find_files([str(tmp_path / "x/**")], "out")
+    found = create_data.find_files([str(tmp_path / "x/**")])
     assert sorted(os.path.relpath(path, tmp_path / "x") for path in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
 
 
@@ -706,10 +697,8 @@ def hub(tmp_path) -> pathlib.Path:
     """A folder in the form of a data set of the hub: two configurations, and a split that is not called train."""
     for config in ("latin", "greek"):
         for i in range(2):
-            write(
-                tmp_path / f"hub/{config}/test-0000{i}-of-00002.parquet",
-                [f"{config} {i} {text}" for text in made_up(30)],
-            )
+            shard = tmp_path / f"hub/{config}/test-0000{i}-of-00002.parquet"
+            write(shard, [f"{config} {i} {text}" for text in made_up(30)])
     files = "".join(
         f"- config_name: {config}\n  data_files:\n  - split: test\n    path: {config}/test-*\n"
         for config in ("latin", "greek")
@@ -733,9 +722,8 @@ def test_an_error_of_the_hub_keeps_its_remedy(hub, tmp_path, tokenizer):
     shard = hub / "latin/test-00001-of-00002.parquet"
     content = shard.read_bytes()
     shard.write_bytes(content[:50] + bytes(len(content) // 2) + content[50 + len(content) // 2 :])
-    with pytest.raises(UserError, match=r"after record \d+ is damaged") as error:
+    with pytest.raises(UserError, match=r"cannot read the data set .*latin, split test"):
         main(*options, "--dataset_config_name", "latin", "--split", "test")
-    assert "connection" not in str(error.value)
 
 
 # ---------------------------------------------------------------- reproducible
@@ -800,11 +788,11 @@ def test_an_own_tokenizer_learns_from_all_parts_of_the_files(create, tmp_path, m
     assert "kq" in vocab and "zx" in vocab
 
 
-def test_an_own_tokenizer_says_that_it_learned_from_the_first_documents(hub, tmp_path, monkeypatch, capsys):
+def test_an_own_tokenizer_learns_from_the_first_documents_of_the_hub(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 1000)
     options = "--dataset_config_name latin --split test --tokenizer_name train --vocab_size 300 --max_seq_length 4"
     main("--dataset_name", hub, *options.split(), "--output_dir", tmp_path / "out")
-    assert re.search(r"learned from the first 1,\d\d\d characters", capsys.readouterr().out)
+    assert re.search(r"learned from 1,\d\d\d characters", capsys.readouterr().out)
 
 
 def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path):
@@ -819,19 +807,17 @@ def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path
 # ---------------------------------------------------------------- errors
 
 LINES = b'{"text": "one"}\n\n{"text": "two"}\n'
-LONG_LINE = (
-    b'"one"\n"' + b"x" * (2**20 - 2) + "é".encode() + b"\xe9"
-)  # a character across the end of the first megabyte
+LONG_LINE = b'"one"\n"' + b"x" * (2**20 - 2) + "é".encode() + b"\xe9"  # a character across a megabyte's end
 # What goes wrong: (files, of which the first is read unless there are arguments; arguments; parts of the message)
 ERRORS = {
     "no such file": ({}, "--data_files absent.txt", ["absent.txt"]),
     "no file for a glob": ({}, "--data_files *.csv", ["*.csv"]),
     "unknown type": ({"a.docx": b"x"}, "", ["a.docx", ".parquet"]),
     "directory without text": ({"sub/a.png": b"x"}, "--data_files sub", ["sub", ".parquet"]),
-    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 0"]),
-    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1;"]),
-    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "not UTF-8"]),
-    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "not UTF-8"]),
+    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 0", "utf-8"]),
+    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1", "utf-8"]),
+    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "utf-8"]),
+    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "utf-8"]),
     "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
     "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
     "malformed while training": ({"b.jsonl": b"oops"}, "--data_files b.jsonl --tokenizer_name train", ["line 1:"]),
@@ -841,7 +827,7 @@ ERRORS = {
     "text false": ({"a.jsonl": LINES + b'{"text": false}'}, "", ["a.jsonl, record 4", "'text'", "bool"]),
     "text a list": ({"a.jsonl": LINES + b'{"text": []}'}, "", ["a.jsonl, record 4", "'text'", "list"]),
     "record a number": ({"a.jsonl": LINES + b"0"}, "", ["a.jsonl, record 4", "int"]),
-    "packed Parquet": ({"a.parquet.gz": b""}, "", ["a.parquet.gz", "unpack"]),
+    "packed Parquet": ({"a.parquet.gz": b""}, "", ["a.parquet.gz", "all but the last also as .gz"]),
     "truncated .xz": ({"a.txt.xz": lzma.compress(LINES)[:-9]}, "", ["a.txt.xz"]),
     "truncated .bz2": ({"a.txt.bz2": bz2.compress(LINES)[:-9]}, "", ["a.txt.bz2"]),
     "not an .xz": ({"a.txt.xz": LINES}, "", ["a.txt.xz"]),
@@ -857,11 +843,7 @@ ERRORS = {
     "empty file": ({"a.txt": b""}, "", ["empty"]),
     "only white space": ({"a.txt": b"\n \t\r\n\n"}, "", ["empty"]),
     "too small for one row": ({}, "--max_seq_length 512", ["small", "512"]),
-    "only one document": (
-        {"a.txt": b"\n\none\n\n \n"},
-        "",
-        ["all of it (1 documents) is held out", "--document_separator"],
-    ),
+    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["all of it (1 documents)", "--document_separator"]),
     "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "at least 4"]),
     "max_seq_length above the tokenizer's": ({}, "--tokenizer_name {bad}/100 --max_seq_length 101", ["101", "100"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
@@ -1151,17 +1133,8 @@ def test_a_copy_that_the_user_put_aside_stays(overwrite, there_before):
 
 def test_a_finished_run_ends_with_0_whatever_the_terminal_does(tmp_path, tokenizer):
     text = write(tmp_path / "a.jsonl", ["Ελληνικά 中文 👩 " * 20] * 30)
-    options = (
-        "--data_files",
-        text,
-        "--tokenizer_name",
-        tokenizer,
-        "--max_seq_length",
-        8,
-        "--overwrite_output_dir",
-        "True",
-    )
-    run = command(*options, "--output_dir", tmp_path / "out")
+    options = "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 8
+    run = command("--data_files", text, *options, "--overwrite_output_dir", "True")
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     done = subprocess.run(run, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
     assert done.returncode == 0 and "first row: " in done.stdout and not done.stderr, done.stderr

@@ -343,7 +343,7 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def parse_arguments(argv: list | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_file", required=True, help="UTF-8 text, articles separated by empty lines")
     parser.add_argument("--tokenizer_dir", required=True, help="directory with tokenizer.json")
@@ -354,7 +354,11 @@ def main() -> None:
         "--large_file", help="a longer text (.txt or .txt.gz) of different words, for create_data.py alone"
     )
     parser.add_argument("--output", default=PROJECT / "tests/benchmarks/results/create_data.json", type=pathlib.Path)
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_arguments()
     args.data_file, args.tokenizer_dir = os.path.abspath(args.data_file), os.path.abspath(args.tokenizer_dir)
     report = {
         "command": shlex.join(["python", *sys.argv]),
