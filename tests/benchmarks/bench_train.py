@@ -79,11 +79,11 @@ def ours(args) -> Contestant:
     run.warmup_steps = args.warmup_steps
     sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed, updates=args.updates)
     collator = project.DataCollatorMLM(tokenizer, run_args.mlm_probability, seed=run_args.seed)
-    loader = project.build_loader(rows["train"], sampler, collator)
+    loader = project.Batches(rows["train"], sampler, collator)
     rates = [project.learning_rate_at(step + 1, run) for step in range(args.updates)]
     if args.quality:
         held_out = project.utils.EvaluationSampler(len(rows["validation"]), args.batch_size)
-        validation = project.build_loader(rows["validation"], held_out, collator)
+        validation = project.Batches(rows["validation"], held_out, collator)
         write_start(args.folder, model, loader, validation)
 
     def update(batch):
