@@ -161,7 +161,7 @@ def train_update(run: Run, batches: list) -> dict:
     Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all ranks. The host
     waits for the device once, to read these (in float16, GradScaler.update() then reads one flag more).
     """
-    args, model, optimizer, scaler = run.args, run.model, run.optimizer, run.scaler
+    args, model, scaler = run.args, run.model, run.scaler
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
     # How many tokens does this update predict, on all ranks together? And does any rank want to stop?
@@ -192,18 +192,22 @@ def train_update(run: Run, batches: list) -> dict:
     result = dict(zip(("loss_sum", "num_masked", "grad_norm", "loss_scale", "stop"), numbers))
     result["skipped"] = not (math.isfinite(result["loss_sum"]) and math.isfinite(result["grad_norm"]))
 
-    # Clip and step; or leave the weights as they are.
+    clip_and_step(run, gradients, result)
+    return result
+
+
+def clip_and_step(run: Run, gradients: list, result: dict) -> None:
+    """The optimizer's step with the gradient clipped; or none, where the update is to be skipped."""
     with paddle.no_grad():
         if result["skipped"]:
             gradients[0].fill_(math.inf)  # so that an enabled scaler finds what was found here, and lowers its scale
-        elif result["grad_norm"] > args.max_grad_norm > 0:
+        elif result["grad_norm"] > run.args.max_grad_norm > 0:
             for gradient in gradients:
-                gradient.scale_(args.max_grad_norm / result["grad_norm"])
-    if scaler.is_enable() or not result["skipped"]:
-        scaler.step(optimizer)
-    scaler.update()
-    optimizer.clear_grad(set_to_zero=False)
-    return result
+                gradient.scale_(run.args.max_grad_norm / result["grad_norm"])
+    if run.scaler.is_enable() or not result["skipped"]:
+        run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.clear_grad(set_to_zero=False)
 
 
 def masked_loss(model, batch: dict) -> tuple:
@@ -949,8 +953,7 @@ def parse_arguments(argv: list | None):
     add("--mlm_probability", type=number(float, 0, 1, above=0), default=0.15, help="share of the tokens predicted")
     add("--whole_word_masking", type=boolean, default=False, help="predict whole words rather than single tokens")
     add = parser.add_argument_group("model").add_argument
-    names = f"from scratch: {', '.join(ARCHITECTURES)}, or a directory with config.json alone"
-    names += "; continued: a directory with weights, or a hub id"
+    names = f"{', '.join(ARCHITECTURES)} or a config.json alone: from scratch; a directory or hub id: continued"
     add("--model_name_or_path", default="roberta-en-base", help=names)
     add(
         "--dropout", type=number(float, 0, 0.99), help="of hidden states and attention weights; the model's if left out"
@@ -960,9 +963,7 @@ def parse_arguments(argv: list | None):
     add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
     add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
     schedules = ["linear", "constant_with_warmup", "cosine"]
-    add(
-        "--lr_scheduler", choices=schedules, default="linear", help="with the constant one, a resumed run may be longer"
-    )
+    add("--lr_scheduler", choices=schedules, default="linear", help="the constant one lets a resumed run go on longer")
     add("--warmup_steps", type=not_negative, default=0.06, help="updates until the peak; below 1, a share of all")
     add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, on tensors of two dimensions or more")
     add("--adam_epsilon", type=number(float, above=0), default=1e-6, help="AdamW's")

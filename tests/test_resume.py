@@ -101,6 +101,15 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(pretrain, monke
     assert result(output) == undisturbed
 
 
+def test_in_mixed_precision_a_killed_run_ends_as_an_undisturbed_one_too(pretrain, monkeypatch, tmp_path):
+    """In bfloat16 where this processor has it."""
+    mixed = [*RUN, "--amp", "True"]
+    expected = result(pretrain(*mixed, output=tmp_path / "whole"))
+    for step in (3, 17, 29):
+        kill_in_update(pretrain, monkeypatch, step, *mixed, *RESUME)
+    assert result(pretrain(*mixed, *RESUME)) == expected
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undisturbed, tmp_path, signum, capsys):
     def send():
