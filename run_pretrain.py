@@ -1,10 +1,10 @@
 """Pretrain RoBERTa with masked language modelling on the rows that create_data.py wrote.
 
     python run_pretrain.py --input_file demo_data --model_name_or_path roberta-en-tiny --learning_rate 3e-3 \
-        --max_steps 400 --logging_steps 50 --output_dir demo_ckp                                       # a laptop
+        --dropout 0 --max_steps 800 --output_dir demo_ckp                                       # a laptop
     python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --model_name_or_path roberta-en-base \
         --input_file wiki --batch_size 16 --output_dir ckp                                             # two GPUs
-    python run_pretrain.py --input_file demo_data --model_name_or_path demo_ckp/paddle_400 --max_steps 0   # evaluate
+    python run_pretrain.py --input_file demo_data --model_name_or_path demo_ckp/paddle_800 --max_steps 0   # evaluate
 """
 
 import contextlib
