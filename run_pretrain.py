@@ -132,13 +132,12 @@ def train(run: Run, batches, validation) -> dict | None:
     args = run.args
     run.model.train()
     while True:
-        finished = run.global_step == run.total_steps
-        if run.global_step and (finished or run.global_step % args.save_steps == 0):
+        if run.global_step and is_due(run):
             evaluation = evaluate(run, validation)
             if evaluation is None:
                 return None
             run.report.evaluation(run, evaluation)
-            if finished:
+            if run.global_step == run.total_steps:
                 return evaluation
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
@@ -148,11 +147,15 @@ def train(run: Run, batches, validation) -> dict | None:
         run.global_step += 1
         run.report.add(run, result, micro_batches, loaded - started, time.perf_counter() - loaded)
         stop_if_all_are_skipped(run, result)
-        finished = run.global_step == run.total_steps
-        if result["stop"] or finished or run.global_step % args.save_steps == 0:
+        if result["stop"] or is_due(run):
             save_checkpoint(run)
-        if result["stop"] and not finished:
+        if result["stop"] and run.global_step < run.total_steps:
             return None
+
+
+def is_due(run: Run) -> bool:
+    """Whether this step has a checkpoint and an evaluation."""
+    return run.global_step % run.args.save_steps == 0 or run.global_step == run.total_steps
 
 
 def train_update(run: Run, batches: list) -> dict:
