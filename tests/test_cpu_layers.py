@@ -45,7 +45,7 @@ def with_cpu_layers(model, width: int, heads: int, half: bool, dropout: float = 
     changed.set_state_dict(model.state_dict())
     args = SimpleNamespace(device="cpu", precision="bfloat16" if half else "float32")
     run_pretrain.use_fast_layers(changed, args, padded)
-    assert type(changed.roberta.encoder.layers[0].self_attn) is run_pretrain.CpuAttention
+    assert "forward" in vars(changed.roberta.encoder.layers[0].self_attn)
     return changed
 
 
@@ -103,7 +103,7 @@ def test_a_product_is_that_of_its_rounded_operands(half):
             b = np.ascontiguousarray(draw((n, k) if transposed else (k, n)).astype(np.float32))
             out, bias = np.empty((m, n), np.float32), draw(n).astype(np.float32)
             left, right = run_pretrain.rounded(a, half), run_pretrain.rounded(b, half)
-            run_pretrain.gemm(left, right.T if transposed else right, out, paddle.to_tensor(bias))
+            run_pretrain.gemm(left, right.T if transposed else right, out, bias.reshape(1, n))
             exact = [as_bfloat16(x).astype(np.float64) if half else x.astype(np.float64) for x in (a, b)]
             wanted = exact[0] @ (exact[1].T if transposed else exact[1]) + bias
             assert distance(out, wanted) < 1e-5
@@ -154,7 +154,7 @@ def test_dropout_keeps_the_mean_and_its_gradient_the_mask():
     paddle.seed(3)
     x = paddle.ones([500, 1001])
     x.stop_gradient = False
-    y = run_pretrain.DropoutFunction.apply(x, 0.1)
+    y = run_pretrain.Function.apply(run_pretrain.dropout_operation, x, 0.1)
     y.sum().backward()
     assert (y == 0).astype("float32").mean().item() == pytest.approx(0.1, abs=2e-3)
     assert y.mean().item() == pytest.approx(1, abs=3e-3)
@@ -163,7 +163,7 @@ def test_dropout_keeps_the_mean_and_its_gradient_the_mask():
 
 def test_attention_with_dropout_has_the_gradient_of_what_it_computed():
     attention = paddle.nn.MultiHeadAttention(32, 2, dropout=0.3)
-    attention.__class__, attention.padded, attention.half = run_pretrain.CpuAttention, False, False
+    run_pretrain.use_fast_layers(attention, SimpleNamespace(device="cpu", precision="float32"), padded=False)
     x, direction = paddle.randn([2, 9, 32]), paddle.randn([2, 9, 32])
     x.stop_gradient = False
 

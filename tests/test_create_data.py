@@ -844,7 +844,7 @@ ERRORS = {
     "only white space": ({"a.txt": b"\n \t\r\n\n"}, "", ["empty"]),
     "too small for one row": ({}, "--max_seq_length 512", ["small", "512"]),
     "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["all of it (1 documents)", "--document_separator"]),
-    "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "at least 4"]),
+    "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "from 4"]),
     "max_seq_length above the tokenizer's": ({}, "--tokenizer_name {bad}/100 --max_seq_length 101", ["101", "100"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),

@@ -169,7 +169,7 @@ def loss(model, batch):
     return value, *rest
 
 run_pretrain.train_update, run_pretrain.masked_loss = update, loss
-run_pretrain.leave(utils.command_line(run_pretrain.main))
+import os; os._exit(utils.command_line(run_pretrain.main))
 """
 
 
@@ -217,7 +217,7 @@ def digest(model):
     return hashlib.sha256(b"".join(p.numpy().tobytes() for p in model.parameters())).hexdigest()
 
 run_pretrain.build_model, run_pretrain.train_update = model, update
-run_pretrain.leave(utils.command_line(run_pretrain.main))
+import os; os._exit(utils.command_line(run_pretrain.main))
 """
 
 
@@ -250,8 +250,11 @@ def test_ranks_die_with_a_launcher_that_is_killed(packed_data, tmp_path):
 
 
 @pytest.mark.parametrize("status", [0, 2])
-def test_nothing_that_is_torn_down_at_the_end_changes_the_status(status):
-    code = "import atexit, os, run_pretrain; atexit.register(os.abort); print('all', end=''); "
-    code += f"run_pretrain.leave({status})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (status, "all")
+def test_nothing_that_is_torn_down_at_the_end_changes_the_status(status, packed_data, tmp_path):
+    data = packed_data if status == 0 else "missing"
+    argv = ["run_pretrain.py", *arguments_of(data, tmp_path / "ckp", "--max_steps", 0)]
+    code = "import atexit, os, runpy, sys; atexit.register(os.abort); sys.argv = sys.argv[1:]; "
+    code += "runpy.run_path('run_pretrain.py', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == status, run.stderr
+    assert ("evaluation: loss" in run.stdout) if status == 0 else ("--input_file missing" in run.stderr)

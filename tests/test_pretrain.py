@@ -110,7 +110,7 @@ def test_the_fast_layers_give_the_names_loss_and_gradients_of_paddlenlps_own(bui
     fast = build("--dropout", "0", padded=padded)
     monkeypatch.setattr(run_pretrain, "use_fast_layers", lambda *arguments, **options: None)
     own = build("--dropout", "0")
-    assert type(own.roberta.encoder.layers[0].linear1) is paddle.nn.Linear is not type(fast.lm_head.decoder)
+    assert "forward" in vars(fast.lm_head.decoder) and "forward" not in vars(own.lm_head.decoder)
     assert set(fast.state_dict()) == set(own.state_dict())
     assert_equal_losses_and_gradients(loss_and_gradients(fast, batch), loss_and_gradients(own, batch))
 
@@ -503,9 +503,9 @@ def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
     run.window = {"loss_sum": 123.4, "num_masked": 10.0, "skipped_updates": 0}
     run.window.update(updates=100, tokens=26_214_400, seconds=100.0, data_seconds=1.0, flops=1e15)
     result = {"grad_norm": 1.0, "loss_scale": 1.0}
-    report._training(run, result)
+    report.training(run, result)
     run.window["skipped_updates"] = 12
-    report._training(run, result)
+    report.training(run, result)
     plain, skipped = capsys.readouterr().out.splitlines()[-2:]
     assert plain == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  ETA 243:30 h"
     assert skipped == plain + "  12 skipped" and len(skipped) <= 100
@@ -657,11 +657,11 @@ BAD_ARGUMENTS = {
     "--num_train_epochs 0": "gives no update",
     "--warmup_steps 1000000": "longer than the training",
     "--batch_size 1000000": "larger than the data",
-    "--learning_rate -1": "--learning_rate: -1 is not at least 0",
+    "--learning_rate -1": "--learning_rate: -1 is not in the range from 0",
     "--learning_rate nan": "--learning_rate: nan is not",
     "--weight_decay inf": "--weight_decay: inf is not",
     "--adam_epsilon 0": "--adam_epsilon: 0 is not",
-    "--batch_size 0": "--batch_size: 0 is not at least 1",
+    "--batch_size 0": "--batch_size: 0 is not in the range from 1",
     "--amp yes": "--amp: 'yes' is neither True nor False",
     "--max_grad_nor 1": "unrecognized arguments: --max_grad_nor",
     "--device xpu": "--device xpu: Paddle",
@@ -890,5 +890,5 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
 def test_data_sets_of_other_tokenizers_are_not_mixed(pretrain, packed_data, tmp_path):
     (tmp_path / "other.txt").write_text(text_of_words(100, seed=1))
     other = create(tmp_path / "other.txt", tmp_path / "other")
-    with pytest.raises(UserError, match=rf"{other} has another tokenizer than {packed_data}: prepare both with"):
+    with pytest.raises(UserError, match=rf"{other} has another tokenizer than {packed_data}: prepare all with"):
         pretrain("--max_steps", "1", "--input_file", str(packed_data), str(other))

@@ -203,7 +203,7 @@ def save_on_a_full_disk(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     save(run)
 run_pretrain.save_checkpoint = save_on_a_full_disk
-run_pretrain.leave(utils.command_line(run_pretrain.main))
+import os; os._exit(utils.command_line(run_pretrain.main))
 """
     process = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2, process.stderr
@@ -227,7 +227,7 @@ import run_pretrain, utils
 run_pretrain.ARCHITECTURES["{TINY}"] = (2, 32, 2)
 real = run_pretrain.masked_loss
 run_pretrain.masked_loss = lambda model, batch: real(model, batch) if model.training else 1 / 0
-run_pretrain.leave(utils.command_line(run_pretrain.main))
+import os; os._exit(utils.command_line(run_pretrain.main))
 """
     process = subprocess.run(
         [sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -313,14 +313,16 @@ def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pr
 
 
 DAMAGE = {
-    "model.safetensors is damaged": lambda path: flip_bit(path / "model.safetensors"),
-    "optimizer.safetensors is damaged": lambda path: os.truncate(path / "training_state/optimizer.safetensors", 1000),
-    "state.json is missing": lambda path: (path / "training_state/state.json").unlink(),
-    "config.json is missing": lambda path: (path / "config.json").unlink(),
-    "SHA256SUMS is missing": lambda path: (path / "SHA256SUMS").unlink(),
+    "damaged or missing: model.safetensors": lambda path: flip_bit(path / "model.safetensors"),
+    "damaged or missing: training_state/optimizer.safetensors": lambda path: os.truncate(
+        path / "training_state/optimizer.safetensors", 1000
+    ),
+    "damaged or missing: training_state/state.json": lambda path: (path / "training_state/state.json").unlink(),
+    "damaged or missing: config.json": lambda path: (path / "config.json").unlink(),
+    "No such file or directory": lambda path: (path / "SHA256SUMS").unlink(),
     "SHA256SUMS is cut off": lambda path: os.truncate(path / "SHA256SUMS", 0),
     "it cannot be read": lambda path: (path / "config.json").unlink() or (path / "config.json").symlink_to("none"),
-    "SHA256SUMS is missing or unreadable": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
+    "'utf-8' codec": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
 }
 
 

@@ -82,7 +82,7 @@ def ours(args) -> Contestant:
     loader = project.Batches(rows["train"], sampler, collator)
     rates = [project.learning_rate_at(step + 1, run) for step in range(args.updates)]
     if args.quality:
-        held_out = project.utils.EvaluationSampler(len(rows["validation"]), args.batch_size)
+        held_out = project.utils.evaluation_batches(len(rows["validation"]), args.batch_size)
         validation = project.Batches(rows["validation"], held_out, collator)
         write_start(args.folder, model, loader, validation)
 
@@ -499,7 +499,7 @@ def parse_arguments(argv: list | None):
     add("--device", choices=["cpu", "gpu"], default="cpu", help="of all contestants")
     add("--threads", type=positive, default=2, help="ours and Hugging Face's; the original keeps Paddle's default")
     add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast")
-    add("--learning_rate", type=number(float, above=0), default=1e-4, help="peak")
+    add("--learning_rate", type=number(float, 1e-9), default=1e-4, help="peak")
     add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
     add("--torch_python", help="a Python with torch and transformers; this one if left out")
     add("--quality", action="store_true", help="compare evaluation losses instead of speed")
