@@ -35,6 +35,7 @@ except ImportError:  # Windows
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 POSITIONS_MULTIPLE = 128
+MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 SPACE = "Ġ"  # stands for a space in the vocabulary of a byte-level BPE
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
@@ -117,8 +118,8 @@ class DataCollatorMLM:
         word = np.cumsum(begins) - 1  # of each position
         chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
         draw = generator.random(len(ids))
-        masked_ids = np.where(chosen & (draw < 0.8), self.mask_token_id, ids)
-        randomized = np.flatnonzero(chosen & (draw >= 0.8) & (draw < 0.9))
+        masked_ids = np.where(chosen & (draw < MASKED), self.mask_token_id, ids)
+        randomized = np.flatnonzero(chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED))
         masked_ids[randomized] = self.regular_ids[generator.integers(len(self.regular_ids), size=len(randomized))]
         return chosen, masked_ids
 
