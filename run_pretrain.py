@@ -71,7 +71,7 @@ MAY_CHANGE = (
     "resume_from_checkpoint device amp amp_dtype"
 ).split()
 GONE = {
-    "--num_workers": "batches are made in a thread, which is as fast; leave it out",
+    "--num_workers": "a batch is made in a millisecond, without worker processes; leave it out",
     "--amp_level": "the weights always stay in float32 (Paddle's O1); leave it out",
 }
 

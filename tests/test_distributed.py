@@ -71,6 +71,26 @@ def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path):
             assert len(losses) == (5 if event == "train" else 1)
 
 
+def test_accumulation_equals_devices_to_bfloat16s_rounding(packed_data, without_dropout, tmp_path):
+    """The micro-batches are the same ones, rounded alike; only their four gradients are added in another order, in
+    float32: three roundings of at most 2^-24 each way, 3.6e-7 together (and as little in the norm for clipping)."""
+    moments = []
+    for processes, accumulation in (1, 4), (2, 2):
+        output = tmp_path / f"{processes}x{accumulation}"
+        more = ["--gradient_accumulation_steps", accumulation, "--max_steps", 1, "--amp", True]
+        command = arguments_of(packed_data, output, *more, "--model_name_or_path", without_dropout)
+        if processes == 1:
+            run_pretrain.main(command)
+        else:
+            assert launch(tmp_path / "logs", processes, "run_pretrain.py", *command).wait(timeout=300) == 0
+        moments.append(load_file(output / "paddle_1/training_state/optimizer.safetensors"))
+    gradients = [name for name in moments[0] if name.endswith("/moment1") and moments[0][name].ndim == 2]
+    assert len(gradients) > 10
+    for name in gradients:
+        one, other = (moment[name] for moment in moments)
+        assert np.linalg.norm(one - other) <= 4e-7 * np.linalg.norm(one), name
+
+
 def test_normalising_each_micro_batch_alone_would_fail_that_check(packed_data, without_dropout, tmp_path, monkeypatch):
     """What the check above is worth: the mean of the micro-batches' means is not the mean over the masked tokens."""
 
