@@ -11,11 +11,12 @@ special_tokens_mask), with the tokenizer in OUTPUT_DIR/tokenizer and a record of
 import ast
 import codecs
 import csv
+import functools
+import gc
 import glob
 import hashlib
 import json
 import os
-import pathlib
 import random
 import re
 import shlex
@@ -25,12 +26,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, repeat
+from pathlib import Path
 
 import fsspec
 import numpy as np
-import pyarrow
-from pyarrow import parquet
+import pyarrow.parquet
 from tqdm import tqdm
 
 from utils import (
@@ -58,7 +59,10 @@ CHECKED_FIRST, CHECKED = 50_000, 2_000  # bytes of the first and of each other b
 TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns from, about
 SEARCHED = 2_000_000  # characters of a text file in which an empty line is looked for
 LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # characters, bytes: such documents earn a warning
+HUB_REMEDY = "; check --dataset_name, --dataset_config_name, --split, or use --data_files or --dataset_name demo"
+REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace a data set"
 # Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
+open_text = functools.partial(fsspec.open, mode="rt", compression="infer", encoding="utf-8-sig")
 codecs.register_error("to_fffd", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
 
 
@@ -68,7 +72,9 @@ def main(argv: list | None = None) -> None:
     corpus = find_files(args.data_files) if args.data_files else [args.dataset_name]
     held_out = find_files(args.validation_files or [])
     with atomic_directory(args.output_dir) as folder:
-        check_may_replace(args)
+        if os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
+            is_data = os.path.exists(f"{args.output_dir}/dataset_dict.json")
+            require(is_data and args.overwrite_output_dir, f"{args.output_dir} is not empty: {REPLACE}")
         tokenizer, longest = load_tokenizer(args, corpus)
         encoder = Encoder(tokenizer)
         length = args.max_seq_length or min(512, longest or 512)
@@ -87,7 +93,7 @@ def main(argv: list | None = None) -> None:
             "arguments": {**vars(args), "max_seq_length": length},
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},
         }
-        pathlib.Path(folder, "data_card.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
+        Path(folder, "data_card.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
     print_summary(args, card, tokenizer, time.perf_counter() - start)
 
 
@@ -97,6 +103,7 @@ def main(argv: list | None = None) -> None:
 def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length: int) -> dict:
     """Writes the rows of both splits below `folder`; returns what the data card says of them."""
     writers = create_writers(folder, encoder.tokenizer, length, packed=not args.line_by_line)
+    gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     sizes = {split: Counter() for split in SPLITS}  # documents by their number of characters
     fingerprint, size = hashlib.sha256(), 0
     # A thread reads the documents and fills the next buffer while this one is encoded and written.
@@ -118,12 +125,11 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
 
 
 def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
-    """Yields (split, document). With no files held out, a seeded draw for each document in order, or else the last
-    document, goes to validation."""
-    yield from (("validation", document) for document in read_documents(args, held_out))
+    """Yields (split, document). If no files are held out, documents are: by a draw for each, or else the last."""
+    yield from zip(repeat("validation"), read_documents(args, held_out))
     share = 0 if held_out else args.validation_split_percentage / 100
     draw, last, any_held_out = random.Random(args.seed), None, bool(held_out)
-    for document in read_documents(args, corpus, args.max_documents):
+    for document in islice(read_documents(args, corpus), args.max_documents):
         if last:
             yield last
         last = "train", document
@@ -134,8 +140,7 @@ def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
 
 
 def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, sizes: dict) -> Iterator[tuple]:
-    """Collects each split's texts (documents, lines, or pieces of long ones) until they are many, and yields (split,
-    texts in UTF-8, for each whether a document or line ends with it)."""
+    """Yields (split, many texts in UTF-8, for each whether a document or line ends with it, not a piece of one)."""
     buffers, characters = {split: ([], []) for split in SPLITS}, Counter()
     for split, document in assigned:
         sizes[split][len(document)] += 1
@@ -179,20 +184,19 @@ def create_writers(folder: str, tokenizer, length: int, packed: bool) -> dict:
         input_ids=datasets.List(datasets.Value(dtype), length=fixed),
         special_tokens_mask=datasets.List(datasets.Value("bool"), length=fixed),
     )
-    row = {name: [[0] * length] for name in features}
-    placeholder = datasets.Dataset.from_dict(row, features=features)
+    placeholder = datasets.Dataset.from_dict({name: [[0] * length] for name in features}, features=features)
     datasets.disable_progress_bars()
     datasets.DatasetDict(dict.fromkeys(SPLITS, placeholder)).save_to_disk(folder)
-    paths = {split: f"{folder}/{split}/data-00000-of-00001.arrow" for split in SPLITS}
-    return {split: SplitWriter(paths[split], features.arrow_schema, tokenizer, length, packed) for split in SPLITS}
+    schema = features.arrow_schema
+    return {split: SplitWriter(f"{folder}/{split}", schema, tokenizer, length, packed) for split in SPLITS}
 
 
 class SplitWriter:
     """Makes rows of a split's tokens and writes them to a file, an Arrow stream."""
 
-    def __init__(self, path: str, schema, tokenizer, length: int, packed: bool):
-        self.path, self.schema, self.packed = path, schema, packed
-        self.file = pyarrow.ipc.new_stream(path, schema)
+    def __init__(self, folder: str, schema, tokenizer, length: int, packed: bool):
+        self.path, self.schema, self.packed = f"{folder}/data-00000-of-00001.arrow", schema, packed
+        self.file = pyarrow.ipc.new_stream(self.path, schema)
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
         special = {tokenizer.token_to_id(token) for token in SPECIAL}
         self.is_special = np.array([i in special for i in range(tokenizer.get_vocab_size())])
@@ -201,25 +205,27 @@ class SplitWriter:
         self.counts = dict.fromkeys(("tokens", "rows", "dropped_tokens"), 0)
 
     def add(self, ids: np.ndarray, ends: np.ndarray) -> None:
-        """Takes a buffer's token ids (integers [tokens]) and where in them documents, or lines, end (int [number])."""
+        """Takes a buffer's token ids (integers [tokens]) and where in them documents or lines end (int [number])."""
         self.counts["tokens"] += len(ids)
         ids, ends = np.concatenate([self.rest, ids.astype(self.rest.dtype)]), len(self.rest) + ends
         if self.packed:  # the documents, a </s> after each, are one stream, and every `room` tokens of it are a row
             ids = np.insert(ids, ends, self.eos)
-            ends = np.arange(self.room, len(ids) + 1, self.room)
-        ids, self.rest = np.split(ids, [ends[-1] if len(ends) else 0])
-        lengths = np.diff(ends, prepend=0)
-        if not self.packed:  # a line loses what is beyond `room`
-            place_in_line = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
-            self.counts["dropped_tokens"] += int(np.sum(place_in_line >= self.room))
-            ids, lengths = ids[place_in_line < self.room], np.minimum(lengths, self.room)
-        ends = np.cumsum(lengths)
-        places = np.stack([ends - lengths, ends], axis=1).ravel()
-        ids = np.insert(ids, places, np.tile([self.bos, self.eos], len(ends)))
+            ids, self.rest = np.split(ids, [len(ids) // self.room * self.room])
+            ids = np.pad(ids.reshape(-1, self.room), ((0, 0), (1, 1)), constant_values=(self.bos, self.eos)).ravel()
+            lengths = np.full(len(ids) // (self.room + 2), self.room)
+        else:
+            ids, self.rest = np.split(ids, [ends[-1] if len(ends) else 0])
+            lengths = np.diff(ends, prepend=0)
+            fits = np.arange(len(ids)) - np.repeat(ends - lengths, lengths) < self.room  # by its place in the line
+            self.counts["dropped_tokens"] += len(ids) - int(fits.sum())
+            lengths = np.minimum(lengths, self.room)
+            ends = np.cumsum(lengths)
+            places = np.stack([ends - lengths, ends], axis=1).ravel()
+            ids = np.insert(ids[fits], places, np.tile([self.bos, self.eos], len(ends)))
         starts = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
         columns = [pyarrow.ListArray.from_arrays(starts, values) for values in (ids, self.is_special[ids])]
         self.file.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
-        self.counts["rows"] += len(ends)
+        self.counts["rows"] += len(lengths)
 
     def close(self) -> dict:
         self.file.close()
@@ -241,8 +247,7 @@ class Encoder:
         import gigatoken
 
         self.gigatoken = None  # its cache goes before the new one's comes
-        with explaining("gigatoken cannot read the tokenizer: take one of RoBERTa's kind"):
-            self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
+        self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
         self.memory_without_cache = memory_in_use()
 
     def encode(self, texts: list) -> tuple:
@@ -263,25 +268,25 @@ class Encoder:
 
 
 def memory_in_use() -> float:
-    """Resident memory in MB; the largest so far where the system does not tell (only Linux does)."""
-    statm = pathlib.Path("/proc/self/statm")
-    if not statm.exists():
+    """Resident memory in MB; elsewhere than on Linux, the largest so far."""
+    if sys.platform != "linux":
         return peak_memory()
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def check_kind(name: str, definition: dict) -> None:
     """Refuses what gigatoken does not follow, and what allows no cut where pieces() cuts."""
-    model, splitter = definition["model"], {**(definition["pre_tokenizer"] or {}), "trim_offsets": True}
-    roberta = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model, splitter = definition["model"], definition["pre_tokenizer"] or {}
     unknown = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     found = [key for key in unknown if model.get(key)]
-    if model["type"] != "BPE" or definition["normalizer"] or splitter != roberta:
-        found.append(f"{model['type']}, normalizer {definition['normalizer']}, pre_tokenizer {splitter}")
+    if model["type"] != "BPE" or definition["normalizer"]:
+        found.append(f"{model['type']} with normalizer {definition['normalizer']}")
+    if splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or not splitter["use_regex"]:
+        found.append(f"pre_tokenizer {splitter}")
     for token in definition["added_tokens"]:
         if token["single_word"] or token["rstrip"] or re.search(r"\s", token["content"]):
             found.append(f"token {token}")
-    require(not found, f"gigatoken may not follow {name} ({found[:1]}): use a tokenizer of RoBERTa's kind")
+    require(not found, f"gigatoken may not follow {name} ({found[:1]}): use a tokenizer like RoBERTa's")
 
 
 def load_tokenizer(args, corpus: list) -> tuple:
@@ -289,7 +294,7 @@ def load_tokenizer(args, corpus: list) -> tuple:
     from tokenizers import AddedToken, Tokenizer, processors
     from tokenizers.implementations import ByteLevelBPETokenizer
 
-    name, config = args.tokenizer_name, pathlib.Path(args.tokenizer_name, "tokenizer_config.json")
+    name, config = args.tokenizer_name, Path(args.tokenizer_name, "tokenizer_config.json")
     with explaining(f"cannot load the tokenizer {name}: give `train`, a hub id, or a directory with tokenizer.json"):
         if name == "train":
             tokenizer = ByteLevelBPETokenizer()  # with all 256 bytes, so any text is encoded without loss
@@ -318,8 +323,8 @@ def training_sample(args, corpus: list) -> Iterator[str]:
     """About TRAINING_SAMPLE characters: documents drawn evenly from files, the first ones of a data set."""
     draw, used, characters = random.Random(0), 0, 0
     if args.data_files:
-        characters = sum(map(len, read_documents(args, corpus, args.max_documents)))
-    for text in read_documents(args, corpus, args.max_documents):
+        characters = sum(map(len, islice(read_documents(args, corpus), args.max_documents)))
+    for text in islice(read_documents(args, corpus), args.max_documents):
         if used >= TRAINING_SAMPLE and not args.data_files:
             break
         if draw.random() * characters < TRAINING_SAMPLE:
@@ -338,7 +343,7 @@ def save_tokenizer(tokenizer, name: str, folder: str, length: int) -> dict:
     config.update(bos_token=BOS, cls_token=BOS, eos_token=EOS, sep_token=EOS, unk_token=UNK, pad_token=PAD)
     config.update(mask_token=MASK, add_prefix_space=False)
     for file, content in (("vocab", vocab), ("tokenizer_config", config)):
-        pathlib.Path(folder, f"{file}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        Path(folder, f"{file}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return {"name": name, "vocab_size": len(vocab), "sha256": sha256_of(f"{folder}/tokenizer.json")}
 
 
@@ -351,9 +356,11 @@ def find_files(patterns: list) -> list:
     for pattern in patterns:
         is_known = "://" in pattern or os.path.lexists(pattern)
         matches = [pattern] if is_known else sorted(glob.glob(pattern, recursive=True))
-        paths = dict.fromkeys(path for match in matches for path in files_at(match, skipped))
-        require(paths, f"nothing to read at {pattern} (types: {TYPES})")
-        for path in paths:
+        files = [file for match in matches for file in files_at(match, skipped)]
+        paths = [file for file in files if reader_of(file) and ("://" in file or os.path.isfile(file))]
+        require(paths, f"nothing to read at {pattern}: no file, or none of {TYPES}")
+        skipped[f"files in {pattern} of other types than {TYPES}"] += len(files) - len(paths)
+        for path in dict.fromkeys(paths):  # `**` matches a directory and what is in it
             real = path if "://" in path else os.path.realpath(path)
             skipped["files that were named or linked twice"] += real in found
             found.setdefault(real, path)
@@ -363,59 +370,45 @@ def find_files(patterns: list) -> list:
 
 
 def files_at(path: str, skipped: Counter) -> list:
-    """A file, or those below a directory, sorted; links are followed, but into no directory twice."""
+    """A file, or all below a directory; links are followed, but into no directory twice."""
     if not os.path.isdir(path):
-        is_file = "://" in path or os.path.isfile(path)
-        require(is_file and reader_of(path), f"{path} is no file, or a dangling link, or not one of {TYPES}")
         return [path]
     visited, found = set(), []
     for parent, folders, names in os.walk(path, followlinks=True):
         if os.path.realpath(parent) in visited or "dataset_dict.json" in names:
             skipped["directories that hold prepared data or were read before"] += 1
             folders.clear()
-            continue
-        visited.add(os.path.realpath(parent))
-        files = [f"{parent}/{name}" for name in names]
-        wanted = [file for file in files if reader_of(file) and os.path.isfile(file)]
-        skipped[f"files in {path} of other types than {TYPES}"] += len(files) - len(wanted)
-        found += wanted
+        else:
+            visited.add(os.path.realpath(parent))
+            found += [f"{parent}/{name}" for name in names]
     return sorted(found)
 
 
-def read_documents(args, paths: list, limit: int | None = None) -> Iterator[str]:
-    """The first `limit` documents of files, or of a data set. White space alone is no document."""
-    texts = chain.from_iterable(read_texts(args, path) for path in paths)
-    return islice((text for text in texts if text and not text.isspace()), limit)
+def read_documents(args, paths: list) -> Iterator[str]:
+    """The documents of files, or of a data set. An error says what was read, and how far."""
+    for path in paths:
+        reader, position = reader_of(path) or read_data_set, 0
+        try:
+            for position, record in enumerate(reader(path, args), start=1):
+                text = text_of(record, args.text_column, f"{path}, record {position}")
+                if text and not text.isspace():
+                    yield text
+        except UserError:
+            raise
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
+        except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
+            reason, remedy = " ".join(str(error).split())[:500], HUB_REMEDY if reader is read_data_set else ""
+            raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
-def read_texts(args, path: str) -> Iterator[str]:
-    """Yields what a reader does, or its text column. An error says what was read, and how far."""
-    reader, position, remedy = reader_of(path), 0, ""
-    if not reader:
-        reader, remedy = read_data_set, f"; check --dataset_config_name ({args.dataset_config_name}), --split"
-        remedy += f" ({args.split}), or use --data_files or --dataset_name demo"
-    try:
-        for position, record in enumerate(reader(path, args), start=1):
-            text = record
-            if isinstance(record, dict) and args.text_column in record:
-                text = record[args.text_column] if record[args.text_column] is not None else ""
-            if not isinstance(text, str):
-                found = ", ".join(map(str, record)) if isinstance(text, dict) else type(text).__name__
-                problem = f"no text in column {args.text_column!r}, but {found:.300}: see --text_column"
-                raise UserError(f"{path}, record {position}: {problem}")
-            yield text
-    except UserError:
-        raise
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
-    except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-        reason = " ".join(str(error).split())[:500]
-        raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
-
-
-def open_text(path: str, newline: str | None = None):
-    """Opens a UTF-8 file, unpacked, without the byte-order mark; CRLF becomes LF unless newline is ""."""
-    return fsspec.open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)
+def text_of(record, column: str, where: str) -> str | None:
+    """The text of a record: a string, or a mapping whose `column` is a string or None."""
+    text = record[column] if isinstance(record, dict) and column in record else record
+    if not isinstance(text, str | None):
+        found = ", ".join(map(str, record)) if isinstance(text, dict) else type(text).__name__
+        raise UserError(f"{where}: no text in column {column!r}, but {found:.300}: see --text_column")
+    return text
 
 
 def read_txt(path: str, args) -> Iterator[str]:
@@ -451,7 +444,7 @@ def read_csv(path: str, args) -> Iterator[dict]:
 
 def read_parquet(path: str, args) -> Iterator[dict]:
     with fsspec.open(path, "rb") as source:
-        file = parquet.ParquetFile(source)
+        file = pyarrow.parquet.ParquetFile(source)
         columns = [args.text_column] if args.text_column in file.schema_arrow.names else None
         yield from chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(256, columns=columns))
 
@@ -461,12 +454,11 @@ def read_data_set(name: str, args) -> Iterator:
     import datasets
 
     if name == "demo":
-        yield from demo_documents()
-        return
+        return demo_documents()
     stream = datasets.load_dataset(name, args.dataset_config_name, split=args.split, streaming=True)
     if args.text_column in (stream.column_names or []):
         stream = stream.select_columns([args.text_column])
-    yield from chain.from_iterable(batch.to_pylist() for batch in stream.with_format("arrow").iter(256))
+    return chain.from_iterable(batch.to_pylist() for batch in stream.with_format("arrow").iter(256))
 
 
 def demo_documents() -> Iterator[str]:
@@ -474,7 +466,7 @@ def demo_documents() -> Iterator[str]:
     from pydoc_data.topics import topics
 
     yield from topics.values()
-    library = pathlib.Path(os.__file__).parent
+    library = Path(os.__file__).parent
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for module in sorted(sys.stdlib_module_names):
         for path in sorted([library / f"{module}.py", *(library / module).rglob("*.py")]):
@@ -512,8 +504,8 @@ def parse_arguments(argv: list | None):
     add("--max_documents", type=number(int, 1), help="take so many documents only")
     add("--validation_split_percentage", type=number(float, 0, 100), default=1, help="held out; one at least")
     add("--seed", type=number(int, 0, 2**63), default=42, help="draws the documents held out")
-    names = "--tokenizer_name", "---tokenizer_name"  # the second as on the original page
-    add("--tokenizer_name", names[1], default="roberta-base", help="directory, hub id, or `train`")
+    kinds = "directory, hub id, or `train`"
+    add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help=kinds)  # ---: the original page's
     add("--vocab_size", type=number(int, 262), default=50265, help="tokens that `train` learns")
     add("--max_seq_length", type=number(int, 4), help="tokens in a row (512, or what the text fills)")
     add("--line_by_line", type=boolean, default=False, help="a row for each line, not packed")
@@ -528,27 +520,19 @@ def parse_arguments(argv: list | None):
     config = args.dataset_config_name or f"{DUMP}.en"
     if args.dataset_name == "wikipedia":  # on the original page; it can no longer be loaded
         args.dataset_name, config = WIKIPEDIA, f"{DUMP}.{config.rpartition('.')[2]}"
-        warn(f"wikipedia {args.dataset_config_name} is gone: using {WIKIPEDIA} {config}")
+        warning = f"warning: wikipedia {args.dataset_config_name} is gone: using {WIKIPEDIA} {config}"
+        print(warning, file=sys.stderr)
     if args.dataset_name == WIKIPEDIA:
         args.dataset_config_name = config
     return args
 
 
-def check_may_replace(args) -> None:
-    path, remedy = args.output_dir, "choose another --output_dir"
-    if os.path.isdir(path) and os.listdir(path):
-        is_data = os.path.exists(f"{path}/dataset_dict.json")
-        require(is_data, f"{path} is not empty and not a data set: {remedy}")
-        require(args.overwrite_output_dir, f"{path} exists: {remedy}, or --overwrite_output_dir True to replace it")
-
-
 def filled_length(args, splits: dict, length: int) -> int:
-    """Checks that both splits have text; returns the row length, or if none was given a shorter one that they fill."""
+    """Checks that there is text; returns the row length, or a shorter one that both splits fill, if none was given."""
     trained_on, held_out = (splits[split]["documents"] for split in SPLITS)
-    require(trained_on or held_out, "the corpus is empty: no document holds anything but white space")
-    require(held_out, "--validation_files hold nothing but white space")
-    is_wanted = args.validation_split_percentage == 100 and not args.validation_files
+    require(held_out, "the corpus is empty, or --validation_files are: there is nothing but white space")
     remedy = "add text, or divide it (--document_separator line)"
+    is_wanted = args.validation_split_percentage == 100
     require(trained_on or is_wanted, f"all of it ({held_out} documents) is held out: {remedy}")
     for split, counts in splits.items():
         if counts["documents"] and not counts["rows"]:
@@ -564,10 +548,10 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
 
     size, longest = card["bytes"], card["longest_document"]
     documents = sum(counts["documents"] for counts in card["splits"].values())
-    is_long = args.separators and not args.document_separator and size > LONG_ON_AVERAGE * documents
-    if is_long or longest > LONG_DOCUMENT:
+    is_guessed = args.separators and not args.document_separator
+    if longest > LONG_DOCUMENT or (is_guessed and size > LONG_ON_AVERAGE * documents):
         problem = f"{documents} documents in {size:,} bytes, the longest of {longest:,} characters"
-        warn(f"{problem}: check what they end at (--document_separator)")
+        print(f"warning: {problem}: check what they end at (--document_separator)", file=sys.stderr)
     for separator, count in Counter(args.separators.values()).items():
         say(f"documents end at: {separator} in {count} files (--document_separator sets it)")
     for split, counts in card["splits"].items():
@@ -586,10 +570,6 @@ def say(line: str) -> None:
         print(line, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -604,7 +604,7 @@ def test_what_a_directory_holds_and_is_not_read_is_counted(create, tmp_path, cap
 
 def test_a_dangling_link_is_one_line(create, tmp_path):
     (tmp_path / "a.txt").symlink_to("missing")
-    with pytest.raises(UserError, match=r"a\.txt is no file, or a dangling link"):
+    with pytest.raises(UserError, match=r"nothing to read at .*a\.txt: no file"):
         create(tmp_path / "a.txt")
 
 
@@ -732,7 +732,7 @@ def test_an_error_of_the_hub_keeps_its_remedy(hub, tmp_path, tokenizer):
     shard = hub / "latin/test-00001-of-00002.parquet"
     content = shard.read_bytes()
     shard.write_bytes(content[:50] + bytes(len(content) // 2) + content[50 + len(content) // 2 :])
-    with pytest.raises(UserError, match=r"cannot read .*/hub .*name \(latin\), --split \(test\)"):
+    with pytest.raises(UserError, match=r"cannot read .*/hub after record \d+ .*--split"):
         main(*options, "--dataset_config_name", "latin", "--split", "test")
 
 
