@@ -59,7 +59,7 @@ CHECKED_FIRST, CHECKED = 50_000, 2_000  # bytes of the first and of each other b
 TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns from, about
 SEARCHED = 2_000_000  # characters of a text file in which an empty line is looked for
 LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # characters, bytes: such documents earn a warning
-HUB_REMEDY = "; check --dataset_name, --dataset_config_name, --split, or use --data_files or --dataset_name demo"
+HUB_REMEDY = "; check --dataset_config_name {}, --split {}, or use --data_files or --dataset_name demo"
 REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace a data set"
 # Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
 open_text = functools.partial(fsspec.open, mode="rt", compression="infer", encoding="utf-8-sig")
@@ -78,7 +78,7 @@ def main(argv: list | None = None) -> None:
         tokenizer, longest = load_tokenizer(args, corpus)
         encoder = Encoder(tokenizer)
         length = args.max_seq_length or min(512, longest or 512)
-        require(length <= (longest or length), f"--max_seq_length {length} is above the tokenizer's {longest}")
+        require(length <= (longest or length), f"--max_seq_length {length} is above the tokenizer's limit {longest}")
         written = write_rows(args, corpus, held_out, encoder, folder, length)
         filled = filled_length(args, written["splits"], length)
         if filled < length:
@@ -247,7 +247,8 @@ class Encoder:
         import gigatoken
 
         self.gigatoken = None  # its cache goes before the new one's comes
-        self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
+        with explaining("gigatoken cannot read the tokenizer: use one like RoBERTa's"):
+            self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
         self.memory_without_cache = memory_in_use()
 
     def encode(self, texts: list) -> tuple:
@@ -298,15 +299,15 @@ def load_tokenizer(args, corpus: list) -> tuple:
     with explaining(f"cannot load the tokenizer {name}: give `train`, a hub id, or a directory with tokenizer.json"):
         if name == "train":
             tokenizer = ByteLevelBPETokenizer()  # with all 256 bytes, so any text is encoded without loss
-            first = [BOS, PAD, EOS, UNK]  # ids 0 to 3; <mask> is the last
-            tokenizer.train_from_iterator(training_sample(args, corpus), args.vocab_size - 1, 0, False, first)
+            sample, first = training_sample(args, corpus), [BOS, PAD, EOS, UNK]  # ids 0 to 3; <mask> is the last
+            tokenizer.train_from_iterator(sample, args.vocab_size - 1, 0, sys.stderr.isatty(), first)
         elif not os.path.isdir(name):
             tokenizer = Tokenizer.from_pretrained(name)
         elif os.path.exists(f"{name}/tokenizer.json"):
             tokenizer = Tokenizer.from_file(f"{name}/tokenizer.json")
         else:
             tokenizer = ByteLevelBPETokenizer.from_file(f"{name}/vocab.json", f"{name}/merges.txt")
-        longest = json.loads(config.read_text()).get("model_max_length") if config.exists() else None
+        longest = json.loads(config.read_bytes()).get("model_max_length") if config.exists() else None
     if isinstance(tokenizer, ByteLevelBPETokenizer):  # give it what makes it RoBERTa's
         tokenizer.add_special_tokens([BOS, PAD, EOS, UNK, AddedToken(MASK, lstrip=True)])
         bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
@@ -398,7 +399,9 @@ def read_documents(args, paths: list) -> Iterator[str]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-            reason, remedy = " ".join(str(error).split())[:500], HUB_REMEDY if reader is read_data_set else ""
+            reason, remedy = " ".join(str(error).split())[:500], ""
+            if reader is read_data_set:
+                remedy = HUB_REMEDY.format(args.dataset_config_name, args.split)
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
@@ -493,26 +496,27 @@ def reader_of(path: str):
 def parse_arguments(argv: list | None):
     parser = ArgumentParser("Turn text into rows of tokens for masked language modelling.")
     parser.set_defaults(separators={})  # for each text file that was read, what its documents end at
-    add = parser.add_argument
+    add = parser.add_argument_group("source of the text").add_mutually_exclusive_group().add_argument
+    add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, URLs, directories of {TYPES}")
+    add("--dataset_name", default=WIKIPEDIA, help="data set on the hub, or `demo`")
+    add = parser.add_argument_group("data").add_argument
     add("--output_dir", default="wiki", help="directory to write")
     add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set that is there")
     add("--validation_files", nargs="+", metavar="PATH", help="what to hold out, instead of a drawn share")
-    add("--document_separator", choices=("empty_line", "line", "file"), help="in text files")
+    add("--document_separator", choices=("empty_line", "line", "file"), help="between texts of a file")
     add("--dataset_config_name", help=f"configuration of a data set ({DUMP}.en of Wikipedia)")
     add("--split", default="train", help="split of a data set")
     add("--text_column", default="text", help="column with the text")
     add("--max_documents", type=number(int, 1), help="take so many documents only")
     add("--validation_split_percentage", type=number(float, 0, 100), default=1, help="held out; one at least")
     add("--seed", type=number(int, 0, 2**63), default=42, help="draws the documents held out")
-    kinds = "directory, hub id, or `train`"
+    add = parser.add_argument_group("tokens").add_argument
+    kinds = "directory with tokenizer.json or vocab.json and merges.txt, hub id, or `train`"
     add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help=kinds)  # ---: the original page's
     add("--vocab_size", type=number(int, 262), default=50265, help="tokens that `train` learns")
     add("--max_seq_length", type=number(int, 4), help="tokens in a row (512, or what the text fills)")
     add("--line_by_line", type=boolean, default=False, help="a row for each line, not packed")
     add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="threads")
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, URLs, directories of {TYPES}")
-    add("--dataset_name", default=WIKIPEDIA, help="data set on the hub, or `demo`")
     args = parser.parse_args(argv)
     with explaining("--output_dir is not UTF-8: choose another name"):
         args.output_dir.encode()
@@ -522,13 +526,13 @@ def parse_arguments(argv: list | None):
         args.dataset_name, config = WIKIPEDIA, f"{DUMP}.{config.rpartition('.')[2]}"
         warning = f"warning: wikipedia {args.dataset_config_name} is gone: using {WIKIPEDIA} {config}"
         print(warning, file=sys.stderr)
-    if args.dataset_name == WIKIPEDIA:
+    if args.dataset_name == WIKIPEDIA and not args.data_files:
         args.dataset_config_name = config
     return args
 
 
 def filled_length(args, splits: dict, length: int) -> int:
-    """Checks that there is text; returns the row length, or a shorter one that both splits fill, if none was given."""
+    """Checks that there is text; returns the row length, or if none was given a shorter one that both splits fill."""
     trained_on, held_out = (splits[split]["documents"] for split in SPLITS)
     require(held_out, "the corpus is empty, or --validation_files are: there is nothing but white space")
     remedy = "add text, or divide it (--document_separator line)"
