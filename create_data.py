@@ -61,8 +61,8 @@ SEARCHED = 2_000_000  # characters of a text file in which an empty line is look
 LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # characters, bytes: such documents earn a warning
 HUB_REMEDY = "; check --dataset_config_name {}, --split {}, or use --data_files or --dataset_name demo"
 REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace a data set"
-# Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
 open_text = functools.partial(fsspec.open, mode="rt", compression="infer", encoding="utf-8-sig")
+# Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
 codecs.register_error("to_fffd", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
 
 
@@ -108,17 +108,22 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
     fingerprint, size = hashlib.sha256(), 0
     # A thread reads the documents and fills the next buffer while this one is encoded and written.
     buffers = one_ahead(fill_buffers(assign_splits(args, corpus, held_out), args.line_by_line, sizes))
-    for split, texts, ends in tqdm(buffers, "encoding", unit=" x 2 MB", disable=None):
+    progress = tqdm(desc="encoding", unit="B", unit_scale=True, disable=None)
+    for split, texts, ends in buffers:
         ids, lengths = encoder.encode(texts)
         writers[split].add(ids, np.cumsum(lengths)[ends])
         text = b"\0".join(texts)
         encoder.check(text)
         fingerprint.update(text)
         size += len(text)
+        progress.update(len(text))
+    progress.close()
+    characters = sorted((sizes["train"] + sizes["validation"]).elements())
     return {
         "fingerprint": f"sha256:{fingerprint.hexdigest()}",
         "bytes": size,
-        "longest_document": max([0, *sizes["train"], *sizes["validation"]]),
+        "longest_document": max(characters, default=0),
+        "median_document": characters[len(characters) // 2] if characters else 0,
         "files": {os.path.relpath(writer.path, folder): writer.close() for writer in writers.values()},
         "splits": {split: {"documents": sizes[split].total(), **writers[split].counts} for split in SPLITS},
     }
@@ -399,8 +404,9 @@ def read_documents(args, paths: list) -> Iterator[str]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-            reason, remedy = " ".join(str(error).split())[:500], ""
-            if reader is read_data_set:
+            reason, remedy = " ".join(str(error).split())[:300], ""
+            if reader is read_data_set:  # whose message lists the configurations there are
+                reason = " ".join(str(error).split())[:500]
                 remedy = HUB_REMEDY.format(args.dataset_config_name, args.split)
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
@@ -560,7 +566,7 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
         say(f"documents end at: {separator} in {count} files (--document_separator sets it)")
     for split, counts in card["splits"].items():
         say(f"{split:10} " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items()))
-    say(f"{documents:,} documents, of {size // documents:,} bytes on average")
+    say(f"{documents:,} documents, of {card['median_document']:,} characters in the median")
     say(f"{seconds:.1f} s, {size / 1e6 / seconds:.1f} MB of text a second, {peak_memory():,.0f} MB of memory")
     data = datasets.load_from_disk(args.output_dir)
     rows = data["train"] if len(data["train"]) else data["validation"]
@@ -577,5 +583,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(command_line(main))

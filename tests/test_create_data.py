@@ -454,7 +454,7 @@ def test_how_text_files_are_divided_is_printed_once_and_odd_numbers_are_warned_o
     create(tmp_path / "x", "--document_separator", "file")
     printed = capsys.readouterr()
     assert printed.out.count("--document_separator") == 1 and not printed.err
-    assert re.search(r"^20 documents, of [\d,]+ bytes on average", printed.out, re.MULTILINE)
+    assert re.search(r"^20 documents, of [\d,]+ characters in the median", printed.out, re.MULTILINE)
     monkeypatch.setattr(create_data, "LONG_ON_AVERAGE", 1000)
     stray = tmp_path / "stray.txt"
     stray.write_text("\n".join([*made_up(40), "", *made_up(40)]))
