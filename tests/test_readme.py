@@ -47,7 +47,7 @@ def test_run_pretrain_commands_parse(arguments):
     run_pretrain.parse_arguments(arguments)
 
 
-@pytest.mark.parametrize("name", ["bench_create_data", "bench_train", "bench_glue", "check_gpu"])
+@pytest.mark.parametrize("name", ["bench_create_data", "bench_train", "bench_processes", "bench_glue", "check_gpu"])
 def test_benchmark_commands_parse(name):
     module = __import__(name)
     for arguments in arguments_of(f"tests/benchmarks/{name}.py"):

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
@@ -362,7 +362,7 @@ def main() -> None:
     args.data_file, args.tokenizer_dir = os.path.abspath(args.data_file), os.path.abspath(args.tokenizer_dir)
     report = {
         "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "create_data_sha256": hashlib.sha256((PROJECT / "create_data.py").read_bytes()).hexdigest(),
         "notes": NOTES,
