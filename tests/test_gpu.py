@@ -474,3 +474,6 @@ def test_the_check_for_those_who_have_a_gpu_runs_on_a_cpu(tmp_path):
     assert all(f"{name}: {verdict['verdict']}" in process.stdout for name, verdict in verdicts.items())
     for name in ("float32 updates", "resumed equality", "accumulation against batch"):
         assert verdicts[name]["verdict"] == "passed"
+    if not paddle.is_compiled_with_cuda():
+        process = run_script("tests/benchmarks/check_gpu.py", "--output", tmp_path / "none.json")
+        assert process.returncode == 2 and "sees no GPU here; --device cpu" in process.stderr
