@@ -1,11 +1,18 @@
 """What the READMEs say: commands that the scripts understand, flags and files that exist, changes that can be made."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from importlib.metadata import version
 
 import pytest
 from conftest import ROOT, training_arguments
@@ -67,6 +74,38 @@ def test_utils_and_figure_commands_parse(monkeypatch, tmp_path):
         for arguments in commands:
             with pytest.raises(UserError, match=r"--(checkpoint|metrics) demo_ckp"):
                 module.main(arguments)
+
+
+def test_visualdl_answers_a_browser_of_any_language(tmp_path):
+    [options] = re.findall(r"`visualdl --logdir ckp/visualdl (.*?)`", README)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from visualdl.server.app import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--logdir", str(tmp_path), *options.split(), "--port", str(port)]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--disable-telemetry"], start_new_session=True)
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Accept-Language": "fr"})
+        for _ in range(300):
+            try:
+                assert urllib.request.urlopen(request).status == 200
+                break
+            except urllib.error.HTTPError:
+                raise
+            except urllib.error.URLError:  # not yet there
+                assert server.poll() is None
+                time.sleep(0.1)
+        else:
+            pytest.fail("the server does not answer")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_numpy_is_one_that_paddles_scaler_can_use():
+    """GradScaler calls float() on a tensor of shape [1] (test_gpu.py drives it), which numpy 2.4 refuses."""
+    [bound] = re.findall(r"^numpy(\S+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
+    assert bound == "<2.4" and tuple(map(int, version("numpy").split(".")[:2])) < (2, 4)
 
 
 def test_fine_tuning_figures_are_the_last_evaluations(monkeypatch, tmp_path, capsys):
