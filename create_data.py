@@ -44,6 +44,7 @@ from utils import (
     number,
     peak_memory,
     require,
+    say,
     sha256_of,
 )
 
@@ -60,7 +61,7 @@ TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns
 SEARCHED = 2_000_000  # characters of a text file in which an empty line is looked for
 LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # characters, bytes: such documents earn a warning
 HUB_REMEDY = "; check --dataset_config_name {}, --split {}, or use --data_files or --dataset_name demo"
-REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace a data set"
+REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace it"
 open_text = functools.partial(fsspec.open, mode="rt", compression="infer", encoding="utf-8-sig")
 # Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
 codecs.register_error("to_fffd", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
@@ -74,7 +75,8 @@ def main(argv: list | None = None) -> None:
     with atomic_directory(args.output_dir) as folder:
         if os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
             is_data = os.path.exists(f"{args.output_dir}/dataset_dict.json")
-            require(is_data and args.overwrite_output_dir, f"{args.output_dir} is not empty: {REPLACE}")
+            require(is_data, f"{args.output_dir} is not empty, and no data set: choose another --output_dir")
+            require(args.overwrite_output_dir, f"{args.output_dir} holds a data set: {REPLACE}")
         tokenizer, longest = load_tokenizer(args, corpus)
         encoder = Encoder(tokenizer)
         length = args.max_seq_length or min(512, longest or 512)
@@ -301,6 +303,7 @@ def load_tokenizer(args, corpus: list) -> tuple:
     from tokenizers.implementations import ByteLevelBPETokenizer
 
     name, config = args.tokenizer_name, Path(args.tokenizer_name, "tokenizer_config.json")
+    require(not os.path.isfile(name), f"--tokenizer_name {name} is a file: give its directory")
     with explaining(f"cannot load the tokenizer {name}: give `train`, a hub id, or a directory with tokenizer.json"):
         if name == "train":
             tokenizer = ByteLevelBPETokenizer()  # with all 256 bytes, so any text is encoded without loss
@@ -322,6 +325,7 @@ def load_tokenizer(args, corpus: list) -> tuple:
     missing = [token for token in (BOS, PAD, EOS, MASK) if tokenizer.token_to_id(token) is None]
     require(not missing, f"the tokenizer {name} has no {' '.join(missing)}: use one of RoBERTa's kind")
     check_kind(name, json.loads(tokenizer.to_str()))
+    say(f"tokenizer: {name}, {tokenizer.get_vocab_size():,} tokens")
     return tokenizer, longest
 
 
@@ -401,6 +405,8 @@ def read_documents(args, paths: list) -> Iterator[str]:
                     yield text
         except UserError:
             raise
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error}): convert it, as iconv does") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
@@ -572,14 +578,6 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
     rows = data["train"] if len(data["train"]) else data["validation"]
     say(f"first row: {tokenizer.decode(rows[0]['input_ids'], skip_special_tokens=False)[:200]!r}")
     say(f"written: {args.output_dir}")
-
-
-def say(line: str) -> None:
-    """Prints a line; a closed pipe ends no run."""
-    try:
-        print(line, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

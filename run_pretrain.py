@@ -556,12 +556,13 @@ def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
     ):
         with open(os.path.join(checkpoint, "training_state", "state.json")) as file:
             state = json.load(file)
+        defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know yet
         fresh, was, step = Run(None, None, stop=None), dict(state["identity"]), state["global_step"]
         wrong = [name for name in STATE if type(state[name]) is not type(getattr(fresh, name))]
         require(not wrong, f"{refusal}: its state.json has no usable {' '.join(wrong)}")
-    names = [name for name in {**identity, **was} if was.get(name) != identity.get(name)]
+    names = [name for name in {**identity, **was} if was.get(name, defaults.get(name)) != identity.get(name)]
     changes = "; ".join(f"{name} (was {was.get(name)}, is {identity.get(name)})" for name in names)
-    remedy = "Undo the change, or start a new run in another --output_dir"
+    remedy = "Undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
     require(not names, f"{refusal}: these would change the result: {changes}. {remedy}")
     require(0 < step <= total_steps, f"{checkpoint} is at step {step}, not within this run's {total_steps} updates")
     return state
@@ -605,7 +606,7 @@ def find_checkpoint(args) -> str | None:
         return None
     if wanted != "auto":
         damage = utils.damage_of(wanted)
-        require(damage is None, f"cannot resume from {wanted}: {damage}")
+        require(damage is None, f"cannot resume from {wanted}: {damage}; give `auto`, or a directory paddle_STEP")
         return wanted
     for path in reversed(found):
         damage = utils.damage_of(path)
@@ -660,8 +661,9 @@ class Report:
         say(f"evaluation: {evaluated:,} of {len(validation):,} validation rows (--max_eval_rows)")
 
     def start(self, run: Run, sampler) -> None:
-        rows = f"{sampler.num_rows:,} rows, {run.total_steps:,} updates of {sampler.global_batch:,}"
-        say(f"data: {rows}, the first {run.warmup_steps:,} are the warmup")
+        rows, epochs = f"{sampler.num_rows:,} rows", run.total_steps / sampler.updates_per_epoch
+        updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs:.3g} epochs)"
+        say(f"data: {rows}, {updates}, the first {run.warmup_steps:,} are the warmup")
         self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=no_bar())
         if dist.get_rank() == 0:
             from visualdl import LogWriter
@@ -774,8 +776,7 @@ class Report:
 def say(message: str) -> None:
     """Prints a line on rank 0, above its progress bar."""
     if dist.get_rank() == 0:
-        tqdm.write(message)
-        sys.stdout.flush()
+        utils.say(message)
 
 
 def no_bar() -> bool | None:

@@ -27,6 +27,7 @@ import traceback
 import warnings
 
 import numpy as np
+from tqdm import tqdm
 
 try:
     import fcntl
@@ -233,15 +234,17 @@ def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
 def yardsticks(shares: np.ndarray) -> tuple:
     """The lowest losses (nats, expected) of a model that sees only the place it predicts, and of one that sees nothing.
 
-    The second is the entropy of the shares. For the first, 80 % of the places hold <mask> and tell nothing. The others
-    show a token r, kept with weight shares[r] or drawn with weight 1 / len(shares), and the optimal model predicts with
-    these odds. A loss below the first shows that a model uses the context.
+    The second is the entropy of the shares. For the first, MASKED of the places hold <mask> and tell nothing. The
+    others show a token r, kept with weight `kept` shares[r] or drawn with weight `drawn`, and the optimal model
+    predicts with these odds. A loss below the first shows that a model uses the context.
     """
-    even, occurring = 1 / len(shares), shares[shares > 0]
+    occurring = shares[shares > 0]
     entropy = -np.sum(occurring * np.log(occurring))
-    of_right = np.sum(occurring * (1 + even) * np.log((occurring + even) / (occurring * (1 + even))))
-    of_others = even * np.sum((1 - shares) * np.log((shares + even) / even)) + (1 - even) * entropy
-    return float(0.8 * entropy + 0.1 * (of_right + of_others)), float(entropy)
+    kept, drawn = 1 - MASKED - RANDOMIZED, max(RANDOMIZED, 1e-12) / len(shares)
+    odds_of_right = occurring * (kept + drawn)
+    of_right = np.sum(odds_of_right * np.log((kept * occurring + drawn) / odds_of_right))
+    of_others = np.sum((1 - shares) * np.log((kept * shares + drawn) / drawn)) + (len(shares) - 1) * entropy
+    return float(MASKED * entropy + of_right + drawn * of_others), float(entropy)
 
 
 # ---------------------------------------------------------------- to and from transformers
@@ -366,8 +369,10 @@ def atomic_directory(path: str):
             try:
                 yield path + PARTIAL
                 for folder, _, names in os.walk(path + PARTIAL):
-                    for name in ("", *names):
+                    for name in names:
+                        os.chmod(os.path.join(folder, name), os.stat(folder).st_mode & 0o666)  # safetensors' is 0o600
                         _flush(os.path.join(folder, name))
+                    _flush(folder)
                 if os.path.isdir(path):
                     os.rename(path, path + ASIDE)
                 os.rename(path + PARTIAL, path)
@@ -562,6 +567,15 @@ def command_line(main) -> int:
             return 2
         traceback.print_exc()
         return 1
+
+
+def say(line: str) -> None:
+    """Prints a line, above a progress bar if there is one; a closed pipe or a full disk behind it ends no run."""
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import create
 
+import utils
 from utils import (
     IGNORE_INDEX,
     DataCollatorMLM,
@@ -103,6 +104,13 @@ def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_pla
     assert -np.log(odds).mean() == pytest.approx(yardsticks(shares)[0], rel=0.005)
     assert yardsticks(shares)[0] < 0.95 * yardsticks(shares)[1]
     assert yardsticks(shares)[1] == pytest.approx(-np.log(shares[right]).mean(), rel=0.005)
+
+
+def test_where_all_other_places_keep_their_token_the_best_loss_is_that_of_the_masked_ones(monkeypatch):
+    monkeypatch.setattr(utils, "MASKED", 0.9)
+    monkeypatch.setattr(utils, "RANDOMIZED", 0.0)
+    without_context, entropy = yardsticks(np.array([0.5, 0.3, 0.2, 0.0]))
+    assert without_context == pytest.approx(0.9 * entropy, rel=1e-6)
 
 
 def test_a_row_has_the_same_mask_in_any_batch_order_and_collator():
@@ -212,6 +220,30 @@ def test_an_epoch_has_each_row_at_most_once_and_the_next_another_order():
     for number, keys in enumerate(epochs):
         assert len(set(keys)) == 96 and {epoch for epoch, _ in keys} == {number}
     assert [row for _, row in epochs[0]] != [row for _, row in epochs[1]]
+
+
+def test_the_order_depends_on_the_seed():
+    one, other, again = (
+        [row for keys in UpdateSampler(96, 12, seed=s, updates=8) for _, row in keys] for s in (1, 2, 1)
+    )
+    assert one == again != other and sorted(one) == sorted(other)
+
+
+def test_evaluation_has_masks_of_its_own():
+    epochs = {epoch for batch in evaluation_batches(23, batch_size=4) for epoch, _ in batch}
+    assert epochs == {utils.EVALUATION_EPOCH} and min(epochs) > 10**9
+
+
+def test_no_word_reaches_over_a_special_token():
+    """Of tokens that begin no word, those before and after a </s> are chosen apart; beside each other, together."""
+    tokenizer = SimpleNamespace(**vars(TOKENIZER), convert_ids_to_tokens=lambda ids: ["x"] * len(ids))
+    collator, ids = DataCollatorMLM(tokenizer, 0.5, whole_words=True), [BOS, 10, 11, EOS, 12, 13, EOS]
+    seen = set()
+    for row in range(60):
+        chosen = collator([{"input_ids": ids, "epoch": 0, "row": row}])["labels"][0] != IGNORE_INDEX
+        assert not chosen[[0, 3, 6]].any() and chosen[1] == chosen[2] and chosen[4] == chosen[5]
+        seen.add((bool(chosen[1]), bool(chosen[4])))
+    assert len(seen) == 4
 
 
 def test_evaluation_reads_each_row_once_over_all_ranks():

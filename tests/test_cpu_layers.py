@@ -179,6 +179,21 @@ def test_dropout_follows_the_seed_and_repeats_bit_for_bit(half):
     assert all(np.array_equal(gradients[name], same[name]) for name in gradients)
 
 
+def test_a_batch_may_be_taken_in_chunks_of_any_size(monkeypatch):
+    """Each chunk of rows has its own padding and dropout, forward and backward."""
+    ids, model = rows_of(5, 24, True), model_of(64, 2, dropout=0.2)
+    ours = with_cpu_layers(model, 64, 2, half=False, dropout=0.2)
+    results = []
+    for chunk in (2**21, 2 * 2 * 24**2, 1):
+        monkeypatch.setattr(run_pretrain, "CHUNK", chunk)
+        results.append(loss_and_gradients(ours, ids))
+    for loss, gradients in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-6)
+        assert all(
+            distance(gradients[name], g) < 1e-5 for name, g in results[0][1].items() if "k_proj.bias" not in name
+        )
+
+
 def test_dropout_keeps_the_mean_and_its_gradient_the_mask():
     paddle.seed(3)
     x = paddle.ones([500, 1001])

@@ -496,7 +496,10 @@ def test_the_documents_held_out_are_a_function_of_seed_and_number_alone(create):
 @pytest.mark.parametrize("words", [60, 12_000])
 def test_the_last_document_alone_is_held_out_where_none_is_drawn(create, words):
     texts = made_up(150, words)
-    assert documents_of(create(texts, "--validation_split_percentage", 0))["validation"] == texts[-1:]
+    assert documents_of(create(texts, "--validation_split_percentage", 0)) == {
+        "train": texts[:-1],
+        "validation": texts[-1:],
+    }
 
 
 def test_everything_can_be_held_out(create, capsys):

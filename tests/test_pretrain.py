@@ -294,6 +294,42 @@ def test_weight_decay_spares_biases_and_layer_norms(build):
         np.testing.assert_allclose(parameter.numpy(), expected, rtol=1e-6, err_msg=name)
 
 
+def test_adams_moments_decay_by_09_and_098(pretrain):
+    """After one update the moments are (1 - beta1) g and (1 - beta2) g^2."""
+    output = pretrain("--max_steps", "1", "--max_grad_norm", "0")
+    tensors = safetensors.numpy.load_file(output / "paddle_1" / "training_state" / "optimizer.safetensors")
+    name = "roberta.encoder.layers.0.linear1.weight"
+    first, second = (tensors[f"{name}/{moment}"].astype(np.float64) for moment in ("moment1", "moment2"))
+    assert np.abs(first).max() > 1e-6
+    assert second.sum() / np.square(first).sum() == pytest.approx((1 - 0.98) / (1 - 0.9) ** 2, rel=1e-3)
+
+
+def test_each_micro_batch_of_each_rank_and_update_has_dropout_of_its_own(build, batch, monkeypatch):
+    args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT)])
+    args.precision, model, seeds, real = "float32", build(), [], paddle.seed
+    optimizer, scaler = run_pretrain.build_optimizer(model, args), run_pretrain.build_scaler(args)
+    run = Run(args, model, optimizer, scaler, stop=SimpleNamespace(requested=False))
+    monkeypatch.setattr(paddle, "seed", lambda seed: seeds.append(seed) or real(seed))
+    for run.global_step in (0, 1):
+        for rank in (0, 1):
+            monkeypatch.setattr(run_pretrain.dist, "get_rank", lambda rank=rank: rank)
+            run_pretrain.train_update(run, [batch, batch])
+    assert len(seeds) == len(set(seeds)) == 8
+
+
+def test_padding_in_either_split_needs_the_mask(packed_data, build):
+    args = run_pretrain.parse_arguments(training_arguments(packed_data, ROOT))
+    run_pretrain.set_precision(args)
+    config = build_config(args, load(packed_data)[0])
+    for train, validation, padded in (
+        ((32, 32), (32, 32), False),
+        ((32, 32), (5, 32), True),
+        ((5, 32), (32, 32), True),
+    ):
+        rows = {"train": SimpleNamespace(lengths=train), "validation": SimpleNamespace(lengths=validation)}
+        assert build_model(args, config, rows).roberta.encoder.layers[0].self_attn.padded is padded
+
+
 # ---------------------------------------------------------------- a run
 
 
@@ -509,6 +545,22 @@ def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
     plain, skipped = capsys.readouterr().out.splitlines()[-2:]
     assert plain == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  ETA 243:30 h"
     assert skipped == plain + "  12 skipped" and len(skipped) <= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["a closed pipe", "/dev/full"])
+def test_a_run_goes_on_whatever_becomes_of_what_it_prints(packed_data, tmp_path, output):
+    if output == "a closed pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(output, os.O_WRONLY)
+    arguments = training_arguments(packed_data, tmp_path, "roberta-en-tiny")
+    command = [sys.executable, "run_pretrain.py", *arguments, "--max_steps", "2"]
+    run = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert run.returncode == 0, run.stderr
+    assert len(metrics(tmp_path, "train")) == 2 and (tmp_path / "paddle_2").is_dir()
 
 
 def read_or_nothing(terminal) -> str:

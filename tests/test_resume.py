@@ -332,6 +332,27 @@ def flip_bit(path):
     path.write_bytes(content)
 
 
+def test_a_directory_is_flushed_before_it_takes_its_name(monkeypatch, tmp_path):
+    calls, fsync, rename = [], os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("flush") or fsync(descriptor))
+    monkeypatch.setattr(os, "rename", lambda *names: calls.append("rename") or rename(*names))
+    with utils.atomic_directory(str(tmp_path / "new")) as folder:
+        for name in ("one", "two"):
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(name)
+    assert calls == ["flush", "flush", "flush", "rename", "flush"]  # the files, their directory; then its parent
+
+
+def test_every_flag_is_known_to_change_the_result_or_not():
+    """A new flag changes the result until it is listed in MAY_CHANGE; then it belongs out of here."""
+    changes = set(
+        "mlm_probability whole_word_masking learning_rate lr_scheduler warmup_steps weight_decay adam_epsilon "
+        "max_grad_norm seed scale_loss".split()
+    )
+    flags = set(vars(run_pretrain.parse_arguments([])))
+    assert flags == changes | set(run_pretrain.MAY_CHANGE) and not changes & set(run_pretrain.MAY_CHANGE)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_auto_takes_the_one_before(pretrain, tmp_path, capsys, damage):
     output = pretrain(*TWO_THEN_FOUR)
