@@ -406,7 +406,7 @@ def read_documents(args, paths: list) -> Iterator[str]:
         except UserError:
             raise
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 ({error}): convert it, as iconv does") from None
+            raise UserError(f"{path} is not UTF-8 after record {position} ({error}): convert it (iconv does)") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds

@@ -557,11 +557,12 @@ def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
         with open(os.path.join(checkpoint, "training_state", "state.json")) as file:
             state = json.load(file)
         defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know yet
-        fresh, was, step = Run(None, None, stop=None), dict(state["identity"]), state["global_step"]
+        was, step = {name: defaults.get(name) for name in identity} | state["identity"], state["global_step"]
+        fresh = Run(None, None, stop=None)
         wrong = [name for name in STATE if type(state[name]) is not type(getattr(fresh, name))]
         require(not wrong, f"{refusal}: its state.json has no usable {' '.join(wrong)}")
-    names = [name for name in {**identity, **was} if was.get(name, defaults.get(name)) != identity.get(name)]
-    changes = "; ".join(f"{name} (was {was.get(name)}, is {identity.get(name)})" for name in names)
+    names = [name for name in was if was[name] != identity.get(name)]
+    changes = "; ".join(f"{name} (was {was[name]}, is {identity.get(name)})" for name in names)
     remedy = "Undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
     require(not names, f"{refusal}: these would change the result: {changes}. {remedy}")
     require(0 < step <= total_steps, f"{checkpoint} is at step {step}, not within this run's {total_steps} updates")
