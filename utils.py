@@ -113,10 +113,7 @@ class DataCollatorMLM:
 
     def _mask(self, ids: np.ndarray, special: np.ndarray, generator: np.random.Generator) -> tuple:
         """Returns which positions are chosen (bool [length]) and the ids with these replaced, as a copy."""
-        begins = self.begins_word[ids] | special
-        begins[1:] |= special[:-1]
-        begins[:1] = True
-        word = np.cumsum(begins) - 1  # of each position
+        word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position; a special token begins one, too
         chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
         draw = generator.random(len(ids))
         masked_ids = np.where(chosen & (draw < MASKED), self.mask_token_id, ids)
