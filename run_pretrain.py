@@ -1161,13 +1161,6 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
     def by_head(array):
         return array.reshape(batch, seq, num_heads, -1).swapaxes(1, 2)
 
-    def attention_weights(q, k, chunk):
-        weights = gemm(q, k.swapaxes(2, 3), np.empty((len(q), num_heads, seq, seq), np.float32))
-        if mask is not None:
-            onednn().run("binary", ADD, (SRC, weights), (SRC_1, mask[chunk]), (DST, weights))
-        onednn().run("softmax_forward", FORWARD, SOFTMAX, (SRC, weights), (DST, weights), 3)
-        return weights
-
     scaled = [array_of(tensor) * np.float32(factor) for tensor, factor in zip((query, key, value), factors)]
     operands, context = [by_head(rounded(array, half)) for array in scaled], paddle.empty(shape)
     kept = draw_kept(dropout, (batch, num_heads, seq, seq)) if dropout else None
@@ -1175,7 +1168,7 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
     chunks = [slice(start, start + step) for start in range(0, batch, step)]
     for chunk in chunks:
         q, k, v, out = (array[chunk] for array in (*operands, by_head(array_of(context))))
-        weights = attention_weights(q, k, chunk)
+        weights = attention_weights(q, k, mask, chunk)
         if dropout:
             multiply(weights, kept[chunk], weights)
         gemm(rounded(weights, half), v, out)
@@ -1185,7 +1178,7 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
         arrays = rounded(array_of(gradient), half), *map(array_of, results)
         for chunk in chunks:
             q, k, v, by_out, by_q, by_k, by_v = (array[chunk] for array in (*operands, *map(by_head, arrays)))
-            weights = dropped = attention_weights(q, k, chunk)
+            weights = dropped = attention_weights(q, k, mask, chunk)
             by_weights = gemm(by_out, v.swapaxes(2, 3), np.empty_like(weights))
             if dropout:
                 multiply(by_weights, kept[chunk], by_weights)
@@ -1201,6 +1194,15 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
         return tuple(results)
 
     return context, gradients
+
+
+def attention_weights(query, key, mask, chunk):
+    """softmax(query key^T + mask) float32 [rows, heads, seq, seq] of a chunk's scaled queries and keys, by head."""
+    weights = gemm(query, key.swapaxes(2, 3), np.empty((*query.shape[:3], key.shape[2]), np.float32))
+    if mask is not None:
+        onednn().run("binary", ADD, (SRC, weights), (SRC_1, mask[chunk]), (DST, weights))
+    onednn().run("softmax_forward", FORWARD, SOFTMAX, (SRC, weights), (DST, weights), 3)
+    return weights
 
 
 def dropout_operation(x, dropout: float):
