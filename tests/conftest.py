@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 from utils import prepare_for_paddle
 
 prepare_for_paddle()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so it is where a shell runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = "tiny-for-tests"  # 2 layers of width 32
 
