@@ -247,7 +247,8 @@ class Encoder:
     """gigatoken, compared with `tokenizers` on a sample of each buffer."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.to_check, self.draw = tokenizer, CHECKED_FIRST, random.Random(0)
+        self.tokenizer, self.definition = tokenizer, tokenizer.to_str()
+        self.to_check, self.draw = CHECKED_FIRST, random.Random(0)
         self.renew()
 
     def renew(self) -> None:
@@ -255,7 +256,7 @@ class Encoder:
 
         self.gigatoken = None  # its cache goes before the new one's comes
         with explaining("gigatoken cannot read the tokenizer: use one like RoBERTa's"):
-            self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
+            self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
         self.memory_without_cache = memory_in_use()
 
     def encode(self, texts: list) -> tuple:
@@ -410,10 +411,10 @@ def read_documents(args, paths: list) -> Iterator[str]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-            reason, remedy = " ".join(str(error).split())[:300], ""
+            length, remedy = 300, ""
             if reader is read_data_set:  # whose message lists the configurations there are
-                reason = " ".join(str(error).split())[:500]
-                remedy = HUB_REMEDY.format(args.dataset_config_name, args.split)
+                length, remedy = 500, HUB_REMEDY.format(args.dataset_config_name, args.split)
+            reason = " ".join(str(error).split())[:length]
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     faulthandler.enable()  # signals get a stack of their own: on a kernel's, SIGTERM crashed 7 of 72 processes
 
 import utils
-from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, explaining, number, require
+from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError, explaining, number, require
 
 utils.prepare_for_paddle()  # threads and memory: read when Paddle is imported
 
@@ -280,14 +280,18 @@ def sum_over_ranks(tensor):
     return tensor
 
 
+def wait_for_all() -> None:
+    sum_over_ranks(paddle.zeros([1])).numpy()
+
+
 def stop_if_all_are_skipped(run: Run, result: dict) -> None:
     run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
-    newest = (checkpoints_in(run.args.output_dir) or ["none"])[-1]
-    require(
-        run.skipped_in_a_row < run.args.max_skipped_updates,
-        f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, had a non-finite loss or gradient: "
-        f"lower --learning_rate, or in float16 --scale_loss, in a new run; newest checkpoint: {newest}",
-    )
+    if run.skipped_in_a_row >= run.args.max_skipped_updates:
+        newest = (checkpoints_in(run.args.output_dir) or ["none"])[-1]
+        raise UserError(
+            f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, had a non-finite loss or gradient"
+            f": lower --learning_rate, or in float16 --scale_loss, in a new run; newest checkpoint: {newest}"
+        )
 
 
 # ---------------------------------------------------------------- model and optimizer
@@ -544,7 +548,7 @@ def save_checkpoint(run: Run) -> None:
         for i, path in enumerate(older):
             if i < surplus and step_of(path) != run.best.get("step"):
                 shutil.rmtree(path)
-    sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
+    wait_for_all()
 
 
 def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
@@ -633,7 +637,7 @@ def output_directory(args):
                     if os.path.isfile(path):  # a lock
                         os.remove(path)
                 open(os.path.join(folder, "metrics.jsonl"), "a").close()  # it can be written
-        sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
+        wait_for_all()
         yield
 
 
@@ -757,9 +761,8 @@ class Report:
     def write(self, event: str, step: int, record: dict, line: str) -> None:
         say(line)
         if self.output_dir and dist.get_rank() == 0:
-            finite = {
-                name: value if math.isfinite(value) else None for name, value in record.items()
-            }  # JSON has no NaN
+            # JSON has no NaN.
+            finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
             record = {"event": event, "step": step, **finite}
             os.makedirs(self.output_dir, exist_ok=True)
             with open(os.path.join(self.output_dir, "metrics.jsonl"), "a") as file:
