@@ -18,6 +18,8 @@ from utils import prepare_for_paddle
 prepare_for_paddle()
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so it is where a shell runs the tests in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # and so it is under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TINY = "tiny-for-tests"  # 2 layers of width 32
 
