@@ -15,18 +15,21 @@ import functools
 import gc
 import glob
 import hashlib
+import io
 import json
 import os
 import random
 import re
 import shlex
+import string
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import chain, groupby, islice, repeat
+from itertools import chain, dropwhile, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 import fsspec
@@ -52,14 +55,17 @@ WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
 PACKED = (".gz", ".bz2", ".xz")
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-BUFFER = 2_000_000  # characters of a split that are encoded and written at a time
-PIECE = 250_000  # characters: a longer text is encoded in pieces
-ALWAYS_CUT = re.compile(r"(?<=[^\s\u180e])[ \n]")  # see pieces()
+BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
+PIECE = 250_000  # bytes: a longer text is encoded in pieces
+# ASCII that is no space, or the last byte of a longer character that is none (U+0085 to U+3000 end in other bytes).
+NO_SPACE = rb"[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf]"
 CACHE_MB = 250  # what gigatoken's cache, which it never empties, may take
-CHECKED_FIRST, CHECKED = 50_000, 2_000  # bytes of the first and of each other buffer that are encoded twice
-TRAINING_SAMPLE = 256_000_000  # characters that `--tokenizer_name train` learns from, about
+RENEWED_AFTER = 5  # buffers that it lives at least, as memory may have grown by a long document
+CHECKED_FIRST, CHECKED = 50_000, 1_000  # bytes of the first and of each other buffer that are encoded twice
+TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from, about
 SEARCHED = 2_000_000  # characters of a text file in which an empty line is looked for
-LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # characters, bytes: such documents earn a warning
+LINE = 2_000_000  # characters: a longer line of a document of several lines is read in parts
+LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # bytes: such documents earn a warning
 HUB_REMEDY = "; check --dataset_config_name {}, --split {}, or use --data_files or --dataset_name demo"
 REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace it"
 open_text = functools.partial(fsspec.open, mode="rt", compression="infer", encoding="utf-8-sig")
@@ -106,26 +112,26 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
     """Writes the rows of both splits below `folder`; returns what the data card says of them."""
     writers = create_writers(folder, encoder.tokenizer, length, packed=not args.line_by_line)
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
-    sizes = {split: Counter() for split in SPLITS}  # documents by their number of characters
+    sizes = {split: Counter() for split in SPLITS}  # documents by their number of bytes
     fingerprint, size = hashlib.sha256(), 0
     # A thread reads the documents and fills the next buffer while this one is encoded and written.
-    buffers = one_ahead(fill_buffers(assign_splits(args, corpus, held_out), args.line_by_line, sizes))
+    buffers = one_ahead(fill_buffers(assign_splits(args, corpus, held_out), args.line_by_line, encoder, sizes))
     progress = tqdm(desc="encoding", unit="B", unit_scale=True, disable=None)
     for split, texts, ends in buffers:
         ids, lengths = encoder.encode(texts)
         writers[split].add(ids, np.cumsum(lengths)[ends])
-        text = b"\0".join(texts)
-        encoder.check(text)
-        fingerprint.update(text)
-        size += len(text)
-        progress.update(len(text))
+        encoder.check(b"\0".join(texts))
+        for text, end in zip(texts, ends):
+            fingerprint.update(text + b"\0" * end)
+        size += sum(map(len, texts))
+        progress.update(sum(map(len, texts)))
     progress.close()
-    characters = sorted((sizes["train"] + sizes["validation"]).elements())
+    lengths = sorted((sizes["train"] + sizes["validation"]).elements())
     return {
         "fingerprint": f"sha256:{fingerprint.hexdigest()}",
         "bytes": size,
-        "longest_document": max(characters, default=0),
-        "median_document": characters[len(characters) // 2] if characters else 0,
+        "longest_document": max(lengths, default=0),
+        "median_document": lengths[len(lengths) // 2] if lengths else 0,
         "files": {os.path.relpath(writer.path, folder): writer.close() for writer in writers.values()},
         "splits": {split: {"documents": sizes[split].total(), **writers[split].counts} for split in SPLITS},
     }
@@ -133,42 +139,45 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
 
 def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
     """Yields (split, document). If no files are held out, documents are: by a draw for each, or else the last."""
-    yield from zip(repeat("validation"), read_documents(args, held_out))
+    hashes, args.in_both = set(), 0
+    for document in read_documents(args, held_out):
+        hashes.add(hash(document))
+        yield "validation", document
     share = 0 if held_out else args.validation_split_percentage / 100
     draw, last, any_held_out = random.Random(args.seed), None, bool(held_out)
     for document in islice(read_documents(args, corpus), args.max_documents):
         if last:
             yield last
         last = "train", document
+        args.in_both += bool(hashes) and hash(document) in hashes
         if draw.random() < share:
             last, any_held_out = ("validation", document), True
     if last:
         yield last if any_held_out else ("validation", last[1])
 
 
-def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, sizes: dict) -> Iterator[tuple]:
+def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, encoder, sizes: dict) -> Iterator[tuple]:
     """Yields (split, many texts in UTF-8, for each whether a document or line ends with it, not a piece of one)."""
-    buffers, characters = {split: ([], []) for split in SPLITS}, Counter()
+    buffers, size = {split: ([], []) for split in SPLITS}, Counter()
     for split, document in assigned:
         sizes[split][len(document)] += 1
-        lines = [line for line in document.split("\n") if line.strip()] if line_by_line else [document]
-        for piece, ends in chain.from_iterable(map(pieces, lines)):
-            buffers[split][0].append(piece.encode(errors="to_fffd"))
+        lines = [line for line in document.split(b"\n") if line.decode().strip()] if line_by_line else [document]
+        for piece, ends in chain.from_iterable(pieces(line, encoder) for line in lines):
+            buffers[split][0].append(piece)
             buffers[split][1].append(ends)
-            characters[split] += len(piece)
-            if characters[split] >= BUFFER:
+            size[split] += len(piece)
+            if size[split] >= BUFFER:
                 yield split, *buffers[split]
-                buffers[split], characters[split] = ([], []), 0
+                buffers[split], size[split] = ([], []), 0
     yield from ((split, *buffer) for split, buffer in buffers.items() if buffer[0])
 
 
-def pieces(text: str) -> Iterator[tuple]:
-    """Yields (piece, whether it is the last). Pieces have the tokens of the whole, as RoBERTa's pre-tokenizer always
-    cuts before a space or line end after a word: its pattern looks forward only."""
+def pieces(text: bytes, encoder) -> Iterator[tuple]:
+    """Yields (piece, whether it is the last)."""
     start = 0
-    while place := ALWAYS_CUT.search(text, start + PIECE):
-        yield text[start : place.start()], False
-        start = place.start()
+    while start + PIECE < len(text) and (place := encoder.safe_cut.search(text, start + PIECE)):
+        yield text[start : place.end()], False
+        start = place.end()
     yield text[start:], True
 
 
@@ -257,15 +266,32 @@ class Encoder:
         self.gigatoken = None  # its cache goes before the new one's comes
         with explaining("gigatoken cannot read the tokenizer: use one like RoBERTa's"):
             self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
-        self.memory_without_cache = memory_in_use()
+        self.buffers, self.memory_without_cache = 0, memory_in_use()
 
     def encode(self, texts: list) -> tuple:
         """Returns the texts' token ids (uint32 [all]) and their numbers of tokens (int64 [len(texts)])."""
-        if memory_in_use() - self.memory_without_cache > CACHE_MB:
+        is_large = memory_in_use() - self.memory_without_cache > CACHE_MB
+        if is_large and self.buffers >= RENEWED_AFTER:
             self.renew()
+        self.buffers += 1
         layout = self.gigatoken.encode_batch(texts).layout
         ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
         return ids[bounds[0] : bounds[-1]], np.diff(bounds)
+
+    @functools.cached_property
+    def safe_cut(self) -> re.Pattern:
+        """Matches where a text can be cut behind the match, as its pieces then have the tokens of the whole.
+
+        That is after a word, as RoBERTa's pre-tokenizer, which looks forward only, always cuts before white space; and
+        within a word of letters and digits, between two that no token has side by side (the first not after an
+        apostrophe, where the pre-tokenizer might know a contraction).
+        """
+        characters = string.ascii_letters + string.digits
+        pairs = {token[i : i + 2] for token in self.tokenizer.get_vocab() for i in range(len(token) - 1)}
+        after = {first: "".join(second for second in characters if first + second not in pairs) for first in characters}
+        within = "|".join(f"{first}(?=[{seconds}])" for first, seconds in after.items() if seconds)
+        within = f"|(?<=[a-zA-Z0-9])(?:{within})" if within else ""
+        return re.compile(NO_SPACE + rb"(?=\s)" + within.encode())
 
     def check(self, text: bytes) -> None:
         start = self.draw.randrange(max(1, len(text) - self.to_check))
@@ -284,7 +310,7 @@ def memory_in_use() -> float:
 
 
 def check_kind(name: str, definition: dict) -> None:
-    """Refuses what gigatoken does not follow, and what allows no cut where pieces() cuts."""
+    """Refuses what gigatoken does not follow, and what allows no cut at Encoder.safe_cut."""
     model, splitter = definition["model"], definition["pre_tokenizer"] or {}
     unknown = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     found = [key for key in unknown if model.get(key)]
@@ -299,7 +325,7 @@ def check_kind(name: str, definition: dict) -> None:
 
 
 def load_tokenizer(args, corpus: list) -> tuple:
-    """Learns a tokenizer, or loads that of a directory or hub id; returns it and the longest row it is for, or None."""
+    """Learns a tokenizer, or loads that of a directory or hub id; returns it and the longest row it is for, or 0."""
     from tokenizers import AddedToken, Tokenizer, processors
     from tokenizers.implementations import ByteLevelBPETokenizer
 
@@ -316,7 +342,8 @@ def load_tokenizer(args, corpus: list) -> tuple:
             tokenizer = Tokenizer.from_file(f"{name}/tokenizer.json")
         else:
             tokenizer = ByteLevelBPETokenizer.from_file(f"{name}/vocab.json", f"{name}/merges.txt")
-        longest = json.loads(config.read_bytes()).get("model_max_length") if config.exists() else None
+        longest = int(json.loads(config.read_bytes()).get("model_max_length") or 0) if config.exists() else 0
+        require(longest == 0 or longest >= 4, f"{config}: model_max_length is {longest}")
     if isinstance(tokenizer, ByteLevelBPETokenizer):  # give it what makes it RoBERTa's
         tokenizer.add_special_tokens([BOS, PAD, EOS, UNK, AddedToken(MASK, lstrip=True)])
         bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
@@ -331,17 +358,17 @@ def load_tokenizer(args, corpus: list) -> tuple:
 
 
 def training_sample(args, corpus: list) -> Iterator[str]:
-    """About TRAINING_SAMPLE characters: documents drawn evenly from files, the first ones of a data set."""
-    draw, used, characters = random.Random(0), 0, 0
+    """About TRAINING_SAMPLE bytes: documents drawn evenly from files, the first ones of a data set."""
+    draw, used, size = random.Random(0), 0, 0
     if args.data_files:
-        characters = sum(map(len, islice(read_documents(args, corpus), args.max_documents)))
+        size = sum(map(len, islice(read_documents(args, corpus), args.max_documents)))
     for text in islice(read_documents(args, corpus), args.max_documents):
         if used >= TRAINING_SAMPLE and not args.data_files:
             break
-        if draw.random() * characters < TRAINING_SAMPLE:
+        if draw.random() * size < TRAINING_SAMPLE:
             used += len(text)
-            yield text.encode(errors="to_fffd").decode()
-    say(f"the tokenizer is learned from {used:,} characters")
+            yield text.decode()
+    say(f"the tokenizer is learned from {used:,} bytes")
 
 
 def save_tokenizer(tokenizer, name: str, folder: str, length: int) -> dict:
@@ -395,15 +422,16 @@ def files_at(path: str, skipped: Counter) -> list:
     return sorted(found)
 
 
-def read_documents(args, paths: list) -> Iterator[str]:
-    """The documents of files, or of a data set. An error says what was read, and how far."""
+def read_documents(args, paths: list) -> Iterator[bytes]:
+    """The documents of files, or of a data set, in UTF-8, without line ends at the end. Errors say what was read."""
     for path in paths:
         reader, position = reader_of(path) or read_data_set, 0
         try:
             for position, record in enumerate(reader(path, args), start=1):
                 text = text_of(record, args.text_column, f"{path}, record {position}")
                 if text and not text.isspace():
-                    yield text
+                    text = text if isinstance(text, bytes) else text.encode(errors="to_fffd")
+                    yield text.rstrip(b"\r\n")
         except UserError:
             raise
         except UnicodeDecodeError as error:
@@ -418,34 +446,50 @@ def read_documents(args, paths: list) -> Iterator[str]:
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
-def text_of(record, column: str, where: str) -> str | None:
-    """The text of a record: a string, or a mapping whose `column` is a string or None."""
+def text_of(record, column: str, where: str) -> str | bytes | None:
+    """The text of a record: a string, UTF-8 of read_txt(), or a mapping whose `column` is a string or None."""
     text = record[column] if isinstance(record, dict) and column in record else record
-    if not isinstance(text, str | None):
+    if not isinstance(text, str | None) and not isinstance(record, bytes):
         found = ", ".join(map(str, record)) if isinstance(text, dict) else type(text).__name__
         raise UserError(f"{where}: no text in column {column!r}, but {found:.300}: see --text_column")
     return text
 
 
-def read_txt(path: str, args) -> Iterator[str]:
+def read_txt(path: str, args) -> Iterator[str | bytes]:
     with open_text(path) as file:
-        head = file.readlines(SEARCHED)
-        guess = "empty_line" if re.search(r"\n\s*\n", "".join(head).strip()) else "line"
-        separator = args.separators[path] = args.document_separator or guess
-        lines = chain(head, file)
-        if separator == "file":
-            yield "".join(lines).strip("\n")
-        elif separator == "line":
-            yield from (line.rstrip("\n") for line in lines)
+        guess = "empty_line" if re.search(r"\n\s*\n", file.read(SEARCHED).strip()) else "line"
+    separator = args.separators[path] = args.document_separator or guess
+    with open_text(path) as file:
+        if separator == "line":
+            yield from file
+        elif separator == "file":
+            yield joined(dropwhile(itemgetter(0), lines_in_parts(file)))
         else:
-            yield from ("".join(group).removesuffix("\n") for _, group in groupby(lines, str.isspace))
+            groups = groupby(lines_in_parts(file), itemgetter(0))
+            yield from (joined(group) for is_empty, group in groups if not is_empty)
+
+
+def lines_in_parts(file) -> Iterator[tuple]:
+    """Yields (whether it is an empty line, a line or a part of a long one)."""
+    begins = True
+    while part := file.readline(LINE):
+        ends = part[-1] == "\n"
+        yield begins and part.isspace() and (ends or len(part) < LINE), part
+        begins = ends
+
+
+def joined(parts: Iterator[tuple]) -> bytes:
+    """One text in UTF-8; as a str, or with a list of all lines, a long one would take several times the memory."""
+    text = io.BytesIO()
+    text.writelines(part.encode() for _, part in parts)
+    return text.getvalue()
 
 
 def read_json(path: str, args) -> Iterator:
     """One JSON value a line, or one array, which is read whole."""
+    with open_text(path) as start:
+        is_array = start.read(1000).lstrip().startswith("[")
     with open_text(path) as lines:
-        is_array = lines.read(1000).lstrip().startswith("[")
-        lines.seek(0)
         if is_array:
             yield from json.load(lines)
         else:
@@ -508,7 +552,8 @@ def reader_of(path: str):
 
 def parse_arguments(argv: list | None):
     parser = ArgumentParser("Turn text into rows of tokens for masked language modelling.")
-    parser.set_defaults(separators={})  # for each text file that was read, what its documents end at
+    # What reading notes: what each text file's documents end at, and how many are trained on and held out.
+    parser.set_defaults(separators={}, in_both=0)
     add = parser.add_argument_group("source of the text").add_mutually_exclusive_group().add_argument
     add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, URLs, directories of {TYPES}")
     add("--dataset_name", default=WIKIPEDIA, help="data set on the hub, or `demo`")
@@ -548,16 +593,18 @@ def filled_length(args, splits: dict, length: int) -> int:
     """Checks that there is text; returns the row length, or if none was given a shorter one that both splits fill."""
     trained_on, held_out = (splits[split]["documents"] for split in SPLITS)
     require(held_out, "the corpus is empty, or --validation_files are: there is nothing but white space")
+    require(trained_on or not args.validation_files, "the corpus is empty: there is nothing but white space")
     remedy = "add text, or divide it (--document_separator line)"
     is_wanted = args.validation_split_percentage == 100
     require(trained_on or is_wanted, f"all of it ({held_out} documents) is held out: {remedy}")
+    lowered = length
     for split, counts in splits.items():
         if counts["documents"] and not counts["rows"]:
             tokens = counts["tokens"] + counts["documents"] + 2
             filled = [n for n in (16, 32, 64, 128, 256) if n <= tokens and not args.max_seq_length]
             require(filled, f"{split} is too small for a row of {length} tokens: add text, or lower --max_seq_length")
-            length = min(length, filled[-1])
-    return length
+            lowered = min(lowered, filled[-1])
+    return lowered
 
 
 def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
@@ -565,15 +612,17 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
 
     size, longest = card["bytes"], card["longest_document"]
     documents = sum(counts["documents"] for counts in card["splits"].values())
-    is_guessed = args.separators and not args.document_separator
-    if longest > LONG_DOCUMENT or (is_guessed and size > LONG_ON_AVERAGE * documents):
-        problem = f"{documents} documents in {size:,} bytes, the longest of {longest:,} characters"
+    is_odd = longest > LONG_DOCUMENT or (not args.document_separator and size > LONG_ON_AVERAGE * documents)
+    if args.separators and is_odd:
+        problem = f"{documents} documents in {size:,} bytes, the longest of {longest:,} bytes"
         print(f"warning: {problem}: check what they end at (--document_separator)", file=sys.stderr)
+    if args.in_both:
+        say(f"warning: {args.in_both} documents that are trained on are in --validation_files, too")
     for separator, count in Counter(args.separators.values()).items():
         say(f"documents end at: {separator} in {count} files (--document_separator sets it)")
     for split, counts in card["splits"].items():
         say(f"{split:10} " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items()))
-    say(f"{documents:,} documents, of {card['median_document']:,} characters in the median")
+    say(f"{documents:,} documents, of {card['median_document']:,} bytes in the median")
     say(f"{seconds:.1f} s, {size / 1e6 / seconds:.1f} MB of text a second, {peak_memory():,.0f} MB of memory")
     data = datasets.load_from_disk(args.output_dir)
     rows = data["train"] if len(data["train"]) else data["validation"]

@@ -551,7 +551,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
 
 def command_line(main) -> int:
     """Runs main(); returns the exit status: 2 and one line for a user's error, 1 and the traceback for a bug."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a process may be started without
         stream.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
         return main() or 0

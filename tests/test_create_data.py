@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import http.server
 import itertools
 import json
 import lzma
@@ -17,8 +18,10 @@ import shlex
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import version
 
@@ -307,9 +310,12 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(create, tmp_path, each
     write(tmp_path / f"a.{kind}", [text])
     monkeypatch.setattr(create_data, "PIECE", piece)
     monkeypatch.setattr(create_data, "BUFFER", 200)
-    cut = [*create_data.pieces(text)]
+    encoder = create_data.Encoder(Tokenizer.from_file(str(each_tokenizer / "tokenizer.json")))
+    cut = [*create_data.pieces(text.encode(), encoder)]
     assert len(cut) > len(text) / piece / 2
-    assert "".join(part for part, _ in cut) == text and [ends for _, ends in cut] == [False] * (len(cut) - 1) + [True]
+    assert b"".join(part for part, _ in cut).decode() == text and [ends for _, ends in cut] == [False] * (
+        len(cut) - 1
+    ) + [True]
     held_out = write(tmp_path / "held_out.jsonl", ["other"])
     options = "--tokenizer_name", each_tokenizer, "--validation_files", held_out, "--document_separator", "empty_line"
     out = create(tmp_path / f"a.{kind}", *options)
@@ -322,13 +328,23 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(create, tmp_path, each
     assert rows_of(by_line, "train") == expected
 
 
-@pytest.mark.parametrize("alphabet", ["etaoinshrdlucmfw", "a", "0123456789", "ACGT", "=-", "ab1.,'s", "Ωж語ก็👩é"])
+@pytest.mark.parametrize(
+    "alphabet", ["etaoinshrdlucmfw", "a", "0123456789", "ACGT", "=-", "ab1.,'s", "'restlqx", "Ωж語ก็👩é"]
+)
 def test_a_text_without_white_space_has_the_tokens_of_the_whole(create, each_tokenizer, monkeypatch, alphabet):
     text = "".join(random.Random(0).choices(alphabet, k=20_000))
     whole = expected_stream(each_tokenizer, [text])
-    monkeypatch.setattr(create_data, "PIECE", 500)
+    monkeypatch.setattr(create_data, "PIECE", 20)
     found = stream_of(create([text, "other"], "--tokenizer_name", each_tokenizer), "train")
     assert len(whole) - len(found) < 2 and found == whole[: len(found)]
+
+
+def test_a_word_is_cut_where_no_token_could_be(each_tokenizer):
+    """Random letters have such a place in about seven, so a word of 50 MB is no longer encoded as one."""
+    word = "".join(random.Random(0).choices(string.ascii_lowercase, k=100_000))
+    encoder = create_data.Encoder(Tokenizer.from_file(str(each_tokenizer / "tokenizer.json")))
+    assert len([*create_data.pieces(word.encode(), encoder)]) == 1  # it is short
+    assert len(encoder.safe_cut.findall(word.encode())) > 5_000
 
 
 SAY_PEAK = """
@@ -338,7 +354,7 @@ atexit.register(lambda: print(re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/sel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["random words", "one document"])
+@pytest.mark.parametrize("kind", ["random words", "one document", "one line", "one word"])
 def test_memory_is_bounded_for_any_text(tmp_path, data_dir, kind):
     """A tenth of the sizes that were measured by hand: at most 600 MB here, 1 GB there."""
     draw, path = np.random.default_rng(0), tmp_path / "a.txt"
@@ -347,11 +363,14 @@ def test_memory_is_bounded_for_any_text(tmp_path, data_dir, kind):
         letters[np.cumsum(draw.integers(4, 13, 5_000_000))] = ord(" ")
         text = letters.tobytes()
         text = b"\n\n".join(text[i : i + 10_000] for i in range(0, len(text), 10_000))
+    elif kind == "one word":
+        text = (draw.integers(0, 26, 50_000_000) + ord("a")).astype(np.uint8).tobytes() + b"\n\nlast " * 600
     else:
-        text = (data_dir / "wiki/train.txt").read_bytes().replace(b"\n\n", b"\n") * 2 + b"\n\nlast " * 600
+        lines = (data_dir / "wiki/train.txt").read_bytes().replace(b"\n\n", b"\n") * 2
+        text = (lines.replace(b"\n", b" ") if kind == "one line" else lines) + b"\n\nlast " * 600
     path.write_bytes(text)
     options = "--tokenizer_name", data_dir / "roberta-base", "--output_dir", tmp_path / "out"
-    result = script("--data_files", path, *options, first=SAY_PEAK)
+    result = script("--data_files", path, "--document_separator", "empty_line", *options, first=SAY_PEAK)
     assert result.returncode == 0, result.stderr
     assert 100 < int(result.stderr.split()[-1]) / 1000 < 600
 
@@ -362,6 +381,7 @@ def test_the_encoders_cache_is_emptied_and_the_tokens_stay(create, monkeypatch):
     renewed, renew = [], create_data.Encoder.renew
     monkeypatch.setattr(create_data.Encoder, "renew", lambda self: renewed.append(self) or renew(self))
     monkeypatch.setattr(create_data, "CACHE_MB", -1)
+    monkeypatch.setattr(create_data, "RENEWED_AFTER", 1)
     monkeypatch.setattr(create_data, "BUFFER", 10_000)
     assert digest_of_tokens(create(texts, name="after")) == digest_of_tokens(create(texts, name="again")) and before
     assert len(renewed) > 20
@@ -454,7 +474,7 @@ def test_how_text_files_are_divided_is_printed_once_and_odd_numbers_are_warned_o
     create(tmp_path / "x", "--document_separator", "file")
     printed = capsys.readouterr()
     assert printed.out.count("--document_separator") == 1 and not printed.err
-    assert re.search(r"^20 documents, of [\d,]+ characters in the median", printed.out, re.MULTILINE)
+    assert re.search(r"^20 documents, of [\d,]+ bytes in the median", printed.out, re.MULTILINE)
     monkeypatch.setattr(create_data, "LONG_ON_AVERAGE", 1000)
     stray = tmp_path / "stray.txt"
     stray.write_text("\n".join([*made_up(40), "", *made_up(40)]))
@@ -514,6 +534,38 @@ def test_files_can_be_held_out(create, tmp_path):
     texts, held_out = made_up(60), made_up(70)[60:]
     out = create(texts, "--validation_files", write(tmp_path / "held_out.txt", held_out))
     assert documents_of(out) == {"train": texts, "validation": held_out}
+
+
+@pytest.mark.parametrize("separator", ["empty_line", "line", "file"])
+def test_long_lines_are_read_in_parts_and_divide_no_document(create, tmp_path, tokenizer, monkeypatch, separator):
+    draw = random.Random(0)
+    texts = ["\n".join("".join(draw.choices("ab  ", k=draw.randint(1, 12))) + "." for _ in range(5)) for _ in range(50)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts) + "\n\n")
+    options = "--validation_files", write(tmp_path / "b.jsonl", ["other"]), "--document_separator", separator
+    whole = create(tmp_path / "a.txt", *options, name="whole")
+    monkeypatch.setattr(create_data, "LINE", 2)
+    parts = create(tmp_path / "a.txt", *options, name="parts")
+    assert card_of(whole)["splits"]["train"]["documents"] == {"empty_line": 50, "line": 250, "file": 1}[separator]
+    assert stream_of(parts, "train") == stream_of(whole, "train")
+    assert card_of(parts)["fingerprint"] == card_of(whole)["fingerprint"]
+
+
+def test_the_card_counts_the_bytes_of_the_text_alone(create, tmp_path, monkeypatch):
+    texts = made_up(60, words=200)
+    out = create(write(tmp_path / "a.jsonl", [f"{text}\n" for text in texts]), name="first")
+    monkeypatch.setattr(create_data, "PIECE", 50)
+    cut = create(texts, name="cut")
+    card = card_of(out)
+    assert card["bytes"] == sum(map(len, texts)) and card["longest_document"] == max(map(len, texts))
+    assert (card_of(cut)["bytes"], card_of(cut)["fingerprint"]) == (card["bytes"], card["fingerprint"])
+
+
+def test_documents_that_are_trained_on_and_held_out_are_counted(create, tmp_path, capsys):
+    texts = made_up(60)
+    create(texts, "--validation_files", write(tmp_path / "apart.txt", made_up(70)[60:]))
+    assert "--validation_files" not in capsys.readouterr().out
+    create(texts, "--validation_files", write(tmp_path / "same.txt", made_up(70)[55:]), name="same")
+    assert "5 documents that are trained on are in --validation_files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
@@ -619,6 +671,30 @@ def test_a_url_is_read_like_a_file(create, tmp_path):
         assert all_documents(create(url, name=f"out_{name}")) == sorted(texts)
     with pytest.raises(UserError, match=r"cannot read file://.*missing"):
         create((tmp_path / "missing.txt").as_uri())
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_url_whose_server_tells_no_size_is_read(tmp_path, tokenizer, kind):
+    """In a process of its own, as in this one no network can be reached."""
+    texts = made_up(9)
+    content = write(tmp_path / f"a.{kind}", texts).read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(content)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = "--tokenizer_name", tokenizer, "--max_seq_length", 4, "--output_dir", tmp_path / "out"
+    result = script("--data_files", f"http://127.0.0.1:{server.server_port}/a.{kind}", *options)
+    server.shutdown()
+    assert result.returncode == 0, result.stderr
+    assert all_documents(tmp_path / "out") == sorted(texts)
 
 
 def test_the_working_directory_is_never_replaced(create, tmp_path, monkeypatch):
@@ -805,7 +881,7 @@ def test_an_own_tokenizer_learns_from_the_first_documents_of_the_hub(hub, tmp_pa
     monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 1000)
     options = "--dataset_config_name latin --split test --tokenizer_name train --vocab_size 300 --max_seq_length 4"
     main("--dataset_name", hub, *options.split(), "--output_dir", tmp_path / "out")
-    assert re.search(r"learned from 1,\d\d\d characters", capsys.readouterr().out)
+    assert re.search(r"learned from 1,\d\d\d bytes", capsys.readouterr().out)
 
 
 def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path):
@@ -840,6 +916,7 @@ ERRORS = {
     "text false": ({"a.jsonl": LINES + b'{"text": false}'}, "", ["a.jsonl, record 4", "'text'", "bool"]),
     "text a list": ({"a.jsonl": LINES + b'{"text": []}'}, "", ["a.jsonl, record 4", "'text'", "list"]),
     "record a number": ({"a.jsonl": LINES + b"0"}, "", ["a.jsonl, record 4", "int"]),
+    "bytes, not text": ({"a.parquet": pandas.DataFrame({"text": [b"\xff"]}).to_parquet()}, "", ["record 1", "bytes"]),
     "packed Parquet": ({"a.parquet.gz": b""}, "", ["a.parquet.gz", "all but the last also as .gz"]),
     "truncated .xz": ({"a.txt.xz": lzma.compress(LINES)[:-9]}, "", ["a.txt.xz"]),
     "truncated .bz2": ({"a.txt.bz2": bz2.compress(LINES)[:-9]}, "", ["a.txt.bz2"]),
@@ -848,6 +925,12 @@ ERRORS = {
     "files and a data set": ({}, "--dataset_name demo", ["--data_files", "--dataset_name"]),
     "unknown separator": ({}, "--document_separator comma", ["--document_separator", "comma", "empty_line"]),
     "empty file to hold out": ({"b.txt": b" "}, "--validation_files b.txt", ["--validation_files"]),
+    "no text": ({"a.txt": b" "}, "", ["the corpus is empty"]),
+    "no corpus": (
+        {"a.txt": b" ", "b.txt": b"b"},
+        "--data_files a.txt --validation_files b.txt",
+        ["corpus is"],
+    ),
     "no file to hold out": ({}, "--validation_files absent.txt", ["absent.txt"]),
     "output name not UTF-8": ({}, "--output_dir x\udcff", ["--output_dir", "UTF-8"]),
     "truncated .gz": ({"a.txt.gz": gzip.compress(LINES)[:-9]}, "", ["a.txt.gz"]),
