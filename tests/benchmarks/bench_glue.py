@@ -4,6 +4,7 @@
         --models pretrained=long/paddle_10000 untrained=untrained_{seed}/paddle_1 --tasks SST-2 RTE \
         --max_steps 1000 234 --learning_rate 3e-4 --seeds 1 2 3 --output glue.json
 
+The script is run as it is, with run_pretrain.py's layers for a CPU in its model (in bfloat16 where that is native).
 Weights from initialization alone differ with their seed: `{seed}` in a model's path is replaced by the run's. The runs
 that are under way at once have one thread each, so the figures do not depend on the number of processes.
 """
@@ -22,6 +23,23 @@ sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..",
 
 from utils import ArgumentParser, UserError, command_line, number, physical_cores
 
+RUN_WITH_FAST_LAYERS = """
+import runpy, sys, types
+import run_pretrain
+from paddlenlp.transformers import AutoModelForSequenceClassification
+
+load = AutoModelForSequenceClassification.from_pretrained
+
+def load_with_fast_layers(*arguments, **options):
+    model = load(*arguments, **options)
+    settings = types.SimpleNamespace(device="cpu", precision=run_pretrain.cpu_precision()[0])
+    run_pretrain.use_fast_layers(model, settings, padded=True)
+    return model
+
+AutoModelForSequenceClassification.from_pretrained = load_with_fast_layers
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 ACCURACY = re.compile(r"eval loss: \S+, acc: ([\d.]+)")
 
 
@@ -55,8 +73,9 @@ def accuracy(args, model: str, task: str, max_steps: int, seed: int) -> float:
         flags = {"task_name": task, "model_name_or_path": directory, "output_dir": folder, "seed": seed}
         flags |= {"max_seq_length": 128, "batch_size": args.batch_size, "learning_rate": args.learning_rate}
         flags |= {"max_steps": max_steps, "save_steps": max_steps, "device": "cpu"}
-        command = [sys.executable, args.run_glue, *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-c", RUN_WITH_FAST_LAYERS, args.run_glue, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": sys.path[0]}
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
     evaluations = ACCURACY.findall(run.stdout)
     if run.returncode or not evaluations:
