@@ -14,8 +14,11 @@ import urllib.error
 import urllib.request
 from importlib.metadata import version
 
+import numpy as np
+import paddle
 import pytest
 from conftest import ROOT, training_arguments
+from paddlenlp.transformers import RobertaConfig, RobertaForSequenceClassification
 
 import create_data
 from utils import UserError
@@ -131,6 +134,34 @@ def test_fine_tuning_figures_are_the_last_evaluations(monkeypatch, tmp_path, cap
     assert "RTE, a: 10.5 +- 0.7" in capsys.readouterr().out
     with pytest.raises(UserError, match="no directory x3"):
         bench_glue.main([*arguments, "3", "--output", "glue.json"])
+
+
+def test_fine_tuning_with_the_cpus_layers_gives_the_same_logits(tmp_path):
+    """Of rows that are padded, as run_glue.py's are; in bfloat16 where the processor has it."""
+    import bench_glue
+
+    sizes = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = RobertaConfig(**sizes, intermediate_size=64, pad_token_id=1, initializer_range=0.2)
+    model = RobertaForSequenceClassification(config)
+    model.eval()
+    model.save_pretrained(str(tmp_path / "model"), safe_serialization=True)
+    rows = [[0, *range(5, 25), 2], [0, *range(30, 35), 2, *[1] * 15]]
+    (tmp_path / "script.py").write_text(
+        "import json, sys, paddle\n"
+        "from paddlenlp.transformers import AutoModelForSequenceClassification\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])\n"
+        "model.eval()\n"
+        f"logits = model(paddle.to_tensor({rows})).tolist()\n"
+        "print(json.dumps([logits, str(model.classifier.dense.forward)]))\n"
+    )
+    command = [sys.executable, "-c", bench_glue.RUN_WITH_FAST_LAYERS, tmp_path / "script.py", tmp_path / "model"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    logits, forward = json.loads(done.stdout.splitlines()[-1])
+    expected = model(paddle.to_tensor(rows)).numpy()
+    assert "partial" in forward and np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_every_flag_that_is_named_exists():
