@@ -124,7 +124,7 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
         for text, end in zip(texts, ends):
             fingerprint.update(text + b"\0" * end)
         size += sum(map(len, texts))
-        progress.update(sum(map(len, texts)))
+        progress.update(size - progress.n)
     progress.close()
     lengths = sorted((sizes["train"] + sizes["validation"]).elements())
     return {
@@ -456,9 +456,7 @@ def text_of(record, column: str, where: str) -> str | bytes | None:
 
 
 def read_txt(path: str, args) -> Iterator[str | bytes]:
-    with open_text(path) as file:
-        guess = "empty_line" if re.search(r"\n\s*\n", file.read(SEARCHED).strip()) else "line"
-    separator = args.separators[path] = args.document_separator or guess
+    separator = args.separators[path] = args.document_separator or guess_separator(path)
     with open_text(path) as file:
         if separator == "line":
             yield from file
@@ -467,6 +465,11 @@ def read_txt(path: str, args) -> Iterator[str | bytes]:
         else:
             groups = groupby(lines_in_parts(file), itemgetter(0))
             yield from (joined(group) for is_empty, group in groups if not is_empty)
+
+
+def guess_separator(path: str) -> str:
+    with open_text(path) as file:
+        return "empty_line" if re.search(r"\n\s*\n", file.read(SEARCHED).strip()) else "line"
 
 
 def lines_in_parts(file) -> Iterator[tuple]:

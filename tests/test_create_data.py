@@ -313,9 +313,8 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(create, tmp_path, each
     encoder = create_data.Encoder(Tokenizer.from_file(str(each_tokenizer / "tokenizer.json")))
     cut = [*create_data.pieces(text.encode(), encoder)]
     assert len(cut) > len(text) / piece / 2
-    assert b"".join(part for part, _ in cut).decode() == text and [ends for _, ends in cut] == [False] * (
-        len(cut) - 1
-    ) + [True]
+    assert b"".join(part for part, _ in cut).decode() == text
+    assert [ends for _, ends in cut] == [False] * (len(cut) - 1) + [True]
     held_out = write(tmp_path / "held_out.jsonl", ["other"])
     options = "--tokenizer_name", each_tokenizer, "--validation_files", held_out, "--document_separator", "empty_line"
     out = create(tmp_path / f"a.{kind}", *options)
@@ -926,11 +925,7 @@ ERRORS = {
     "unknown separator": ({}, "--document_separator comma", ["--document_separator", "comma", "empty_line"]),
     "empty file to hold out": ({"b.txt": b" "}, "--validation_files b.txt", ["--validation_files"]),
     "no text": ({"a.txt": b" "}, "", ["the corpus is empty"]),
-    "no corpus": (
-        {"a.txt": b" ", "b.txt": b"b"},
-        "--data_files a.txt --validation_files b.txt",
-        ["corpus is"],
-    ),
+    "no corpus": ({"a.txt": b" ", "b.txt": b"b"}, "--data_files a.txt --validation_files b.txt", ["corpus is"]),
     "no file to hold out": ({}, "--validation_files absent.txt", ["absent.txt"]),
     "output name not UTF-8": ({}, "--output_dir x\udcff", ["--output_dir", "UTF-8"]),
     "truncated .gz": ({"a.txt.gz": gzip.compress(LINES)[:-9]}, "", ["a.txt.gz"]),
