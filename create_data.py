@@ -28,12 +28,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import chain, dropwhile, groupby, islice
-from operator import itemgetter
+from itertools import chain, islice
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet
 from tqdm import tqdm
 
@@ -61,10 +61,17 @@ PIECE = 250_000  # bytes: a longer text is encoded in pieces
 NO_SPACE = rb"[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf]"
 CACHE_MB = 250  # what gigatoken's cache, which it never empties, may take
 RENEWED_AFTER = 5  # buffers that it lives at least, as memory may have grown by a long document
-CHECKED_FIRST, CHECKED = 50_000, 1_000  # bytes of the first and of each other buffer that are encoded twice
+CHECKED_FIRST, CHECKED = 20_000, 500  # bytes of the first and of each other buffer that are encoded twice
 TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from, about
-SEARCHED = 2_000_000  # characters of a text file in which an empty line is looked for
-LINE = 2_000_000  # characters: a longer line of a document of several lines is read in parts
+SEARCHED = 2_000_000  # bytes of a text file in which an empty line is looked for
+BLOCK = 250_000  # bytes of a text file that are read at a time
+LINE = 2_000_000  # bytes: a longer line is read in parts
+CSV_BLOCK = 2**24  # bytes: the longest record of a .csv file
+SEPARATORS = {  # what documents of a text file end at; the last matches nowhere
+    "empty_line": re.compile(rb"\n\s*(?=\n)"),
+    "line": re.compile(rb"\n"),
+    "file": re.compile(rb"\n(?!)"),
+}
 LONG_DOCUMENT, LONG_ON_AVERAGE = 10_000_000, 50_000  # bytes: such documents earn a warning
 HUB_REMEDY = "; check --dataset_config_name {}, --split {}, or use --data_files or --dataset_name demo"
 REPLACE = "choose another --output_dir, or --overwrite_output_dir True to replace it"
@@ -113,23 +120,18 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
     writers = create_writers(folder, encoder.tokenizer, length, packed=not args.line_by_line)
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     sizes = {split: Counter() for split in SPLITS}  # documents by their number of bytes
-    fingerprint, size = hashlib.sha256(), 0
-    # A thread reads the documents and fills the next buffer while this one is encoded and written.
-    buffers = one_ahead(fill_buffers(assign_splits(args, corpus, held_out), args.line_by_line, encoder, sizes))
-    progress = tqdm(desc="encoding", unit="B", unit_scale=True, disable=None)
-    for split, texts, ends in buffers:
-        ids, lengths = encoder.encode(texts)
-        writers[split].add(ids, np.cumsum(lengths)[ends])
-        encoder.check(b"\0".join(texts))
-        for text, end in zip(texts, ends):
-            fingerprint.update(text + b"\0" * end)
-        size += sum(map(len, texts))
-        progress.update(size - progress.n)
-    progress.close()
+    fingerprint = hashlib.sha256()
+    documents = assign_splits(args, corpus, held_out)
+    # Two threads: one reads the documents and fills the next buffer while the other encodes one and this one writes.
+    buffers = one_ahead(fill_buffers(documents, args.line_by_line, encoder, sizes, fingerprint))
+    with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
+        for split, size, ids, ends in one_ahead(encode_buffers(buffers, encoder)):
+            writers[split].add(ids, ends)
+            progress.update(size)
     lengths = sorted((sizes["train"] + sizes["validation"]).elements())
     return {
         "fingerprint": f"sha256:{fingerprint.hexdigest()}",
-        "bytes": size,
+        "bytes": sum(lengths),
         "longest_document": max(lengths, default=0),
         "median_document": lengths[len(lengths) // 2] if lengths else 0,
         "files": {os.path.relpath(writer.path, folder): writer.close() for writer in writers.values()},
@@ -156,11 +158,13 @@ def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
         yield last if any_held_out else ("validation", last[1])
 
 
-def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, encoder, sizes: dict) -> Iterator[tuple]:
+def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, encoder, sizes: dict, fingerprint) -> Iterator[tuple]:
     """Yields (split, many texts in UTF-8, for each whether a document or line ends with it, not a piece of one)."""
     buffers, size = {split: ([], []) for split in SPLITS}, Counter()
     for split, document in assigned:
         sizes[split][len(document)] += 1
+        fingerprint.update(document)
+        fingerprint.update(b"\0")
         lines = [line for line in document.split(b"\n") if line.decode().strip()] if line_by_line else [document]
         for piece, ends in chain.from_iterable(pieces(line, encoder) for line in lines):
             buffers[split][0].append(piece)
@@ -170,6 +174,14 @@ def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, encoder, sizes: 
                 yield split, *buffers[split]
                 buffers[split], size[split] = ([], []), 0
     yield from ((split, *buffer) for split, buffer in buffers.items() if buffer[0])
+
+
+def encode_buffers(buffers: Iterator[tuple], encoder) -> Iterator[tuple]:
+    """Yields (split, bytes of text, token ids, where in them documents or lines end)."""
+    for split, texts, ends in buffers:
+        ids, lengths = encoder.encode(texts)
+        encoder.check(b"\0".join(texts))
+        yield split, sum(map(len, texts)), ids, np.cumsum(lengths)[ends]
 
 
 def pieces(text: bytes, encoder) -> Iterator[tuple]:
@@ -212,7 +224,8 @@ class SplitWriter:
 
     def __init__(self, folder: str, schema, tokenizer, length: int, packed: bool):
         self.path, self.schema, self.packed = f"{folder}/data-00000-of-00001.arrow", schema, packed
-        self.file = pyarrow.ipc.new_stream(self.path, schema)
+        self.file = HashedFile(io.FileIO(self.path, "w"))
+        self.stream = pyarrow.ipc.new_stream(self.file, schema)
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
         special = {tokenizer.token_to_id(token) for token in SPECIAL}
         self.is_special = np.array([i in special for i in range(tokenizer.get_vocab_size())])
@@ -240,13 +253,26 @@ class SplitWriter:
             ids = np.insert(ids[fits], places, np.tile([self.bos, self.eos], len(ends)))
         starts = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
         columns = [pyarrow.ListArray.from_arrays(starts, values) for values in (ids, self.is_special[ids])]
-        self.file.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
+        self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
         self.counts["rows"] += len(lengths)
 
     def close(self) -> dict:
+        self.stream.close()
         self.file.close()
         self.counts["dropped_tokens"] += len(self.rest)
-        return {"bytes": os.path.getsize(self.path), "sha256": sha256_of(self.path)}
+        return {"bytes": os.path.getsize(self.path), "sha256": self.file.sha256.hexdigest()}
+
+
+class HashedFile(io.BufferedWriter):
+    """Its SHA-256 is known without reading it again."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        return super().write(data)
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -309,19 +335,22 @@ def memory_in_use() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def check_kind(name: str, definition: dict) -> None:
+def check_kind(name: str, tokenizer) -> None:
     """Refuses what gigatoken does not follow, and what allows no cut at Encoder.safe_cut."""
-    model, splitter = definition["model"], definition["pre_tokenizer"] or {}
+    from tokenizers import models, pre_tokenizers
+
+    model, splitter = tokenizer.model, tokenizer.pre_tokenizer
+    found = [f"normalizer {tokenizer.normalizer}"] if tokenizer.normalizer else []
     unknown = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    found = [key for key in unknown if model.get(key)]
-    if model["type"] != "BPE" or definition["normalizer"]:
-        found.append(f"{model['type']} with normalizer {definition['normalizer']}")
-    if splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or not splitter["use_regex"]:
+    if not isinstance(model, models.BPE) or any(getattr(model, name) for name in unknown):
+        found.append(f"model {model}")
+    is_byte_level = isinstance(splitter, pre_tokenizers.ByteLevel)
+    if not is_byte_level or splitter.add_prefix_space or not splitter.use_regex:
         found.append(f"pre_tokenizer {splitter}")
-    for token in definition["added_tokens"]:
-        if token["single_word"] or token["rstrip"] or re.search(r"\s", token["content"]):
-            found.append(f"token {token}")
-    require(not found, f"gigatoken may not follow {name} ({found[:1]}): use a tokenizer like RoBERTa's")
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.single_word or token.rstrip or re.search(r"\s", token.content):
+            found.append(f"token {token!r}")
+    require(not found, f"gigatoken may not follow {name} ({''.join(found[:1]):.300}): use a tokenizer like RoBERTa's")
 
 
 def load_tokenizer(args, corpus: list) -> tuple:
@@ -352,7 +381,7 @@ def load_tokenizer(args, corpus: list) -> tuple:
     tokenizer.no_padding()
     missing = [token for token in (BOS, PAD, EOS, MASK) if tokenizer.token_to_id(token) is None]
     require(not missing, f"the tokenizer {name} has no {' '.join(missing)}: use one of RoBERTa's kind")
-    check_kind(name, json.loads(tokenizer.to_str()))
+    check_kind(name, tokenizer)
     say(f"tokenizer: {name}, {tokenizer.get_vocab_size():,} tokens")
     return tokenizer, longest
 
@@ -376,7 +405,8 @@ def save_tokenizer(tokenizer, name: str, folder: str, length: int) -> dict:
     os.mkdir(folder)
     tokenizer.save(f"{folder}/tokenizer.json")
     tokenizer.model.save(folder)  # merges.txt, and vocab.json without the added tokens
-    vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    vocab = tokenizer.get_vocab()
+    vocab = {token: vocab[token] for token in sorted(vocab, key=vocab.get)}
     config = {"tokenizer_class": "RobertaBPETokenizer", "model_max_length": max(512, length)}  # PaddleNLP's class
     config.update(bos_token=BOS, cls_token=BOS, eos_token=EOS, sep_token=EOS, unk_token=UNK, pad_token=PAD)
     config.update(mask_token=MASK, add_prefix_space=False)
@@ -423,19 +453,17 @@ def files_at(path: str, skipped: Counter) -> list:
 
 
 def read_documents(args, paths: list) -> Iterator[bytes]:
-    """The documents of files, or of a data set, in UTF-8, without line ends at the end. Errors say what was read."""
+    """The documents of files, or of a data set, in UTF-8, without line ends around them. Errors say what was read."""
     for path in paths:
         reader, position = reader_of(path) or read_data_set, 0
         try:
             for position, record in enumerate(reader(path, args), start=1):
-                text = text_of(record, args.text_column, f"{path}, record {position}")
-                if text and not text.isspace():
-                    text = text if isinstance(text, bytes) else text.encode(errors="to_fffd")
-                    yield text.rstrip(b"\r\n")
+                if text := in_utf8(text_of(record, args.text_column, f"{path}, record {position}")):
+                    yield text
         except UserError:
             raise
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 after record {position} ({error}): convert it (iconv does)") from None
+            raise UserError(f"{path}, record {position} or later: not UTF-8 ({error}): convert it (iconv)") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
@@ -446,8 +474,16 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
+def in_utf8(text: str | bytes | None) -> bytes:
+    """Nothing for white space; raises UnicodeDecodeError for bytes that are not UTF-8."""
+    characters = text.decode() if isinstance(text, bytes) else text or ""
+    if not characters or characters.isspace():
+        return b""
+    return (text if isinstance(text, bytes) else text.encode(errors="to_fffd")).strip(b"\r\n")
+
+
 def text_of(record, column: str, where: str) -> str | bytes | None:
-    """The text of a record: a string, UTF-8 of read_txt(), or a mapping whose `column` is a string or None."""
+    """The text of a record: a string, UTF-8 of a reader, or a mapping whose `column` is a string or None."""
     text = record[column] if isinstance(record, dict) and column in record else record
     if not isinstance(text, str | None) and not isinstance(record, bytes):
         found = ", ".join(map(str, record)) if isinstance(text, dict) else type(text).__name__
@@ -455,37 +491,27 @@ def text_of(record, column: str, where: str) -> str | bytes | None:
     return text
 
 
-def read_txt(path: str, args) -> Iterator[str | bytes]:
-    separator = args.separators[path] = args.document_separator or guess_separator(path)
-    with open_text(path) as file:
-        if separator == "line":
-            yield from file
-        elif separator == "file":
-            yield joined(dropwhile(itemgetter(0), lines_in_parts(file)))
-        else:
-            groups = groupby(lines_in_parts(file), itemgetter(0))
-            yield from (joined(group) for is_empty, group in groups if not is_empty)
-
-
-def guess_separator(path: str) -> str:
-    with open_text(path) as file:
-        return "empty_line" if re.search(r"\n\s*\n", file.read(SEARCHED).strip()) else "line"
-
-
-def lines_in_parts(file) -> Iterator[tuple]:
-    """Yields (whether it is an empty line, a line or a part of a long one)."""
-    begins = True
-    while part := file.readline(LINE):
-        ends = part[-1] == "\n"
-        yield begins and part.isspace() and (ends or len(part) < LINE), part
-        begins = ends
-
-
-def joined(parts: Iterator[tuple]) -> bytes:
-    """One text in UTF-8; as a str, or with a list of all lines, a long one would take several times the memory."""
-    text = io.BytesIO()
-    text.writelines(part.encode() for _, part in parts)
-    return text.getvalue()
+def read_txt(path: str, args) -> Iterator[bytes]:
+    """Reads bytes, as a str of wide text takes four times the memory, and in blocks, as a line may be long, too."""
+    with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw) as file:
+        start = file.read(SEARCHED).removeprefix(codecs.BOM_UTF8)
+        guess = "empty_line" if SEPARATORS["empty_line"].search(start.strip()) else "line"
+        separator = args.separators[path] = args.document_separator or guess
+        document, rest = io.BytesIO(), b""
+        for block in chain([start], iter(lambda: file.read(BLOCK), b""), [b"\n"]):
+            text = rest + block
+            if b"\r" in text:
+                text = text.replace(b"\r\n", b"\n")
+            *ended, last = SEPARATORS[separator].split(text)
+            for part in ended:
+                document.write(part)
+                yield document.getvalue()
+                document = io.BytesIO()
+            lines, line_end, line = last.rpartition(b"\n")
+            # The last line waits for its end, with the line end before it; but not a long one.
+            lines, rest = (lines, line_end + line) if len(line) < LINE else (last, b"")
+            document.write(lines)
+        yield document.getvalue()
 
 
 def read_json(path: str, args) -> Iterator:
@@ -499,17 +525,33 @@ def read_json(path: str, args) -> Iterator:
             yield from ("" if line.isspace() else json.loads(line.rstrip()) for line in lines)
 
 
-def read_csv(path: str, args) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path, newline="") as lines:
-        yield from csv.DictReader(lines, strict=True)
+def read_csv(path: str, args) -> Iterator:
+    with open_text(path, newline="") as start:
+        names = next(csv.reader(start), [])
+    kept = [args.text_column] if args.text_column in names else names
+    types = dict.fromkeys(kept, pyarrow.string())
+    options = (
+        pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
+        pyarrow.csv.ParseOptions(newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(include_columns=kept, column_types=types, check_utf8=False),
+    )
+    with fsspec.open(path, compression="infer") as file:
+        yield from texts_of(pyarrow.csv.open_csv(file, *options) if names else [], args.text_column)
 
 
-def read_parquet(path: str, args) -> Iterator[dict]:
+def read_parquet(path: str, args) -> Iterator:
     with fsspec.open(path, "rb") as source:
-        file = pyarrow.parquet.ParquetFile(source)
+        file = pyarrow.parquet.ParquetFile(source, pre_buffer=False)
         columns = [args.text_column] if args.text_column in file.schema_arrow.names else None
-        yield from chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(256, columns=columns))
+        yield from texts_of(file.iter_batches(64, columns=columns, use_threads=False), args.text_column)
+
+
+def texts_of(batches, column: str) -> Iterator:
+    """The column's texts in UTF-8, which is quicker than as str; or whole records, where it is not one of text."""
+    text = pyarrow.string(), pyarrow.large_string()
+    for batch in batches:
+        is_text = column in batch.schema.names and batch.schema.field(column).type in text
+        yield from (batch[column].cast(pyarrow.large_binary()) if is_text else batch).to_pylist()
 
 
 def read_data_set(name: str, args) -> Iterator:
@@ -521,7 +563,7 @@ def read_data_set(name: str, args) -> Iterator:
     stream = datasets.load_dataset(name, args.dataset_config_name, split=args.split, streaming=True)
     if args.text_column in (stream.column_names or []):
         stream = stream.select_columns([args.text_column])
-    return chain.from_iterable(batch.to_pylist() for batch in stream.with_format("arrow").iter(256))
+    return texts_of(stream.with_format("arrow").iter(256), args.text_column)
 
 
 def demo_documents() -> Iterator[str]:
@@ -564,7 +606,7 @@ def parse_arguments(argv: list | None):
     add("--output_dir", default="wiki", help="directory to write")
     add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set that is there")
     add("--validation_files", nargs="+", metavar="PATH", help="what to hold out, instead of a drawn share")
-    add("--document_separator", choices=("empty_line", "line", "file"), help="between texts of a file")
+    add("--document_separator", choices=list(SEPARATORS), help="between texts of a file")
     add("--dataset_config_name", help=f"configuration of a data set ({DUMP}.en of Wikipedia)")
     add("--split", default="train", help="split of a data set")
     add("--text_column", default="text", help="column with the text")

@@ -1,5 +1,6 @@
 """create_data.py: every token of any text arrives, from any kind of file, and no accident leaves half of anything."""
 
+import argparse
 import ast
 import bz2
 import contextlib
@@ -536,17 +537,28 @@ def test_files_can_be_held_out(create, tmp_path):
 
 
 @pytest.mark.parametrize("separator", ["empty_line", "line", "file"])
-def test_long_lines_are_read_in_parts_and_divide_no_document(create, tmp_path, tokenizer, monkeypatch, separator):
-    draw = random.Random(0)
-    texts = ["\n".join("".join(draw.choices("ab  ", k=draw.randint(1, 12))) + "." for _ in range(5)) for _ in range(50)]
-    (tmp_path / "a.txt").write_text("\n\n".join(texts) + "\n\n")
-    options = "--validation_files", write(tmp_path / "b.jsonl", ["other"]), "--document_separator", separator
-    whole = create(tmp_path / "a.txt", *options, name="whole")
-    monkeypatch.setattr(create_data, "LINE", 2)
-    parts = create(tmp_path / "a.txt", *options, name="parts")
-    assert card_of(whole)["splits"]["train"]["documents"] == {"empty_line": 50, "line": 250, "file": 1}[separator]
-    assert stream_of(parts, "train") == stream_of(whole, "train")
-    assert card_of(parts)["fingerprint"] == card_of(whole)["fingerprint"]
+def test_text_is_read_in_blocks_that_divide_no_document(tmp_path, monkeypatch, separator):
+    draw, path = random.Random(0), tmp_path / "a.txt"
+    pattern = {"empty_line": r"\n\s*\n", "line": r"\n", "file": r"(?!)"}[separator]
+    args = argparse.Namespace(separators={}, document_separator=separator, text_column="text")
+    for block in [*range(1, 9), 250_000] * 20:
+        text = "x" + "".join(draw.choices(["a", "é", " ", "\n", "\r\n", "\n\n"], k=60))
+        path.write_bytes(text.encode())
+        parts = re.split(pattern, text.replace("\r\n", "\n") + "\n")
+        expected = [part.strip("\n") for part in parts if part.strip()]
+        for name in ("SEARCHED", "BLOCK"):
+            monkeypatch.setattr(create_data, name, block)
+        assert list(create_data.read_documents(args, [str(path)])) == [part.encode() for part in expected], text
+
+
+def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\n" + b"two " * 1000 + "é".encode() + b"\nthree\n\nfour")
+    for name, value in (("SEARCHED", 8), ("BLOCK", 3), ("LINE", 5)):
+        monkeypatch.setattr(create_data, name, value)
+    args = argparse.Namespace(separators={}, document_separator="empty_line", text_column="text")
+    first, second = create_data.read_documents(args, [str(path)])
+    assert first == path.read_bytes().partition(b"\n\n")[0] and second == b"four"
 
 
 def test_the_card_counts_the_bytes_of_the_text_alone(create, tmp_path, monkeypatch):
@@ -723,6 +735,15 @@ def test_text_column_names_the_column_and_the_error_lists_what_there_is(create, 
     with pytest.raises(UserError, match=rf"a.{kind}\b.* 'text'.*\btitle, body\b.*--text_column"):
         create(path, name="none")
     assert not list(tmp_path.glob("none*"))
+
+
+def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
+    long = "word " * 500_000
+    raw = f'\ufeffid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
+    (tmp_path / "a.csv").write_bytes(raw.encode())
+    (tmp_path / "b.csv").write_bytes(b"")
+    out = create(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert all_documents(out) == sorted(['two\r\nlines, "quoted"', "NULL", long, "last"])
 
 
 def test_the_demo_needs_no_network(create, tmp_path, tokenizer):
@@ -902,9 +923,10 @@ ERRORS = {
     "no file for a glob": ({}, "--data_files *.csv", ["*.csv"]),
     "unknown type": ({"a.docx": b"x"}, "", ["a.docx", ".parquet"]),
     "directory without text": ({"sub/a.png": b"x"}, "--data_files sub", ["sub", ".parquet"]),
-    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 0", "utf-8"]),
+    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 2", "utf-8"]),
     "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1", "utf-8"]),
     "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "utf-8"]),
+    "a field too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, "", ["a.csv", "Expected 2 columns, got 3"]),
     "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "utf-8"]),
     "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
     "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
@@ -943,9 +965,13 @@ ERRORS = {
     "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words"]),
     "tokenizer that splits otherwise": ({}, "--tokenizer_name {bad}/otherwise", ["gigatoken", "Whitespace"]),
     "tokenizer with a normalizer": ({}, "--tokenizer_name {bad}/normalizer", ["/normalizer", "normalizer"]),
-    "token of a single word": ({}, "--tokenizer_name {bad}/single_word", ["/single_word", "'<new>'", "single_word"]),
-    "token that takes spaces after it": ({}, "--tokenizer_name {bad}/rstrip", ["/rstrip", "'<new>'"]),
-    "token with a space": ({}, "--tokenizer_name {bad}/space", ["/space", "'<n w>'"]),
+    "token of a single word": (
+        {},
+        "--tokenizer_name {bad}/single_word",
+        ["/single_word", '"<new>"', "single_word"],
+    ),
+    "token that takes spaces after it": ({}, "--tokenizer_name {bad}/rstrip", ["/rstrip", '"<new>"', "rstrip=True"]),
+    "token with a space": ({}, "--tokenizer_name {bad}/space", ["/space", '"<n w>"']),
     "tokenizer at random": ({}, "--tokenizer_name {bad}/dropout", ["/dropout", "dropout"]),
     "tokenizer with a space before": ({}, "--tokenizer_name {bad}/prefix", ["/prefix", "add_prefix_space"]),
     "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
