@@ -476,10 +476,13 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
 
 def in_utf8(text: str | bytes | None) -> bytes:
     """Nothing for white space; raises UnicodeDecodeError for bytes that are not UTF-8."""
-    characters = text.decode() if isinstance(text, bytes) else text or ""
-    if not characters or characters.isspace():
-        return b""
-    return (text if isinstance(text, bytes) else text.encode(errors="to_fffd")).strip(b"\r\n")
+    text = text if isinstance(text, bytes) else (text or "").encode(errors="to_fffd")
+    start, is_white = 0, True
+    while start < len(text):  # a piece at a time, as wide text takes four times the memory as a str
+        part = text[start : start + PIECE]
+        characters, used = codecs.utf_8_decode(part, "strict", start + len(part) == len(text))
+        start, is_white = start + used, is_white and characters.isspace()
+    return b"" if is_white else text.strip(b"\r\n")
 
 
 def text_of(record, column: str, where: str) -> str | bytes | None:
@@ -492,7 +495,7 @@ def text_of(record, column: str, where: str) -> str | bytes | None:
 
 
 def read_txt(path: str, args) -> Iterator[bytes]:
-    """Reads bytes, as a str of wide text takes four times the memory, and in blocks, as a line may be long, too."""
+    """Reads blocks, as a line may be long, too."""
     with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw) as file:
         start = file.read(SEARCHED).removeprefix(codecs.BOM_UTF8)
         guess = "empty_line" if SEPARATORS["empty_line"].search(start.strip()) else "line"
@@ -662,7 +665,8 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
         problem = f"{documents} documents in {size:,} bytes, the longest of {longest:,} bytes"
         print(f"warning: {problem}: check what they end at (--document_separator)", file=sys.stderr)
     if args.in_both:
-        say(f"warning: {args.in_both} documents that are trained on are in --validation_files, too")
+        problem = f"{args.in_both} documents that are trained on are in --validation_files, too"
+        print(f"warning: {problem}", file=sys.stderr)
     for separator, count in Counter(args.separators.values()).items():
         say(f"documents end at: {separator} in {count} files (--document_separator sets it)")
     for split, counts in card["splits"].items():
