@@ -277,9 +277,14 @@ def measure_all(args, scratch: str) -> dict:
         entry["peak_relative_to_one_fold"] = entry["peak_mb"]["median"] / results["create_data"]["peak_mb"]["median"]
     if args.large_file:
         large = unpacked(args.large_file, scratch)
-        label = f"create_data.py, {os.path.basename(args.large_file)}"
-        again = [measure("create_data", args, large) for _ in range(args.rounds)]
-        results["create_data_large"] = summary(label, os.path.getsize(large), again)
+        again = {"create_data": [], "run_mlm": []}
+        for _, way in itertools.product(range(args.rounds), again):
+            again[way].append(measure(way, args, large, processes if way == "run_mlm" else 1))
+        for way, measured in again.items():
+            label = f"{WAYS[way].label}, {os.path.basename(args.large_file)}"
+            entry = results[f"{way}_large"] = summary(label, os.path.getsize(large), measured)
+            pairs = zip(measured, again["create_data"])
+            entry["time_relative_to_create_data"] = spread([r["seconds"] / ours["seconds"] for r, ours in pairs])
     return results
 
 
@@ -351,7 +356,7 @@ def parse_arguments(argv: list | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="times that each way is measured")
     parser.add_argument("--repeat", type=int, default=10, help="size of the repeated text, as a multiple; 1: none")
     parser.add_argument(
-        "--large_file", help="a longer text (.txt or .txt.gz) of different words, for create_data.py alone"
+        "--large_file", help="a longer text (.txt or .txt.gz) of different words, for create_data.py and run_mlm.py"
     )
     parser.add_argument("--output", default=PROJECT / "tests/benchmarks/results/create_data.json", type=pathlib.Path)
     return parser.parse_args(argv)
