@@ -538,7 +538,8 @@ def read_csv(path: str, args) -> Iterator:
         pyarrow.csv.ParseOptions(newlines_in_values=True),
         pyarrow.csv.ConvertOptions(include_columns=kept, column_types=types, check_utf8=False),
     )
-    with fsspec.open(path, compression="infer") as file:
+    what = f"cannot read {path} as records of up to {CSV_BLOCK:,} bytes with {len(names)} fields each"
+    with fsspec.open(path, compression="infer") as file, explaining(what):
         yield from texts_of(pyarrow.csv.open_csv(file, *options) if names else [], args.text_column)
 
 

@@ -935,6 +935,7 @@ ERRORS = {
     "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1", "utf-8"]),
     "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "utf-8"]),
     "a field too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, "", ["a.csv", "Expected 2 columns, got 3"]),
+    "a record too long": ({"a.csv": b"id,text\n1," + b"x" * 2**25}, "", ["a.csv", "up to 16,777,216 bytes"]),
     "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "utf-8"]),
     "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
     "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
