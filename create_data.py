@@ -33,7 +33,6 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import pyarrow.csv
 import pyarrow.parquet
 from tqdm import tqdm
 
@@ -66,9 +65,9 @@ TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
 SEARCHED = 2_000_000  # bytes of a text file in which an empty line is looked for
 BLOCK = 250_000  # bytes of a text file that are read at a time
 LINE = 2_000_000  # bytes: a longer line is read in parts
-CSV_BLOCK = 2**24  # bytes: the longest record of a .csv file
+WHITE = rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*"  # with the no-break and the ideographic space
 SEPARATORS = {  # what documents of a text file end at; the last matches nowhere
-    "empty_line": re.compile(rb"\n\s*(?=\n)"),
+    "empty_line": re.compile(rb"\n" + WHITE + rb"(?=\n)"),
     "line": re.compile(rb"\n"),
     "file": re.compile(rb"\n(?!)"),
 }
@@ -122,7 +121,7 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
     sizes = {split: Counter() for split in SPLITS}  # documents by their number of bytes
     fingerprint = hashlib.sha256()
     documents = assign_splits(args, corpus, held_out)
-    # Two threads: one reads the documents and fills the next buffer while the other encodes one and this one writes.
+    # Two more threads: one reads documents and fills the next buffer, the other encodes one, while this one writes.
     buffers = one_ahead(fill_buffers(documents, args.line_by_line, encoder, sizes, fingerprint))
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
         for split, size, ids, ends in one_ahead(encode_buffers(buffers, encoder)):
@@ -340,10 +339,10 @@ def check_kind(name: str, tokenizer) -> None:
     from tokenizers import models, pre_tokenizers
 
     model, splitter = tokenizer.model, tokenizer.pre_tokenizer
-    found = [f"normalizer {tokenizer.normalizer}"] if tokenizer.normalizer else []
     unknown = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    if not isinstance(model, models.BPE) or any(getattr(model, name) for name in unknown):
-        found.append(f"model {model}")
+    found = [f"{kind} of its model" for kind in unknown if getattr(model, kind, False)]
+    if tokenizer.normalizer or not isinstance(model, models.BPE):
+        found.append(f"{type(model).__name__} with normalizer {tokenizer.normalizer}")
     is_byte_level = isinstance(splitter, pre_tokenizers.ByteLevel)
     if not is_byte_level or splitter.add_prefix_space or not splitter.use_regex:
         found.append(f"pre_tokenizer {splitter}")
@@ -463,7 +462,9 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
         except UserError:
             raise
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}, record {position} or later: not UTF-8 ({error}): convert it (iconv)") from None
+            raise UserError(
+                f"{path}, record {position} or later: not UTF-8 ({error.reason}): convert it (iconv)"
+            ) from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
@@ -476,7 +477,8 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
 
 def in_utf8(text: str | bytes | None) -> bytes:
     """Nothing for white space; raises UnicodeDecodeError for bytes that are not UTF-8."""
-    text = text if isinstance(text, bytes) else (text or "").encode(errors="to_fffd")
+    if not isinstance(text, bytes):
+        return text.encode(errors="to_fffd").strip(b"\r\n") if text and not text.isspace() else b""
     start, is_white = 0, True
     while start < len(text):  # a piece at a time, as wide text takes four times the memory as a str
         part = text[start : start + PIECE]
@@ -495,9 +497,9 @@ def text_of(record, column: str, where: str) -> str | bytes | None:
 
 
 def read_txt(path: str, args) -> Iterator[bytes]:
-    """Reads blocks, as a line may be long, too."""
+    """Reads blocks, as a line may be long, too. Lines end with \\n or \\r\\n."""
     with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw) as file:
-        start = file.read(SEARCHED).removeprefix(codecs.BOM_UTF8)
+        start = re.sub(rb"\A" + WHITE + rb"\n", b"", file.read(SEARCHED).removeprefix(codecs.BOM_UTF8))
         guess = "empty_line" if SEPARATORS["empty_line"].search(start.strip()) else "line"
         separator = args.separators[path] = args.document_separator or guess
         document, rest = io.BytesIO(), b""
@@ -512,7 +514,8 @@ def read_txt(path: str, args) -> Iterator[bytes]:
                 document = io.BytesIO()
             lines, line_end, line = last.rpartition(b"\n")
             # The last line waits for its end, with the line end before it; but not a long one.
-            lines, rest = (lines, line_end + line) if len(line) < LINE else (last, b"")
+            waits = len(line) < LINE or line.endswith(b"\r")
+            lines, rest = (lines, line_end + line) if waits else (last, b"")
             document.write(lines)
         yield document.getvalue()
 
@@ -528,19 +531,20 @@ def read_json(path: str, args) -> Iterator:
             yield from ("" if line.isspace() else json.loads(line.rstrip()) for line in lines)
 
 
-def read_csv(path: str, args) -> Iterator:
-    with open_text(path, newline="") as start:
-        names = next(csv.reader(start), [])
-    kept = [args.text_column] if args.text_column in names else names
-    types = dict.fromkeys(kept, pyarrow.string())
-    options = (
-        pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
-        pyarrow.csv.ParseOptions(newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(include_columns=kept, column_types=types, check_utf8=False),
-    )
-    what = f"cannot read {path} as records of up to {CSV_BLOCK:,} bytes with {len(names)} fields each"
-    with fsspec.open(path, compression="infer") as file, explaining(what):
-        yield from texts_of(pyarrow.csv.open_csv(file, *options) if names else [], args.text_column)
+def read_csv(path: str, args) -> Iterator[dict]:
+    csv.field_size_limit(2**31 - 1)
+    with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw, BLOCK) as file:
+        first = file.readline().removeprefix(codecs.BOM_UTF8)
+        reader = csv.reader(map(bytes.decode, chain([first], file)), strict=True)
+        records = filter(None, reader)  # without empty lines
+        names = next(records, [])
+        for record in records:
+            where = f"{path}, line {reader.line_num}"
+            same = len(record) == len(names)
+            require(
+                same, f"{where}: {len(record)} fields, where the first line has {len(names)}: quote what has commas"
+            )
+            yield dict(zip(names, record))
 
 
 def read_parquet(path: str, args) -> Iterator:
@@ -551,7 +555,7 @@ def read_parquet(path: str, args) -> Iterator:
 
 
 def texts_of(batches, column: str) -> Iterator:
-    """The column's texts in UTF-8, which is quicker than as str; or whole records, where it is not one of text."""
+    """A column of strings in UTF-8, which is quicker than as str; where it is of another type, the whole records."""
     text = pyarrow.string(), pyarrow.large_string()
     for batch in batches:
         is_text = column in batch.schema.names and batch.schema.field(column).type in text

@@ -444,7 +444,8 @@ def test_ids_of_all_articles_equal_those_of_tokenizers(create, data_dir):
 TEXT_FILES = {  # content, --document_separator, documents
     "empty lines": (b"one\ntwo\n\nthree\n\n\n\nfour", "", ["one\ntwo", "three", "four"]),
     "white space": (b"\n\none\n \t\ntwo\n\n", "", ["one", "two"]),
-    "an empty line first": (b"\n  one\n\ntwo\n \t", "", ["  one", "two"]),
+    "an empty line first": (b" \n\n  one\n\ntwo\n \t", "", ["  one", "two"]),
+    "other white space": ("one\ntwo\n\u3000\nthree\n\xa0\nfour".encode(), "", ["one\ntwo", "three", "four"]),
     "BOM and CRLF": (b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n", "", ["one\ntwo", "three"]),
     "no empty lines": (b"one\ntwo\nthree\n", "", ["one", "two", "three"]),
     "a stray empty line": (b"one\ntwo\n\nthree\n", "line", ["one", "two", "three"]),
@@ -553,12 +554,13 @@ def test_text_is_read_in_blocks_that_divide_no_document(tmp_path, monkeypatch, s
 
 def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
-    path.write_bytes(b"one\n" + b"two " * 1000 + "é".encode() + b"\nthree\n\nfour")
-    for name, value in (("SEARCHED", 8), ("BLOCK", 3), ("LINE", 5)):
-        monkeypatch.setattr(create_data, name, value)
+    path.write_bytes(b"one\r\n" + b"two " * 1000 + "é".encode() + b"\r\nthree\r\n\r\nfour")
     args = argparse.Namespace(separators={}, document_separator="empty_line", text_column="text")
-    first, second = create_data.read_documents(args, [str(path)])
-    assert first == path.read_bytes().partition(b"\n\n")[0] and second == b"four"
+    for block in range(1, 9):
+        for name, value in (("SEARCHED", 8), ("BLOCK", block), ("LINE", 5)):
+            monkeypatch.setattr(create_data, name, value)
+        first, second = create_data.read_documents(args, [str(path)])
+        assert first == path.read_bytes().replace(b"\r", b"").partition(b"\n\n")[0] and second == b"four"
 
 
 def test_the_card_counts_the_bytes_of_the_text_alone(create, tmp_path, monkeypatch):
@@ -747,10 +749,11 @@ def test_text_column_names_the_column_and_the_error_lists_what_there_is(create, 
 
 def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
     long = "word " * 500_000
-    raw = f'\ufeffid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
+    raw = f'\ufeff\r\nid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
     (tmp_path / "a.csv").write_bytes(raw.encode())
     (tmp_path / "b.csv").write_bytes(b"")
-    out = create(tmp_path / "a.csv", tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_bytes(b"text")
+    out = create(tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv")
     assert all_documents(out) == sorted(['two\r\nlines, "quoted"', "NULL", long, "last"])
 
 
@@ -931,12 +934,13 @@ ERRORS = {
     "no file for a glob": ({}, "--data_files *.csv", ["*.csv"]),
     "unknown type": ({"a.docx": b"x"}, "", ["a.docx", ".parquet"]),
     "directory without text": ({"sub/a.png": b"x"}, "--data_files sub", ["sub", ".parquet"]),
-    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 2", "utf-8"]),
-    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1", "utf-8"]),
-    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "utf-8"]),
-    "a field too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, "", ["a.csv", "Expected 2 columns, got 3"]),
-    "a record too long": ({"a.csv": b"id,text\n1," + b"x" * 2**25}, "", ["a.csv", "up to 16,777,216 bytes"]),
-    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "utf-8"]),
+    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 2", "not UTF-8"]),
+    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1", "not UTF-8"]),
+    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "not UTF-8"]),
+    "a field too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, "", ["a.csv, line 3: 3 fields", "2", "commas"]),
+    "a quote left open": ({"a.csv": b'id,text\n1,one\n2,"two\n'}, "", ["a.csv", "record 1", "unexpected end of data"]),
+    "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after"]),
+    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "not UTF-8"]),
     "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
     "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
     "malformed while training": ({"b.jsonl": b"oops"}, "--data_files b.jsonl --tokenizer_name train", ["line 1:"]),
