@@ -539,11 +539,9 @@ def read_csv(path: str, args) -> Iterator[dict]:
         records = filter(None, reader)  # without empty lines
         names = next(records, [])
         for record in records:
-            where = f"{path}, line {reader.line_num}"
-            same = len(record) == len(names)
-            require(
-                same, f"{where}: {len(record)} fields, where the first line has {len(names)}: quote what has commas"
-            )
+            if len(record) != len(names):
+                counts = f"{len(record)} fields, where the first line has {len(names)}"
+                raise UserError(f"{path}, line {reader.line_num}: {counts}: quote what has commas")
             yield dict(zip(names, record))
 
 
