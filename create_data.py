@@ -404,8 +404,7 @@ def save_tokenizer(tokenizer, name: str, folder: str, length: int) -> dict:
     os.mkdir(folder)
     tokenizer.save(f"{folder}/tokenizer.json")
     tokenizer.model.save(folder)  # merges.txt, and vocab.json without the added tokens
-    vocab = tokenizer.get_vocab()
-    vocab = {token: vocab[token] for token in sorted(vocab, key=vocab.get)}
+    vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     config = {"tokenizer_class": "RobertaBPETokenizer", "model_max_length": max(512, length)}  # PaddleNLP's class
     config.update(bos_token=BOS, cls_token=BOS, eos_token=EOS, sep_token=EOS, unk_token=UNK, pad_token=PAD)
     config.update(mask_token=MASK, add_prefix_space=False)
@@ -462,9 +461,8 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
         except UserError:
             raise
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}, record {position} or later: not UTF-8 ({error.reason}): convert it (iconv)"
-            ) from None
+            problem = f"not UTF-8 ({error.reason}): convert it (iconv)"
+            raise UserError(f"{path}, record {position} or later: {problem}") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds

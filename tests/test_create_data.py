@@ -577,13 +577,17 @@ def test_documents_that_are_trained_on_and_held_out_are_counted_once(create, tmp
     texts = made_up(60, words=12)
     create(texts, "--validation_files", write(tmp_path / "apart.txt", made_up(70)[60:]))
     assert "--validation_files" not in capsys.readouterr().err
-    files = (
+    trained_on, held_out = write(tmp_path / "a.txt", texts), write(tmp_path / "b.txt", texts[55:])
+    main(
         "--data_files",
-        write(tmp_path / "a.txt", texts),
+        trained_on,
         "--validation_files",
-        write(tmp_path / "b.txt", texts[55:]),
+        held_out,
+        "--tokenizer_name",
+        tokenizer,
+        "--output_dir",
+        tmp_path / "same",
     )
-    main(*files, "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "same")
     printed = capsys.readouterr()
     assert "--max_seq_length" in printed.out  # the rows were made twice, as these fill none of 512 tokens
     assert printed.err.count("warning: 5 documents that are trained on are in --validation_files") == 1

@@ -241,6 +241,11 @@ def spread(values: list) -> dict:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def relative(rounds: list, ours: list) -> dict:
+    """The ratios of the seconds, pair by pair, so that a slow minute of the machine counts on both sides."""
+    return spread([theirs["seconds"] / mine["seconds"] for theirs, mine in zip(rounds, ours)])
+
+
 def summary(label: str, size: int, rounds: list) -> dict:
     """The medians, with minimum and maximum, of a way's rounds on a text file of `size` bytes, and the raw numbers."""
     return {
@@ -265,9 +270,8 @@ def measure_all(args, scratch: str) -> dict:
     results = {way: summary(WAYS[way].label, size, rounds[way]) for way in WAYS}
     results["run_mlm"].update(processes=processes, processes_reason=reason)
     results["run_mlm"]["label"] += f", {processes} process{'es' * (processes > 1)}"
-    for way in WAYS:  # pair by pair, so that a slow minute of the machine counts on both sides
-        pairs = zip(rounds[way], rounds["create_data"])
-        results[way]["time_relative_to_create_data"] = spread([r["seconds"] / ours["seconds"] for r, ours in pairs])
+    for way in WAYS:
+        results[way]["time_relative_to_create_data"] = relative(rounds[way], rounds["create_data"])
     if args.repeat > 1:
         repeated = os.path.join(scratch, "repeated.txt")
         write_repeated(args.data_file, args.repeat, repeated)
@@ -283,8 +287,7 @@ def measure_all(args, scratch: str) -> dict:
         for way, measured in again.items():
             label = f"{WAYS[way].label}, {os.path.basename(args.large_file)}"
             entry = results[f"{way}_large"] = summary(label, os.path.getsize(large), measured)
-            pairs = zip(measured, again["create_data"])
-            entry["time_relative_to_create_data"] = spread([r["seconds"] / ours["seconds"] for r, ours in pairs])
+            entry["time_relative_to_create_data"] = relative(measured, again["create_data"])
     return results
 
 
