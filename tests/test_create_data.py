@@ -570,7 +570,7 @@ def test_the_card_counts_the_bytes_of_the_text_alone(create, tmp_path, monkeypat
     cut = create(texts, name="cut")
     card = card_of(out)
     assert card["bytes"] == sum(map(len, texts)) and card["longest_document"] == max(map(len, texts))
-    assert (card_of(cut)["bytes"], card_of(cut)["fingerprint"]) == (card["bytes"], card["fingerprint"])
+    assert (card_of(cut)["bytes"], card_of(cut)["files"]) == (card["bytes"], card["files"])
 
 
 def test_documents_that_are_trained_on_and_held_out_are_counted_once(create, tmp_path, tokenizer, capsys):
@@ -854,7 +854,7 @@ def test_an_error_of_the_hub_keeps_its_remedy(hub, tmp_path, tokenizer):
 
 
 def test_arrow_files_are_the_same_for_any_number_of_workers(tmp_path, tokenizer):
-    text, cards, digests = write(tmp_path / "a.jsonl", made_up(500, words=5000)), [], []
+    text, digests = write(tmp_path / "a.jsonl", made_up(500, words=5000)), []
     assert text.stat().st_size > 5_000_000
     for workers in (1, 2):
         out = tmp_path / f"out{workers}"
@@ -862,17 +862,15 @@ def test_arrow_files_are_the_same_for_any_number_of_workers(tmp_path, tokenizer)
         result = script("--data_files", text, *options)
         assert result.returncode == 0, result.stderr
         digests.append(digest(out))
-        cards.append(card_of(out))
     assert digests[0] == digests[1]
-    assert cards[0]["fingerprint"] == cards[1]["fingerprint"]
 
 
 def test_the_data_card_says_where_the_data_came_from(create, tmp_path, tokenizer):
     texts = made_up(100)
     card = card_of(create(texts, "--max_seq_length", 16))
-    other = card_of(create([*texts[:-1], texts[-1] + "!"], "--max_seq_length", 16, name="other"))
+    other = card_of(create([texts[0] + "!", *texts[1:]], "--max_seq_length", 16, name="other"))
     assert card["source"] == [str(tmp_path / "out.jsonl")]
-    assert card["fingerprint"] != other["fingerprint"]
+    assert card["files"] != other["files"]
     assert card["tokenizer"]["name"] == str(tokenizer) and card["tokenizer"]["vocab_size"] == 400
     assert card["tokenizer"]["sha256"] == hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     assert shlex.split(card["command"])[:2] == ["python", "create_data.py"] and card["source"][0] in card["command"]
@@ -1078,10 +1076,10 @@ def test_a_mistake_ends_the_script_with_status_2_and_without_a_traceback(mistake
     assert all(part in result.stderr for part in ERRORS[name][2])
 
 
-@pytest.mark.parametrize("limit", [100, 3000, 10_000])  # the layout, the rows, tokenizer.json
+@pytest.mark.parametrize("limit", [100, 2000, 5000])  # the layout, the rows, tokenizer.json
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, tokenizer, limit):
     """A limit on the size of a file stands in for the disk's."""
-    text, before = write(tmp_path / "a.jsonl", made_up(20)), ["a.jsonl"]
+    text, before = write(tmp_path / "a.jsonl", made_up(10)), ["a.jsonl"]
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     options = "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 8
     result = script("--data_files", text, *options, first=limited)
