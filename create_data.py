@@ -24,7 +24,7 @@ import shlex
 import string
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -55,6 +55,7 @@ SPLITS = ("train", "validation")
 PACKED = (".gz", ".bz2", ".xz")
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
+AHEAD = 4  # buffers that are read, and as many that are encoded, before they are needed
 PIECE = 250_000  # bytes: a longer text is encoded in pieces
 # ASCII that is no space, or the last byte of a longer character that is none (U+0085 to U+3000 end in other bytes).
 NO_SPACE = rb"[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf]"
@@ -121,10 +122,10 @@ def write_rows(args, corpus: list, held_out: list, encoder, folder: str, length:
     sys.setswitchinterval(5e-4)  # seconds: the encoding thread need not wait for the others
     sizes = {split: Counter() for split in SPLITS}  # documents by their number of bytes
     documents = assign_splits(args, corpus, held_out)
-    # Two more threads: one reads documents and fills the next buffer, the other encodes one, while this one writes.
-    buffers = one_ahead(fill_buffers(documents, args.line_by_line, encoder, sizes))
+    # Two more threads: one reads documents and fills buffers, the other encodes them, while this one writes.
+    buffers = ahead(fill_buffers(documents, args.line_by_line, encoder, sizes))
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
-        for split, size, ids, ends in one_ahead(encode_buffers(buffers, encoder)):
+        for split, size, ids, ends in ahead(encode_buffers(buffers, encoder)):
             writers[split].add(ids, ends)
             progress.update(size)
     lengths = sorted((sizes["train"] + sizes["validation"]).elements())
@@ -189,13 +190,16 @@ def pieces(text: bytes, encoder) -> Iterator[tuple]:
     yield text[start:], True
 
 
-def one_ahead(items: Iterator) -> Iterator:
-    """Yields the items; a thread makes the next one while this one is used."""
-    with ThreadPoolExecutor(1) as thread:
-        making = thread.submit(next, items, None)
-        while (item := making.result()) is not None:
-            making = thread.submit(next, items, None)
+def ahead(items: Iterator) -> Iterator:
+    """Yields the items; a thread makes the next ones while this one is used."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        making = deque(thread.submit(next, items, None) for _ in range(AHEAD))
+        while (item := making.popleft().result()) is not None:
+            making.append(thread.submit(next, items, None))
             yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def create_writers(folder: str, tokenizer, length: int, packed: bool) -> dict:
@@ -526,18 +530,21 @@ def read_json(path: str, args) -> Iterator:
             yield from ("" if line.isspace() else json.loads(line.rstrip()) for line in lines)
 
 
-def read_csv(path: str, args) -> Iterator[dict]:
+def read_csv(path: str, args) -> Iterator:
     csv.field_size_limit(2**31 - 1)
     with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw, BLOCK) as file:
         first = file.readline().removeprefix(codecs.BOM_UTF8)
-        reader = csv.reader(map(bytes.decode, chain([first], file)), strict=True)
+        # In latin-1, the bytes go through the parser as they are.
+        lines = map(functools.partial(str, encoding="latin-1"), chain([first], file))
+        reader = csv.reader(lines, strict=True)
         records = filter(None, reader)  # without empty lines
-        names = next(records, [])
+        names = [name.encode("latin-1").decode() for name in next(records, [])]
         for record in records:
             if len(record) != len(names):
                 counts = f"{len(record)} fields, where the first line has {len(names)}"
                 raise UserError(f"{path}, line {reader.line_num}: {counts}: quote what has commas")
-            yield dict(zip(names, record))
+            fields = dict(zip(names, record))
+            yield fields[args.text_column].encode("latin-1") if args.text_column in fields else fields
 
 
 def read_parquet(path: str, args) -> Iterator:
@@ -561,6 +568,7 @@ def read_data_set(name: str, args) -> Iterator:
 
     if name == "demo":
         return demo_documents()
+    pyarrow.set_cpu_count(1)  # more threads of its would only keep the encoder waiting
     stream = datasets.load_dataset(name, args.dataset_config_name, split=args.split, streaming=True)
     if args.text_column in (stream.column_names or []):
         stream = stream.select_columns([args.text_column])
