@@ -147,7 +147,7 @@ def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
     share = 0 if held_out else args.validation_split_percentage / 100
     draw, last, any_held_out = random.Random(args.seed), None, bool(held_out)
     for document in islice(read_documents(args, corpus), args.max_documents):
-        if last:
+        if last:  # one document behind, so that the last can be held out if none was
             yield last
         last = "train", document
         args.in_both += bool(hashes) and hash(document) in hashes
@@ -199,11 +199,11 @@ def ahead(items: Iterator) -> Iterator:
             making.append(thread.submit(next, items, None))
             yield item
     finally:
-        thread.shutdown(cancel_futures=True)
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def create_writers(folder: str, tokenizer, length: int, packed: bool) -> dict:
-    """Has `datasets` write its layout around a placeholder, and opens the files of rows to write them anew."""
+    """Has `datasets` write one row, as a placeholder, and what describes it; opens its file to write all rows."""
     import datasets
 
     dtype = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "int32"
@@ -306,7 +306,7 @@ class Encoder:
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern:
-        """Matches where a text can be cut behind the match, as its pieces then have the tokens of the whole.
+        """Matches the end of a piece: where a text is cut there, its pieces have the tokens of the whole.
 
         That is after a word, as RoBERTa's pre-tokenizer, which looks forward only, always cuts before white space; and
         within a word of letters and digits, between two that no token has side by side (the first not after an
@@ -347,6 +347,8 @@ def check_kind(name: str, tokenizer) -> None:
     is_byte_level = isinstance(splitter, pre_tokenizers.ByteLevel)
     if not is_byte_level or splitter.add_prefix_space or not splitter.use_regex:
         found.append(f"pre_tokenizer {splitter}")
+    if None in map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())):
+        found.append("gaps between its tokens' ids")
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.single_word or token.rstrip or re.search(r"\s", token.content):
             found.append(f"token {token!r}")
@@ -464,6 +466,9 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
         except UnicodeDecodeError as error:
             problem = f"not UTF-8 ({error.reason}): convert it (iconv)"
             raise UserError(f"{path}, record {position} or later: {problem}") from None
+        except csv.Error as error:
+            remedy = "quote fields with quotes or line ends in them, and double these quotes"
+            raise UserError(f"{path}, after record {position}: malformed CSV ({error}): {remedy}") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
@@ -489,7 +494,7 @@ def in_utf8(text: str | bytes | None) -> bytes:
 def text_of(record, column: str, where: str) -> str | bytes | None:
     """The text of a record: a string, UTF-8 of a reader, or a mapping whose `column` is a string or None."""
     text = record[column] if isinstance(record, dict) and column in record else record
-    if not isinstance(text, str | None) and not isinstance(record, bytes):
+    if not isinstance(text, str | None) and not isinstance(record, bytes):  # a column of bytes is no text
         found = ", ".join(map(str, record)) if isinstance(text, dict) else type(text).__name__
         raise UserError(f"{where}: no text in column {column!r}, but {found:.300}: see --text_column")
     return text
@@ -686,4 +691,4 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    command_line(main)

@@ -549,21 +549,30 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
     return parse
 
 
-def command_line(main) -> int:
-    """Runs main(); returns the exit status: 2 and one line for a user's error, 1 and the traceback for a bug."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # a process may be started without
+def command_line(main) -> None:
+    """Runs main() and ends the process, with status 2 and one line for a user's error, 1 and the traceback for a bug.
+
+    It ends at once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken down as
+    usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
+    """
+    streams, status = [stream for stream in (sys.stdout, sys.stderr) if stream], 0  # a process may be started without
+    for stream in streams:
         stream.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
-        return main() or 0
+        status = main() or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        status = 130
     except Exception as error:
-        if isinstance(error, UserError) or is_full_disk(error):
+        status = 2 if isinstance(error, UserError) or is_full_disk(error) else 1
+        if status == 2:
             print(f"error: {error}", file=sys.stderr)
-            return 2
-        traceback.print_exc()
-        return 1
+        else:
+            traceback.print_exc()
+    for stream in streams:
+        with contextlib.suppress(OSError):  # a closed pipe
+            stream.flush()
+    os._exit(status)
 
 
 def say(line: str) -> None:
@@ -628,4 +637,4 @@ def peak_memory() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    command_line(main)

@@ -228,8 +228,9 @@ def test_a_packed_row_is_exactly_max_seq_length_long_and_its_specials_are_marked
 def test_ids_are_int32_where_the_vocabulary_is_above_65536(create, tokenizer, tmp_path):
     definition = json.loads((tokenizer / "tokenizer.json").read_text())
     vocab = definition["model"]["vocab"]
+    vocab.setdefault("<mask>", len(vocab))
     for size, dtype in ((65_536, "uint16"), (65_537, "int32")):
-        vocab.update({f"unused{i}": i for i in range(len(vocab) + 1, size)})
+        vocab.update({f"unused{i}": i for i in range(len(vocab), size)})
         folder = tmp_path / f"vocabulary{size}"
         folder.mkdir()
         (folder / "tokenizer.json").write_text(json.dumps(definition))
@@ -347,10 +348,15 @@ def test_a_word_is_cut_where_no_token_could_be(each_tokenizer):
     assert len(encoder.safe_cut.findall(word.encode())) > 5_000
 
 
-SAY_PEAK = """
-import atexit, re, sys  # ru_maxrss, which the script prints, begins with that of the process that starts it
-atexit.register(lambda: print(re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/self/status").read())[1], file=sys.stderr))
+SAY_AT_THE_END = """
+import atexit, os, re, sys
+exit = os._exit
+say = atexit.register(lambda: print({what}, file=sys.stderr, flush=True))  # --help ends with sys.exit()
+os._exit = lambda status: (say(), exit(status))
 """
+# Not ru_maxrss, which the script prints: it begins with that of the process that starts it.
+SAY_PEAK = SAY_AT_THE_END.format(what="re.search('VmHWM:[^0-9]*([0-9]+)', open('/proc/self/status').read())[1]")
+SAY_MODULES = SAY_AT_THE_END.format(what="*sys.modules")
 
 
 @pytest.mark.slow
@@ -941,7 +947,8 @@ ERRORS = {
     "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "not UTF-8"]),
     "a field too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, "", ["a.csv, line 3: 3 fields", "2", "commas"]),
     "a quote left open": ({"a.csv": b'id,text\n1,one\n2,"two\n'}, "", ["a.csv", "record 1", "unexpected end of data"]),
-    "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after"]),
+    "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after", "double these"]),
+    "a lone carriage return": ({"a.csv": b"text\none\rtwo\n"}, "", ["a.csv", "record 0", "quote fields with"]),
     "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "not UTF-8"]),
     "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
     "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
@@ -987,6 +994,7 @@ ERRORS = {
     ),
     "token that takes spaces after it": ({}, "--tokenizer_name {bad}/rstrip", ["/rstrip", '"<new>"', "rstrip=True"]),
     "token with a space": ({}, "--tokenizer_name {bad}/space", ["/space", '"<n w>"']),
+    "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap", "gaps between its tokens' ids"]),
     "tokenizer at random": ({}, "--tokenizer_name {bad}/dropout", ["/dropout", "dropout"]),
     "tokenizer with a space before": ({}, "--tokenizer_name {bad}/prefix", ["/prefix", "add_prefix_space"]),
     "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
@@ -1016,6 +1024,7 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
     changed = {
         "normalizer": {**definition, "normalizer": {"type": "NFC"}},
         "dropout": {**definition, "model": {**definition["model"], "dropout": 0.5}},
+        "gap": {**definition, "model": {**definition["model"], "vocab": {**vocab, "far": 500}}},
         "prefix": {**definition, "pre_tokenizer": {**definition["pre_tokenizer"], "add_prefix_space": True}},
     }
     for name, change in (("single_word", True), ("rstrip", True), ("space", None)):
@@ -1156,7 +1165,7 @@ def test_a_killed_run_leaves_what_was_there_or_the_new_data_set(overwrite, there
 def test_a_directory_that_another_process_writes_is_refused_and_left_alone(overwrite):
     """The other one is stopped within its work; a killed one frees the directory."""
     wait = "import create_data, time; create_data.write_rows = lambda *arguments: time.sleep(1000)"
-    first = f"{wait}; import utils, sys; sys.exit(utils.command_line(lambda: create_data.main(sys.argv[1:])))"
+    first = f"{wait}; import utils, sys; utils.command_line(lambda: create_data.main(sys.argv[1:]))"
     other = subprocess.Popen(command(*overwrite.arguments, first=first), cwd=ROOT)
     while other.poll() is None and not list(overwrite.out.parent.glob("out.being_written*/")):
         time.sleep(0.01)
@@ -1233,6 +1242,33 @@ def test_an_overwrite_that_ends_at_a_rename_leaves_the_old_data_set(overwrite, n
     overwrite.check_after_kill({overwrite.old_digest}, slash="/" * (number - 1))
 
 
+def test_ctrl_c_waits_for_no_slow_source(overwrite):
+    """As a stalled network is: the reader sleeps behind the first document."""
+    slow = """
+import create_data, time, utils
+read = create_data.READERS[".jsonl"]
+def read_slowly(*arguments):
+    records = read(*arguments)
+    yield next(records)
+    print("waiting", flush=True)
+    time.sleep(1000)
+create_data.READERS[".jsonl"] = read_slowly
+utils.command_line(create_data.main)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *map(str, overwrite.arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "waiting\n" in iter(process.stdout.readline, "")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == "interrupted\n"
+    assert os.listdir(overwrite.out.parent) == ["out"] and digest(overwrite.out) == overwrite.old_digest
+
+
 def test_an_overwrite_that_fails_leaves_the_old_data_set(overwrite, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{oops}\n')
     before = contents(overwrite.out.parent)
@@ -1278,9 +1314,6 @@ def test_a_finished_run_ends_with_0_whatever_the_terminal_does(tmp_path, tokeniz
         os.close(written)
         assert (done.returncode, done.stderr) == (0, "")
     assert digest(tmp_path / "out")
-
-
-SAY_MODULES = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
 
 
 def test_the_script_does_not_import_paddle_and_its_help_not_even_datasets(tmp_path, tokenizer):

@@ -105,4 +105,4 @@ def main(argv: list | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    command_line(main)

@@ -173,4 +173,4 @@ def parse_arguments(argv: list | None):
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    command_line(main)

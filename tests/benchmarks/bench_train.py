@@ -545,4 +545,4 @@ def main(argv: list | None = None) -> None:
 
 if __name__ == "__main__":
     is_worker = sys.argv[1:2] == ["--worker"]
-    sys.exit(command_line(lambda: work(*sys.argv[2:]) if is_worker else main()))
+    command_line(lambda: work(*sys.argv[2:]) if is_worker else main())

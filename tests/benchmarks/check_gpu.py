@@ -201,4 +201,4 @@ def main(argv: list | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    command_line(main)
