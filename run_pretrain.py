@@ -938,9 +938,7 @@ def parse_arguments(argv: list | None):
     add = parser.add_argument_group("model").add_argument
     names = f"{', '.join(ARCHITECTURES)} or a config.json alone: from scratch; a directory or hub id: continued"
     add("--model_name_or_path", default="roberta-en-base", help=names)
-    add(
-        "--dropout", type=number(float, 0, 0.99), help="of hidden states and attention weights; the model's if left out"
-    )
+    add("--dropout", type=number(float, 0, 0.99), help="of hidden states and attention weights; left out: the model's")
     add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
     add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
@@ -1255,9 +1253,8 @@ def cross_entropy_operation(labels, logits):
 
 
 def cpu_attend(layer, query, key, value, mask, dropout: float):
-    return Function.apply(
-        attention_operation, layer, query, key, value, None if mask is None else mask.numpy(), dropout
-    )
+    mask = None if mask is None else mask.numpy()
+    return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
 
 
 def cpu_dropout(layer, x):

@@ -471,10 +471,7 @@ def rows_digests(folder: str, check: bool) -> dict:
     (and where the card lacks it) as the file is now."""
     card, path = {}, os.path.join(folder, "data_card.json")
     if os.path.exists(path) and not check:
-        with (
-            explaining(f"{path} is damaged: prepare the data anew, or remove it"),
-            open(path, encoding="utf-8") as file,
-        ):
+        with explaining(f"{path} is damaged: prepare the data anew"), open(path, encoding="utf-8") as file:
             card = dict(json.load(file).get("files", {}))
     digests = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "*.arrow"))):
