@@ -147,14 +147,16 @@ def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
     share = 0 if held_out else args.validation_split_percentage / 100
     draw, last, any_held_out = random.Random(args.seed), None, bool(held_out)
     for document in islice(read_documents(args, corpus), args.max_documents):
-        if last:  # one document behind, so that the last can be held out if none was
-            yield last
-        last = "train", document
         args.in_both += bool(hashes) and hash(document) in hashes
         if draw.random() < share:
-            last, any_held_out = ("validation", document), True
+            any_held_out = True
+            yield "validation", document
+        else:
+            if last:
+                yield "train", last
+            last = document  # to train on, unless it stays the last and none was held out
     if last:
-        yield last if any_held_out else ("validation", last[1])
+        yield "train" if any_held_out else "validation", last
 
 
 def fill_buffers(assigned: Iterator[tuple], line_by_line: bool, encoder, sizes: dict) -> Iterator[tuple]:
@@ -659,7 +661,7 @@ def filled_length(args, splits: dict, length: int) -> int:
     lowered = length
     for split, counts in splits.items():
         if counts["documents"] and not counts["rows"]:
-            tokens = counts["tokens"] + counts["documents"] + 2
+            tokens = counts["tokens"] + counts["documents"] + 2  # with </s> after each, and a row's own <s> and </s>
             filled = [n for n in (16, 32, 64, 128, 256) if n <= tokens and not args.max_seq_length]
             require(filled, f"{split} is too small for a row of {length} tokens: add text, or lower --max_seq_length")
             lowered = min(lowered, filled[-1])
