@@ -36,19 +36,8 @@ import numpy as np
 import pyarrow.parquet
 from tqdm import tqdm
 
-from utils import (
-    ArgumentParser,
-    UserError,
-    atomic_directory,
-    boolean,
-    command_line,
-    explaining,
-    number,
-    peak_memory,
-    require,
-    say,
-    sha256_of,
-)
+import utils
+from utils import UserError, boolean, explaining, number, require, say
 
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
@@ -85,7 +74,7 @@ def main(argv: list | None = None) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's threads
     corpus = find_files(args.data_files) if args.data_files else [args.dataset_name]
     held_out = find_files(args.validation_files or [])
-    with atomic_directory(args.output_dir) as folder:
+    with utils.atomic_directory(args.output_dir) as folder:
         if os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
             is_data = os.path.exists(f"{args.output_dir}/dataset_dict.json")
             require(is_data, f"{args.output_dir} is not empty, and no data set: choose another --output_dir")
@@ -333,7 +322,7 @@ class Encoder:
 def memory_in_use() -> float:
     """Resident memory in MB; elsewhere than on Linux, the largest so far."""
     if sys.platform != "linux":
-        return peak_memory()
+        return utils.peak_memory()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -415,7 +404,7 @@ def save_tokenizer(tokenizer, name: str, folder: str, length: int) -> dict:
     config.update(mask_token=MASK, add_prefix_space=False)
     for file, content in (("vocab", vocab), ("tokenizer_config", config)):
         Path(folder, f"{file}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return {"name": name, "vocab_size": len(vocab), "sha256": sha256_of(f"{folder}/tokenizer.json")}
+    return {"name": name, "vocab_size": len(vocab), "sha256": utils.sha256_of(f"{folder}/tokenizer.json")}
 
 
 # ---------------------------------------------------------------- readers
@@ -612,7 +601,7 @@ def reader_of(path: str):
 
 
 def parse_arguments(argv: list | None):
-    parser = ArgumentParser("Turn text into rows of tokens for masked language modelling.")
+    parser = utils.ArgumentParser("Turn text into rows of tokens for masked language modelling.")
     # What reading notes: what each text file's documents end at, and how many are trained on and held out.
     parser.set_defaults(separators={}, in_both=0)
     add = parser.add_argument_group("source of the text").add_mutually_exclusive_group().add_argument
@@ -685,7 +674,7 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
     for split, counts in card["splits"].items():
         say(f"{split:10} " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items()))
     say(f"{documents:,} documents, of {card['median_document']:,} bytes in the median")
-    say(f"{seconds:.1f} s, {size / 1e6 / seconds:.1f} MB of text a second, {peak_memory():,.0f} MB of memory")
+    say(f"{seconds:.1f} s, {size / 1e6 / seconds:.1f} MB of text a second, {utils.peak_memory():,.0f} MB of memory")
     data = datasets.load_from_disk(args.output_dir)
     rows = data["train"] if len(data["train"]) else data["validation"]
     say(f"first row: {tokenizer.decode(rows[0]['input_ids'], skip_special_tokens=False)[:200]!r}")
@@ -693,4 +682,4 @@ def print_summary(args, card: dict, tokenizer, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    utils.command_line(main)
