@@ -27,6 +27,8 @@ import traceback
 import warnings
 
 import numpy as np
+import pyarrow.compute
+import safetensors.numpy
 from tqdm import tqdm
 
 try:
@@ -180,8 +182,6 @@ class TokenRows:
     """
 
     def __init__(self, *splits):
-        import pyarrow
-
         def joined(name: str):
             columns = [split.data.column(name) for split in splits]
             kind = pyarrow.list_(columns[0].type.value_type)  # rows of one length are stored as another type
@@ -201,8 +201,6 @@ class TokenRows:
     @functools.cached_property
     def lengths(self) -> tuple:
         """The lengths of the shortest and of the longest row."""
-        import pyarrow.compute
-
         ends = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self.input_ids)).as_py()
         return ends["min"] or 0, ends["max"] or 0
 
@@ -258,8 +256,6 @@ def main(argv: list | None = None) -> None:
 
 def export_checkpoint(checkpoint: str, output_dir: str) -> None:
     """Writes a checkpoint's model and tokenizer as transformers' from_pretrained() reads them."""
-    import safetensors.numpy
-
     damage = damage_of(checkpoint)
     require(damage is None, f"--checkpoint {checkpoint}: {damage}")
     require(not os.path.exists(output_dir), f"--output_dir {output_dir} exists: choose another")
@@ -311,8 +307,6 @@ def read_weights(folder: str) -> dict | None:
 
     Reads model.safetensors or its shards, also in half precision (numpy has no bfloat16); None where there are none.
     """
-    import safetensors
-
     names, index = ["model.safetensors"], os.path.join(folder, "model.safetensors.index.json")
     if os.path.exists(index):
         with open(index, encoding="utf-8") as file:
