@@ -246,16 +246,12 @@ def yardsticks(shares: np.ndarray) -> tuple:
 
 
 def main(argv: list | None = None) -> None:
+    """Writes a checkpoint's model and tokenizer as transformers' from_pretrained() reads them."""
     parser = ArgumentParser("Turns a checkpoint into a model directory of Hugging Face transformers.")
     parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP that run_pretrain.py wrote")
     parser.add_argument("--output_dir", required=True, help="directory to write")
     args = parser.parse_args(argv)
-    export_checkpoint(args.checkpoint, args.output_dir)
-    print(f"written: {args.output_dir}")
-
-
-def export_checkpoint(checkpoint: str, output_dir: str) -> None:
-    """Writes a checkpoint's model and tokenizer as transformers' from_pretrained() reads them."""
+    checkpoint, output_dir = args.checkpoint, args.output_dir
     damage = damage_of(checkpoint)
     require(damage is None, f"--checkpoint {checkpoint}: {damage}")
     require(not os.path.exists(output_dir), f"--output_dir {output_dir} exists: choose another")
@@ -272,33 +268,33 @@ def export_checkpoint(checkpoint: str, output_dir: str) -> None:
         safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2)
+    print(f"written: {output_dir}")
 
 
-def to_transformers(weights: dict) -> dict:
-    """PaddleNLP's weights of a RobertaForMaskedLM (arrays by name) under transformers' names and in its layout."""
-    return _converted(weights, TRANSFORMERS_NAMES)
+def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
+    """PaddleNLP's weights of a RobertaForMaskedLM (arrays by name) under transformers' names and in its layout.
+
+    Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike. `names`
+    are parts of names, the old and the new one.
+    """
+    converted = {}
+    for name, array in weights.items():
+        for old, new in names:
+            name = name.replace(old, new)
+        is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
+        converted[name] = np.ascontiguousarray(array.T) if is_linear else array
+    return converted
 
 
 def from_transformers(weights: dict) -> dict:
     """The inverse of to_transformers(); adds what transformers leaves out of its files, as it is tied."""
-    converted = _converted(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
+    converted = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
     for tied, source in (
         ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
     ):
         if source in converted:
             converted.setdefault(tied, converted[source])
-    return converted
-
-
-def _converted(weights: dict, parts_of_names) -> dict:
-    """Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike."""
-    converted = {}
-    for name, array in weights.items():
-        for old, new in parts_of_names:
-            name = name.replace(old, new)
-        is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
-        converted[name] = np.ascontiguousarray(array.T) if is_linear else array
     return converted
 
 
