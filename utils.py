@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = resource = None
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 POSITIONS_MULTIPLE = 128
@@ -616,10 +617,8 @@ def physical_cores() -> int:
 
 def peak_memory() -> float:
     """The process's largest resident memory so far, in MB; nan on Windows, which does not tell."""
-    if os.name == "nt":
+    if not resource:
         return math.nan
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
