@@ -537,10 +537,9 @@ def save_checkpoint(run: Run) -> None:
             tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
             safetensors.numpy.save_file(tensors, os.path.join(folder, "training_state", "optimizer.safetensors"))
             state = {name: getattr(run, name) for name in (*STATE, "identity")}
-            state["scaler"] = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in run.scaler.state_dict().items()}
-            state.update(num_moments=len(tensors), arguments=vars(args))
+            state.update(scaler=run.scaler.state_dict(), num_moments=len(tensors), arguments=vars(args))
             with open(os.path.join(folder, "training_state", "state.json"), "w") as file:
-                json.dump(state, file, indent=2)
+                json.dump(state, file, indent=2, default=lambda array: array.tolist())  # the scaler's
             utils.write_checksums(folder)
         # The newest and the best stay; those beyond this step are of an abandoned run.
         older = [path for path in checkpoints_in(args.output_dir) if step_of(path) < run.global_step]
