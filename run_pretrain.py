@@ -1014,7 +1014,7 @@ class OneDNN:
             self.primitives[key] = self.make(kind, description, pairs)
         primitive, arguments, memories = self.primitives[key]
         for memory, (_, array) in zip(memories, pairs):
-            self.call("memory_set_data_handle", memory, ctypes.c_void_p(address_of(array)))
+            self.call("memory_set_data_handle", memory, ctypes.c_void_p(array.ctypes.data))
         self.call("primitive_execute", primitive, self.stream, len(pairs), ctypes.byref(arguments))
 
     def make(self, kind: str, description: tuple, pairs: list) -> tuple:
@@ -1038,16 +1038,12 @@ class OneDNN:
 def onednn() -> OneDNN | None:
     """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
     try:
-        found, zero = OneDNN(), np.zeros((1, 1), np.float32)
-        found.call("sgemm", b"N", b"N", 1, 1, 1, 1.0, *2 * (address_of(zero), 1), 0.0, address_of(zero), 1)
+        found, zero = OneDNN(), np.zeros((1, 1), np.float32).ctypes
+        found.call("sgemm", b"N", b"N", 1, 1, 1, 1.0, zero.data, 1, zero.data, 1, 0.0, zero.data, 1)
         return found
     except (OSError, AttributeError, RuntimeError) as error:
         say(f"the CPU's faster layers are left out: {utils.brief(error)}")
         return None
-
-
-def address_of(array) -> int:
-    return array.__array_interface__["data"][0]
 
 
 def gemm(a, b, out, bias=None):
@@ -1058,15 +1054,11 @@ def gemm(a, b, out, bias=None):
         return out
     (m, n), k = out.shape, a.shape[1]
     assert a.shape == (m, k) and b.shape == (k, n) and {a.dtype, b.dtype, out.dtype} == {np.dtype("float32")}
-    assert out.strides[1] == 4 and min(m, n, k) > 0
-    operands, letters = [], []
-    for matrix in (a, b):
-        transposed = matrix.strides[1] != 4
-        rows = matrix.T if transposed else matrix
-        assert rows.strides[1] == 4 and rows.strides[0] >= 4 * rows.shape[1]
-        letters.append(b"T" if transposed else b"N")
-        operands += [address_of(rows), rows.strides[0] // 4]
-    onednn().call("sgemm", *letters, m, n, k, 1.0, *operands, 0.0, address_of(out), out.strides[0] // 4)
+    letters = [b"N" if matrix.flags.c_contiguous else b"T" for matrix in (a, b)]
+    left, right = (matrix if matrix.flags.c_contiguous else matrix.T for matrix in (a, b))  # as they lie in memory
+    assert left.flags.c_contiguous and right.flags.c_contiguous and out.flags.c_contiguous
+    operands = left.ctypes.data, left.shape[1], right.ctypes.data, right.shape[1]
+    onednn().call("sgemm", *letters, m, n, k, 1.0, *operands, 0.0, out.ctypes.data, n)
     if bias is not None:
         onednn().run("binary", ADD, (SRC, out), (SRC_1, bias), (DST, out))
     return out
