@@ -428,7 +428,7 @@ def load_model(source: str, config) -> tuple:
         require(name in weights, f"{source} has no {name}: a RobertaForMaskedLM, with its head, is needed")
         same = list(weights[name].shape) == parameter.shape
         require(same, f"{source}: {name} has another shape, {weights[name].shape}, than config.json says")
-    model.set_state_dict({name: weights[name] for name in model.state_dict()})
+        parameter.set_value(weights[name])
     return model, f"continuing from {source}"
 
 
@@ -1121,7 +1121,7 @@ def linear_operation(layer, x, weight, bias):
     rows, matrix = rounded(matrix_of(x), half), rounded(array_of(weight), half)
     matrix = matrix.T if is_transposed else matrix
     out = paddle.empty([*x_shape[:-1], len(bias)])
-    gemm(gelu(rows) if activated else rows, matrix, matrix_of(out), array_of(bias).reshape(1, -1))
+    gemm(gelu(rows) if activated else rows, matrix, matrix_of(out), matrix_of(bias))
 
     def gradients(gradient):
         gradient = rounded(matrix_of(gradient), half)
@@ -1130,7 +1130,7 @@ def linear_operation(layer, x, weight, bias):
         left, right = (gradient, inputs) if is_transposed else (inputs, gradient)
         gemm(left.T, right, array_of(by_weight))
         ones = np.full((1, len(gradient)), 0x3F80 if half else 1, gradient.dtype)  # 0x3F80 is 1 in bfloat16
-        gemm(ones, gradient, array_of(by_bias).reshape(1, -1))
+        gemm(ones, gradient, matrix_of(by_bias))
         gemm(gradient, matrix.T, by_rows)
         if activated:
             product = rounded(by_rows, half)
@@ -1248,15 +1248,11 @@ def cpu_attend(layer, query, key, value, mask, dropout: float):
     return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
 
 
-def cpu_dropout(layer, x):
-    return Function.apply(dropout_operation, x, layer.p) if layer.training and layer.p else x
-
-
 CPU_LAYERS = {
     nn.Linear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
     TransposedLinear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
     nn.LayerNorm: lambda layer, x: Function.apply(layer_norm_operation, x, layer.weight, layer.bias, layer._epsilon),
-    nn.Dropout: cpu_dropout,
+    nn.Dropout: lambda layer, x: Function.apply(dropout_operation, x, layer.p) if layer.training and layer.p else x,
     nn.MultiHeadAttention: attention,
 }
 
