@@ -908,7 +908,8 @@ def tokenizer_dir(args) -> str:
 
 def check_predictable(rows: dict, collator: DataCollatorMLM) -> None:
     """Without a token to predict there is no loss."""
-    require(rows["train"].has_regular_token(), "the training rows hold special tokens alone: there is none to predict")
+    regular = any(chunk.flatten().false_count for chunk in rows["train"].special_tokens_mask.chunks)
+    require(regular, "the training rows hold special tokens alone: there is none to predict")
     keys = (key for batch in utils.evaluation_batches(len(rows["validation"]), 1) for key in batch)
     chosen = any((collator([rows["validation"][key]])["labels"] != IGNORE_INDEX).any() for key in keys)
     require(chosen, "no token of the validation rows is chosen for prediction: hold out more text")

@@ -215,10 +215,6 @@ class TokenRows:
             counts = chunk_counts
         return counts
 
-    def has_regular_token(self) -> bool:
-        """Whether any position is not special, and so can be predicted."""
-        return any(chunk.flatten().false_count for chunk in self.special_tokens_mask.chunks)
-
 
 def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
     """How often each token occurs in the rows, special ones left out: shares (float64 [vocab_size - special ones])."""
