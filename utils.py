@@ -271,8 +271,8 @@ def main(argv: list | None = None) -> None:
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
     """PaddleNLP's weights of a RobertaForMaskedLM (arrays by name) under transformers' names and in its layout.
 
-    Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike. `names`
-    are parts of names, the old and the new one.
+    Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike. With
+    the pairs of `names` swapped, it is its own inverse.
     """
     converted = {}
     for name, array in weights.items():
@@ -280,18 +280,6 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
             name = name.replace(old, new)
         is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
         converted[name] = np.ascontiguousarray(array.T) if is_linear else array
-    return converted
-
-
-def from_transformers(weights: dict) -> dict:
-    """The inverse of to_transformers(); adds what transformers leaves out of its files, as it is tied."""
-    converted = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
-    for tied, source in (
-        ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
-        ("lm_head.decoder.bias", "lm_head.bias"),
-    ):
-        if source in converted:
-            converted.setdefault(tied, converted[source])
     return converted
 
 
@@ -315,8 +303,15 @@ def read_weights(folder: str) -> dict | None:
             if tensor["dtype"] == "BF16":  # the upper half of a float32
                 array = (array.astype(np.uint32) << 16).view(np.float32)
             weights[key] = array.astype(np.float32).reshape(tensor["shape"])
-    is_of_transformers = any(".encoder.layer." in key for key in weights)
-    return from_transformers(weights) if is_of_transformers else weights
+    if any(".encoder.layer." in key for key in weights):  # transformers'
+        weights = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
+        for tied, source in (  # which its files leave out
+            ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+            ("lm_head.decoder.bias", "lm_head.bias"),
+        ):
+            if source in weights:
+                weights.setdefault(tied, weights[source])
+    return weights
 
 
 def vocabulary_of(folder: str) -> dict | None:
