@@ -287,8 +287,7 @@ class Encoder:
 
     def encode(self, texts: list) -> tuple:
         """Returns the texts' token ids (uint32 [all]) and their numbers of tokens (int64 [len(texts)])."""
-        is_large = memory_in_use() - self.memory_without_cache > CACHE_MB
-        if is_large and self.buffers >= RENEWED_AFTER:
+        if self.buffers >= RENEWED_AFTER and memory_in_use() - self.memory_without_cache > CACHE_MB:
             self.renew()
         self.buffers += 1
         layout = self.gigatoken.encode_batch(texts).layout
@@ -463,10 +462,8 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-            length, remedy = 300, ""
-            if reader is read_data_set:  # whose message lists the configurations there are
-                length, remedy = 500, HUB_REMEDY.format(args.dataset_config_name, args.split)
-            reason = " ".join(str(error).split())[:length]
+            reason = " ".join(str(error).split())[:500]  # a data set's lists the configurations there are
+            remedy = HUB_REMEDY.format(args.dataset_config_name, args.split) if reader is read_data_set else ""
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
