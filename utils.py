@@ -153,11 +153,9 @@ class UpdateSampler:
         self.first_update, self.updates = first_update, updates
 
     def __iter__(self):
-        permuted_epoch = None
         for update in range(self.first_update, self.updates):
             epoch, position = divmod(update, self.updates_per_epoch)
-            if epoch != permuted_epoch:
-                permuted_epoch = epoch
+            if position == 0 or update == self.first_update:
                 permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
             rows = permutation[position * self.global_batch : (position + 1) * self.global_batch]
             for micro_batch in rows.reshape(self.shape)[:, self.rank]:
