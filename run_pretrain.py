@@ -438,8 +438,7 @@ def recompute_layers(model, args, config) -> None:
     require(plain, "--recompute True is for GPUs: a CPU's layers keep little as they are")
     has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
     for layer in model.roberta.encoder.layers:
-        options = {"use_reentrant": False, "preserve_rng_state": has_dropout}
-        layer.forward = functools.partial(recompute, layer.forward, **options)
+        layer.forward = functools.partial(recompute, layer.forward, use_reentrant=False, preserve_rng_state=has_dropout)
 
 
 def build_optimizer(model, args):
