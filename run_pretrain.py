@@ -927,7 +927,7 @@ def count_updates(args, sampler: UpdateSampler) -> int:
 
 
 def parse_arguments(argv: list | None):
-    parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.", GONE)
+    parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.")
     positive, not_negative, boolean = number(int, 1), number(float, 0), utils.boolean
     add = parser.add_argument_group("data").add_argument
     add("--input_file", nargs="+", default=["wiki"], metavar="DIR", help="one or more that create_data.py wrote")
@@ -965,6 +965,8 @@ def parse_arguments(argv: list | None):
     add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
     add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; bfloat16 from Ampere on, else float16")
     add("--scale_loss", type=number(float, 1e-30), default=2.0**15, help="first loss scale in float16")
+    for flag, instead in GONE.items():
+        require(flag not in (sys.argv if argv is None else argv), f"{flag} is gone: {instead}")
     args = parser.parse_args(argv)
     if args.max_steps != 0:
         args.output_dir = args.output_dir or "ckp"

@@ -490,19 +490,13 @@ def brief(error: BaseException) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the defaults shown in the help, no abbreviations, and errors of one line.
+    """argparse with the defaults shown in the help, no abbreviations, and errors of one line."""
 
-    `gone` says for each flag of the past what to do instead.
-    """
-
-    def __init__(self, description: str, gone: dict | None = None):
+    def __init__(self, description: str):
         shows_defaults = argparse.ArgumentDefaultsHelpFormatter
         super().__init__(description=description, formatter_class=shows_defaults, allow_abbrev=False)
-        self.gone = gone or {}
 
     def error(self, message: str):
-        for flag, instead in self.gone.items():
-            require(flag not in message.split(), f"{flag} is gone: {instead}")
         raise UserError(f"{message} (--help lists the arguments)")
 
 
