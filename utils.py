@@ -25,6 +25,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
@@ -250,8 +251,7 @@ def main(argv: list | None = None) -> None:
     damage = damage_of(checkpoint)
     require(damage is None, f"--checkpoint {checkpoint}: {damage}")
     require(not os.path.exists(output_dir), f"--output_dir {output_dir} exists: choose another")
-    with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
+    config = json.loads(Path(checkpoint, "config.json").read_bytes())
     for name in ("paddlenlp_version", "dtype", "torch_dtype"):
         config.pop(name, None)
     config.update(architectures=["RobertaForMaskedLM"], model_type="roberta")
@@ -261,8 +261,7 @@ def main(argv: list | None = None) -> None:
     with atomic_directory(output_dir) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=lambda *_: ["training_state", CHECKSUMS])
         safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-            json.dump(config, file, indent=2)
+        Path(folder, "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     print(f"written: {output_dir}")
 
 
@@ -286,17 +285,14 @@ def read_weights(folder: str) -> dict | None:
 
     Reads model.safetensors or its shards, also in half precision (numpy has no bfloat16); None where there are none.
     """
-    names, index = ["model.safetensors"], os.path.join(folder, "model.safetensors.index.json")
-    if os.path.exists(index):
-        with open(index, encoding="utf-8") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
-    elif not os.path.exists(os.path.join(folder, names[0])):
+    files, index = [Path(folder, "model.safetensors")], Path(folder, "model.safetensors.index.json")
+    if index.exists():
+        files = [Path(folder, name) for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    elif not files[0].exists():
         return None
     weights = {}
-    for name in names:
-        with open(os.path.join(folder, name), "rb") as file:
-            tensors = safetensors.deserialize(file.read())
-        for key, tensor in tensors:
+    for file in files:
+        for key, tensor in safetensors.deserialize(file.read_bytes()):
             array = np.frombuffer(tensor["data"], STORED_DTYPES.get(tensor["dtype"], "<f4"))
             if tensor["dtype"] == "BF16":  # the upper half of a float32
                 array = (array.astype(np.uint32) << 16).view(np.float32)
@@ -316,12 +312,11 @@ def vocabulary_of(folder: str) -> dict | None:
     """The ids by token of the tokenizer in a directory, added ones included; None where there is none."""
     from tokenizers import Tokenizer
 
-    vocabulary, definition = (os.path.join(folder, name) for name in ("vocab.json", "tokenizer.json"))
+    vocabulary, definition = Path(folder, "vocab.json"), Path(folder, "tokenizer.json")
     with explaining(f"cannot read the tokenizer in {folder}"):
-        if os.path.exists(vocabulary):
-            with open(vocabulary, encoding="utf-8") as file:
-                return dict(json.load(file))
-        return Tokenizer.from_file(definition).get_vocab() if os.path.exists(definition) else None
+        if vocabulary.exists():
+            return dict(json.loads(vocabulary.read_bytes()))
+        return Tokenizer.from_file(str(definition)).get_vocab() if definition.exists() else None
 
 
 # ---------------------------------------------------------------- directories that appear whole
@@ -413,16 +408,13 @@ def locked(path: str, message: str):
 
 def write_checksums(folder: str) -> None:
     """Writes SHA256SUMS, as `sha256sum --check` reads it, over every file below the folder."""
-    lines = sorted(_checksums(folder))
-    with open(os.path.join(folder, CHECKSUMS), "w") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    Path(folder, CHECKSUMS).write_text("".join(f"{line}\n" for line in sorted(_checksums(folder))))
 
 
 def damage_of(folder: str) -> str | None:
     """Says what is wrong with a checkpoint that write_checksums() sealed, or None."""
     try:
-        with open(os.path.join(folder, CHECKSUMS)) as file:
-            expected = set(file.read().splitlines())
+        expected = set(Path(folder, CHECKSUMS).read_text().splitlines())
         differing = {line.partition("  ")[2] for line in expected - _checksums(folder)}
     except (OSError, ValueError) as error:
         return f"it cannot be read ({brief(error)})"
@@ -449,10 +441,10 @@ def sha256_of(path: str) -> str:
 def rows_digests(folder: str, check: bool) -> dict:
     """ "SIZE bytes, SHA-256" of each Arrow file of a data set, by its name; as data_card.json has it, or with `check`
     (and where the card lacks it) as the file is now."""
-    card, path = {}, os.path.join(folder, "data_card.json")
-    if os.path.exists(path) and not check:
-        with explaining(f"{path} is damaged: prepare the data anew"), open(path, encoding="utf-8") as file:
-            card = dict(json.load(file).get("files", {}))
+    card, path = {}, Path(folder, "data_card.json")
+    if path.exists() and not check:
+        with explaining(f"{path} is damaged: prepare the data anew"):
+            card = dict(json.loads(path.read_bytes()).get("files", {}))
     digests = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "*.arrow"))):
         name = os.path.relpath(path, folder).replace(os.sep, "/")
@@ -591,8 +583,7 @@ def physical_cores() -> int:
     siblings = set()
     for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1):
         try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
-                siblings.add(file.read())
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
         except OSError:
             siblings.add(cpu)
     return len(siblings)
