@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import errno
 import functools
-import glob
 import hashlib
 import json
 import math
@@ -426,14 +425,11 @@ def damage_of(folder: str) -> str | None:
 
 def _checksums(folder: str) -> set:
     """The lines of SHA256SUMS."""
-    lines = set()
-    for parent, _, names in os.walk(folder):
-        for path in (os.path.join(parent, name) for name in names if name != CHECKSUMS):
-            lines.add(f"{sha256_of(path)}  {os.path.relpath(path, folder).replace(os.sep, '/')}")
-    return lines
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return {f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}" for path in files}
 
 
-def sha256_of(path: str) -> str:
+def sha256_of(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -446,10 +442,10 @@ def rows_digests(folder: str, check: bool) -> dict:
         with explaining(f"{path} is damaged: prepare the data anew"):
             card = dict(json.loads(path.read_bytes()).get("files", {}))
     digests = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "*.arrow"))):
-        name = os.path.relpath(path, folder).replace(os.sep, "/")
+    for path in sorted(Path(folder).glob("*/*.arrow")):
+        name = path.relative_to(folder).as_posix()
         digest = card[name]["sha256"] if name in card else sha256_of(path)
-        digests[name] = f"{os.path.getsize(path)} bytes, {digest}"
+        digests[name] = f"{path.stat().st_size} bytes, {digest}"
     return digests
 
 
