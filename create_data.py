@@ -462,8 +462,9 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {position + error.lineno}: malformed JSON ({error.msg})") from None
         except Exception as error:  # what unpacks files and fetches them raises errors of many kinds
-            reason = " ".join(str(error).split())[:500]  # a data set's lists the configurations there are
-            remedy = HUB_REMEDY.format(args.dataset_config_name, args.split) if reader is read_data_set else ""
+            is_hub = reader is read_data_set  # whose message lists the configurations there are
+            reason = " ".join(str(error).split())[: 500 if is_hub else 300]
+            remedy = HUB_REMEDY.format(args.dataset_config_name, args.split) if is_hub else ""
             raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
