@@ -425,7 +425,7 @@ def damage_of(folder: str) -> str | None:
 
 def _checksums(folder: str) -> set:
     """The lines of SHA256SUMS."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    files = (path for path in Path(folder).rglob("*") if path.name != CHECKSUMS and not path.is_dir())
     return {f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}" for path in files}
 
 
