@@ -439,7 +439,7 @@ def rows_digests(folder: str, check: bool) -> dict:
     (and where the card lacks it) as the file is now."""
     card, path = {}, Path(folder, "data_card.json")
     if path.exists() and not check:
-        with explaining(f"{path} is damaged: prepare the data anew"):
+        with explaining(f"{path} is damaged: prepare the data anew, or remove it"):
             card = dict(json.loads(path.read_bytes()).get("files", {}))
     digests = {}
     for path in sorted(Path(folder).glob("*/*.arrow")):
@@ -523,10 +523,11 @@ def command_line(main) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        status = 2 if isinstance(error, UserError) or is_full_disk(error) else 1
-        if status == 2:
+        if isinstance(error, UserError) or is_full_disk(error):
+            status = 2
             print(f"error: {error}", file=sys.stderr)
         else:
+            status = 1
             traceback.print_exc()
     for stream in streams:
         with contextlib.suppress(OSError):  # a closed pipe
