@@ -1058,7 +1058,7 @@ def gemm(a, b, out, bias=None):
     assert a.shape == (m, k) and b.shape == (k, n) and {a.dtype, b.dtype, out.dtype} == {np.dtype("float32")}
     letters = [b"N" if matrix.flags.c_contiguous else b"T" for matrix in (a, b)]
     left, right = (matrix if matrix.flags.c_contiguous else matrix.T for matrix in (a, b))  # as they lie in memory
-    assert left.flags.c_contiguous and right.flags.c_contiguous and out.flags.c_contiguous
+    assert left.flags.c_contiguous and right.flags.c_contiguous and out.flags.c_contiguous and min(m, n, k) > 0
     operands = left.ctypes.data, left.shape[1], right.ctypes.data, right.shape[1]
     onednn().call("sgemm", *letters, m, n, k, 1.0, *operands, 0.0, out.ctypes.data, n)
     if bias is not None:
