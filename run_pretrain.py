@@ -321,8 +321,8 @@ def use_fast_layers(model, args, padded: bool) -> None:
             layer.forward = functools.partial(fast[type(layer)], layer)
         if type(layer) is nn.MultiHeadAttention:
             layer.padded, layer.attend = padded, cpu_attend if on_cpu else attend
-        if type(layer) is nn.TransformerEncoderLayer and on_cpu:  # linear2 then computes the activation of its input
-            layer.activation, layer.linear2.activated = lambda x: x, True
+        if type(layer) is nn.TransformerEncoderLayer and on_cpu:
+            layer.activation = functools.partial(Function.apply, gelu_operation)
 
 
 def linear(layer, x):
@@ -356,8 +356,6 @@ def attend(layer, query, key, value, mask, dropout: float):
 
 def cross_entropy(logits, labels):
     """The sum over all rows whose label is not IGNORE_INDEX, in nats."""
-    if logits.place.is_cpu_place() and onednn() is not None:
-        return Function.apply(cross_entropy_operation, labels.numpy(), logits)
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return loss + 0 * logits.detach().sum()  # on a CPU, Paddle's own makes a number of NaN
 
@@ -975,13 +973,14 @@ def parse_arguments(argv: list | None):
 
 # ---------------------------------------------------------------- the CPU's layers (skip on first reading)
 
-# They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. An array
-# of uint16 holds bfloat16: operands are rounded to it where a layer's `half` is set; sums and all else are float32.
+# They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. uint16
+# stands for bfloat16, to which operands are rounded where a layer's `half` is set; sums and all else are float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
-FORWARD, BACKWARD, SCALE_AND_SHIFT, ADD, MULTIPLY = 64, 128, 6, 131056, 131057
-SOFTMAX, LOG_SOFTMAX, GELU, EXP = 196608, 196609, 49, 42
-SRC, SRC_1, WEIGHTS, BIAS, DST, DIFF_SRC, DIFF_DST = 1, 2, 33, 41, 17, 129, 145
-MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
+ARGUMENTS = {"src": 1, "src_1": 2, "weights": 33, "bias": 41, "dst": 17, "mean": 49}  # which descriptions have
+ARGUMENTS |= {"diff_src": 129, "diff_weights": 161, "diff_bias": 169, "diff_dst": 145}
+ALSO = {"variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}  # which they do not have
+FORWARD, BACKWARD, SCALE_AND_SHIFT = 64, 128, 6
+GELU, ADD, MULTIPLY, SOFTMAX = 49, 131056, 131057, 196608
 CHUNK = 2**21  # attention weights in memory at a time, unless one row of the batch has more
 
 
@@ -989,81 +988,74 @@ class OneDNN:
     """Raises OSError or AttributeError where the library or a function is missing, RuntimeError for a bad status."""
 
     def __init__(self):
-        paths = glob.glob(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so*"))
-        self.library, self.primitives = ctypes.CDLL("".join(paths[:1]) or "libdnnl.so.3"), {}
-        integer, real, char = ctypes.c_int64, ctypes.c_float, ctypes.c_char
-        matrix = [ctypes.c_void_p, integer]
-        self.library.dnnl_sgemm.argtypes = [char, char, *3 * [integer], real, *2 * matrix, real, *matrix]
+        self.library = ctypes.CDLL(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3"))
         self.has_bfloat16 = bool(self.library.dnnl_get_effective_cpu_isa() & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
-        self.stream = self.new("stream_create", self.engine, 1)
+        self.stream, self.primitives = self.new("stream_create", self.engine, 1), {}
 
     def call(self, name: str, *arguments) -> None:
         if status := getattr(self.library, f"dnnl_{name}")(*arguments):
             raise RuntimeError(f"oneDNN's {name} gave status {status}")
 
     def new(self, name: str, *arguments):
-        handle = ctypes.c_void_p()
-        self.call(name, ctypes.byref(handle), *arguments)
+        self.call(name, ctypes.byref(handle := ctypes.c_void_p()), *arguments)
         return handle
 
-    def run(self, kind: str, *description, also=()) -> None:
-        """Runs a primitive; its description's arrays, and those it takes besides, are (argument, array) pairs."""
-        pairs = [item for item in (*description, *also) if isinstance(item, tuple)]
-        layout = [(argument, array.shape, array.strides, array.dtype) for argument, array in pairs]
-        key = kind, *layout, *(item for item in description if not isinstance(item, tuple))
+    def run(self, kind: str, before: tuple = (), after: tuple = (), **arrays) -> None:
+        """Runs a primitive; `before` and `after` are what its description has around the arrays."""
+        key = kind, before, after, *((name, x.shape, x.strides, x.dtype) for name, x in arrays.items())
         if key not in self.primitives:
-            self.primitives[key] = self.make(kind, description, pairs)
-        primitive, arguments, memories = self.primitives[key]
-        for memory, (_, array) in zip(memories, pairs):
+            self.primitives[key] = self.make(*key)
+        primitive, memories, arguments = self.primitives[key]
+        for memory, array in zip(memories, arrays.values()):
             self.call("memory_set_data_handle", memory, ctypes.c_void_p(array.ctypes.data))
-        self.call("primitive_execute", primitive, self.stream, len(pairs), ctypes.byref(arguments))
+        self.call("primitive_execute", primitive, self.stream, len(memories), arguments)
 
-    def make(self, kind: str, description: tuple, pairs: list) -> tuple:
-        """The primitive, its arguments as oneDNN wants them, and the memory object of each, which are kept."""
-        layouts = {}
-        for argument, array in pairs:
-            numbers = ctypes.c_int64 * array.ndim
-            strides = numbers(*(stride // array.itemsize for stride in array.strides))
-            description_of = array.ndim, numbers(*array.shape), DATA_TYPES[array.dtype.name], strides
-            layouts[argument] = self.new("memory_desc_create_with_strides", *description_of)
-        values = [layouts[x[0]] if isinstance(x, tuple) else x for x in description]
+    def make(self, kind: str, before: tuple, after: tuple, *layouts) -> tuple:
+        described, memories, arguments = [], [], []
+        for name, shape, strides, dtype in layouts:
+            numbers, steps = ctypes.c_int64 * len(shape), (stride // dtype.itemsize for stride in strides)
+            values = len(shape), numbers(*shape), DATA_TYPES[dtype.name], numbers(*steps)
+            layout = self.new("memory_desc_create_with_strides", *values)
+            described += [layout] if name in ARGUMENTS else []
+            memories.append(self.new("memory_create", layout, self.engine, None))
+            arguments += (ARGUMENTS | ALSO)[name], memories[-1].value
+        values = [self.engine, *before, *described, *after, None]
+        if kind == "reorder":
+            values = [described[0], self.engine, described[1], self.engine, None]
+        if kind == "matmul":
+            values.insert(3, None)  # no bias
         values = [ctypes.c_float(x) if isinstance(x, float) else x for x in values]
-        values = [values[0], self.engine, values[1], self.engine] if kind == "reorder" else [self.engine, *values]
-        primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *values, None))
-        memories = [self.new("memory_create", layouts[argument], self.engine, None) for argument, _ in pairs]
-        arguments = [value for (argument, _), memory in zip(pairs, memories) for value in (argument, memory.value)]
-        return primitive, (ctypes.c_uint64 * len(arguments))(*arguments), memories
+        primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *values))
+        return primitive, memories, (ctypes.c_uint64 * len(arguments))(*arguments)
 
 
 @functools.cache
 def onednn() -> OneDNN | None:
     """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
     try:
-        found, zero = OneDNN(), np.zeros((1, 1), np.float32).ctypes
-        found.call("sgemm", b"N", b"N", 1, 1, 1, 1.0, zero.data, 1, zero.data, 1, 0.0, zero.data, 1)
-        return found
+        library, zero = OneDNN(), np.zeros((1, 1), np.float32)
+        library.run("matmul", src=zero, weights=zero, dst=zero)
+        return library
     except (OSError, AttributeError, RuntimeError) as error:
         say(f"the CPU's faster layers are left out: {utils.brief(error)}")
         return None
 
 
-def gemm(a, b, out, bias=None):
-    """out = a b + bias, which it returns: float32, from float32 or bfloat16 matrices or their views, or from those of
-    each row and head in [batch, heads, ...]. For float32 matrices, sgemm takes half of the primitive's time."""
-    if a.ndim > 2 or a.dtype == np.uint16:
-        onednn().run("matmul", (SRC, a), (WEIGHTS, b), bias if bias is None else (BIAS, bias), (DST, out))
-        return out
-    (m, n), k = out.shape, a.shape[1]
-    assert a.shape == (m, k) and b.shape == (k, n) and {a.dtype, b.dtype, out.dtype} == {np.dtype("float32")}
-    letters = [b"N" if matrix.flags.c_contiguous else b"T" for matrix in (a, b)]
-    left, right = (matrix if matrix.flags.c_contiguous else matrix.T for matrix in (a, b))  # as they lie in memory
-    assert left.flags.c_contiguous and right.flags.c_contiguous and out.flags.c_contiguous and min(m, n, k) > 0
-    operands = left.ctypes.data, left.shape[1], right.ctypes.data, right.shape[1]
-    onednn().call("sgemm", *letters, m, n, k, 1.0, *operands, 0.0, out.ctypes.data, n)
-    if bias is not None:
-        onednn().run("binary", ADD, (SRC, out), (SRC_1, bias), (DST, out))
-    return out
+class Function(paddle.autograd.PyLayer):
+    """Calls an operation, which returns its result and a function that writes its tensors' gradients to arrays."""
+
+    @staticmethod
+    def forward(ctx, operation, *arguments):
+        ctx.shapes = [tensor.shape for tensor in arguments if isinstance(tensor, paddle.Tensor)]
+        result, ctx.write = operation(*arguments)
+        return result
+
+    @staticmethod
+    def backward(ctx, by_result):
+        gradients = [paddle.empty(shape) for shape in ctx.shapes]
+        ctx.write(array_of(by_result), *map(array_of, gradients))
+        return tuple(gradients)
 
 
 def array_of(tensor):
@@ -1075,174 +1067,132 @@ def array_of(tensor):
     return np.frombuffer(memory, np.float32).reshape(tensor.shape)
 
 
-def matrix_of(tensor):
-    return array_of(tensor).reshape(-1, tensor.shape[-1])
-
-
 def rounded(array, half: bool):
     """The array itself or, with half, its values in bfloat16, rounded to nearest."""
     if half:
-        onednn().run("reorder", (SRC, array), (DST, result := np.empty(array.shape, np.uint16)))
+        onednn().run("reorder", src=array, dst=(result := np.empty(array.shape, np.uint16)))
     return result if half else array
 
 
-def gelu(x):
-    onednn().run("eltwise_forward", FORWARD, GELU, (SRC, x), (DST, y := np.empty_like(x)), 0.0, 0.0)
-    return y
+def linear_operation(layer, x, weight, bias):
+    half, is_tied = layer.half, isinstance(layer, TransposedLinear)
+    out = paddle.empty([*x.shape[:-1], len(bias)])
+
+    def matrix(array):  # [all but the last, last]
+        return array.reshape(-1, array.shape[-1])
+
+    def by_output(array):  # [out, in]
+        return array if is_tied else array.T
+
+    rows, weights = rounded(matrix(array_of(x)), half), by_output(rounded(array_of(weight), half))
+    arrays = dict(src=rows, weights=weights, bias=array_of(bias), dst=matrix(array_of(out)))
+    onednn().run("inner_product_forward", (FORWARD,), **arrays)
+
+    def write(by_out, by_x, by_weight, by_bias):
+        diff_dst = rounded(matrix(by_out), half)
+        arrays = dict(src=rows, diff_weights=by_output(by_weight), diff_bias=by_bias, diff_dst=diff_dst)
+        onednn().run("inner_product_backward_weights", after=(None,), **arrays)
+        arrays = dict(diff_src=matrix(by_x), weights=weights, diff_dst=diff_dst)
+        onednn().run("inner_product_backward_data", after=(None,), **arrays)
+
+    return out, write
 
 
-def multiply(a, b, out):
-    onednn().run("binary", MULTIPLY, (SRC, a), (SRC_1, b), (DST, out))
-    return out
+def gelu_operation(x):
+    src, out = array_of(x), paddle.empty(x.shape)
+    onednn().run("eltwise_forward", (FORWARD, GELU), (0.0, 0.0), src=src, dst=array_of(out))
+
+    def write(by_out, by_x):
+        onednn().run("eltwise_backward", (GELU,), (0.0, 0.0, None), diff_src=by_x, diff_dst=by_out, src=src)
+
+    return out, write
 
 
-def draw_kept(dropout: float, shape) -> np.ndarray:
+def multiplied(a, b):
+    onednn().run("binary", (MULTIPLY,), src=a, src_1=b, dst=(result := np.empty_like(a)))
+    return result
+
+
+def attention_operation(layer, query, key, value, mask, dropout: float):
+    """The weights are not kept: the backward pass computes them anew (as FlashAttention: Dao et al., 2022, 3.1)."""
+    (batch, seq, width), heads, half, run = query.shape, layer.num_heads, layer.half, onednn().run
+    kept = draw_kept([batch, heads, seq, seq], dropout) if dropout else None
+
+    def by_head(array):
+        return array.reshape(batch, seq, heads, -1).swapaxes(1, 2)
+
+    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key and value, so that products need none
+    scaled = [array_of(x) * np.float32(factor) for x, factor in zip((query, key, value), factors)]
+    operands = [by_head(rounded(array, half)) for array in scaled]
+    size = max(1, CHUNK // (heads * seq**2))
+    chunks = [slice(start, start + size) for start in range(0, batch, size)]
+
+    def drop(weights, chunk):
+        return weights if kept is None else multiplied(weights, kept[chunk])
+
+    def attention_weights(chunk, q, k):
+        weights = np.empty((len(q), heads, seq, seq), np.float32)
+        run("matmul", src=q, weights=k.swapaxes(2, 3), dst=weights)
+        if mask is not None:
+            run("binary", (ADD,), src=weights, src_1=mask[chunk], dst=weights)
+        run("softmax_forward", (FORWARD, SOFTMAX), (3,), src=weights, dst=weights)
+        return weights, drop(weights, chunk)
+
+    context = paddle.empty(query.shape)
+    for chunk in chunks:
+        q, k, v, out = (array[chunk] for array in (*operands, by_head(array_of(context))))
+        _, dropped = attention_weights(chunk, q, k)
+        run("matmul", src=rounded(dropped, half), weights=v, dst=out)
+
+    def write(*gradients):
+        by_context = by_head(rounded(gradients[0], half))
+        for chunk in chunks:
+            arrays = *operands, by_context, *map(by_head, gradients[1:])
+            q, k, v, by_out, by_q, by_k, by_v = (array[chunk] for array in arrays)
+            weights, dropped = attention_weights(chunk, q, k)
+            run("matmul", src=rounded(dropped, half).swapaxes(2, 3), weights=by_out, dst=by_v)
+            run("matmul", src=by_out, weights=v.swapaxes(2, 3), dst=(by_dropped := np.empty_like(weights)))
+            by_weights = drop(by_dropped, chunk)
+            run("softmax_backward", (SOFTMAX,), (3, None), diff_src=by_weights, diff_dst=by_weights, dst=weights)
+            by_weights = rounded(by_weights, half)
+            run("matmul", src=by_weights, weights=k, dst=by_q)
+            run("matmul", src=by_weights.swapaxes(2, 3), weights=q, dst=by_k)
+        for array, factor in zip(gradients[1:], factors):
+            array *= np.float32(factor)
+
+    return context, write
+
+
+def draw_kept(shape, dropout: float) -> np.ndarray:
     """Which values dropout keeps, as uint8; a value is dropped where 16 random bits are below the probability."""
     size, bits = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
     draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
     return (draw >= round(dropout * 2**16)).view(np.uint8)
 
 
-class Function(paddle.autograd.PyLayer):
-    """Calls an operation; it returns its result and a function of the result's gradient, which gives its tensors'."""
-
-    @staticmethod
-    def forward(ctx, operation, *arguments):
-        result, ctx.gradients = operation(*arguments)
-        return result
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.gradients(gradient)
-
-
-def linear_operation(layer, x, weight, bias):
-    """x weight + bias; with `layer.activated` gelu(x) weight + bias, of which x is kept and gelu(x) computed anew."""
-    x_shape, w_shape, half, activated = x.shape, weight.shape, layer.half, getattr(layer, "activated", False)
-    is_transposed = isinstance(layer, TransposedLinear)
-    rows, matrix = rounded(matrix_of(x), half), rounded(array_of(weight), half)
-    matrix = matrix.T if is_transposed else matrix
-    out = paddle.empty([*x_shape[:-1], len(bias)])
-    gemm(gelu(rows) if activated else rows, matrix, matrix_of(out), matrix_of(bias))
-
-    def gradients(gradient):
-        gradient = rounded(matrix_of(gradient), half)
-        by_x, by_weight, by_bias = (paddle.empty(shape) for shape in (x_shape, w_shape, gradient.shape[1:]))
-        inputs, by_rows = gelu(rows) if activated else rows, matrix_of(by_x)
-        left, right = (gradient, inputs) if is_transposed else (inputs, gradient)
-        gemm(left.T, right, array_of(by_weight))
-        ones = np.full((1, len(gradient)), 0x3F80 if half else 1, gradient.dtype)  # 0x3F80 is 1 in bfloat16
-        gemm(ones, gradient, matrix_of(by_bias))
-        gemm(gradient, matrix.T, by_rows)
-        if activated:
-            product = rounded(by_rows, half)
-            pairs = (DIFF_SRC, product), (DIFF_DST, product), (SRC, rows)
-            onednn().run("eltwise_backward", GELU, *pairs, 0.0, 0.0, None)
-            if half:
-                onednn().run("reorder", (SRC, product), (DST, by_rows))
-        return by_x, by_weight, by_bias
-
-    return out, gradients
-
-
-def attention_operation(layer, query, key, value, mask, dropout: float):
-    """A chunk of the batch's rows at a time. The attention's weights are not kept: the backward pass computes them
-    anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
-    shape, half, num_heads = query.shape, layer.half, layer.num_heads
-    batch, seq, width = shape
-    factors = (width // num_heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key, value, so that products need none
-
-    def by_head(array):
-        return array.reshape(batch, seq, num_heads, -1).swapaxes(1, 2)
-
-    scaled = [array_of(tensor) * np.float32(factor) for tensor, factor in zip((query, key, value), factors)]
-    operands, context = [by_head(rounded(array, half)) for array in scaled], paddle.empty(shape)
-    kept = draw_kept(dropout, (batch, num_heads, seq, seq)) if dropout else None
-    step = max(1, CHUNK // (num_heads * seq**2))
-    chunks = [slice(start, start + step) for start in range(0, batch, step)]
-    for chunk in chunks:
-        q, k, v, out = (array[chunk] for array in (*operands, by_head(array_of(context))))
-        weights = attention_weights(q, k, mask, chunk)
-        if dropout:
-            multiply(weights, kept[chunk], weights)
-        gemm(rounded(weights, half), v, out)
-
-    def gradients(gradient):
-        results = [paddle.empty(shape) for _ in range(3)]
-        arrays = rounded(array_of(gradient), half), *map(array_of, results)
-        for chunk in chunks:
-            q, k, v, by_out, by_q, by_k, by_v = (array[chunk] for array in (*operands, *map(by_head, arrays)))
-            weights = dropped = attention_weights(q, k, mask, chunk)
-            by_weights = gemm(by_out, v.swapaxes(2, 3), np.empty_like(weights))
-            if dropout:
-                multiply(by_weights, kept[chunk], by_weights)
-                dropped = multiply(weights, kept[chunk], np.empty_like(weights))
-            gemm(rounded(dropped, half).swapaxes(2, 3), by_out, by_v)
-            pairs = (DIFF_SRC, by_weights), (DIFF_DST, by_weights), (DST, weights)
-            onednn().run("softmax_backward", SOFTMAX, *pairs, 3, None)
-            by_weights = rounded(by_weights, half)
-            gemm(by_weights, k, by_q)
-            gemm(by_weights.swapaxes(2, 3), q, by_k)
-        for array, factor in zip(arrays[1:], factors):
-            array *= np.float32(factor)
-        return tuple(results)
-
-    return context, gradients
-
-
-def attention_weights(query, key, mask, chunk):
-    """softmax(query key^T + mask) float32 [rows, heads, seq, seq] of a chunk's scaled queries and keys, by head."""
-    weights = gemm(query, key.swapaxes(2, 3), np.empty((*query.shape[:3], key.shape[2]), np.float32))
-    if mask is not None:
-        onednn().run("binary", ADD, (SRC, weights), (SRC_1, mask[chunk]), (DST, weights))
-    onednn().run("softmax_forward", FORWARD, SOFTMAX, (SRC, weights), (DST, weights), 3)
-    return weights
-
-
 def dropout_operation(x, dropout: float):
-    kept, shape = draw_kept(dropout, x.shape), x.shape
+    kept, out = draw_kept(x.shape, dropout), paddle.empty(x.shape)
 
-    def dropped(tensor):
-        result = paddle.empty(shape)
-        array = multiply(array_of(tensor), kept, array_of(result))
-        array *= np.float32(1 / (1 - dropout))
-        return result
+    def write(source, result):
+        onednn().run("binary", (MULTIPLY,), src=source, src_1=kept, dst=result)
+        result *= np.float32(1 / (1 - dropout))
 
-    return dropped(x), dropped
+    write(array_of(x), array_of(out))
+    return out, write
 
 
 def layer_norm_operation(x, weight, bias, epsilon: float):
-    rows, out = matrix_of(x), paddle.empty(x.shape)
-    source, mean, variance = (SRC, rows), *((name, np.empty(len(rows), np.float32)) for name in (MEAN, VARIANCE))
-    parameters = (SCALE, array_of(weight)), (SHIFT, array_of(bias))
-    pairs = source, (DST, matrix_of(out)), mean
-    onednn().run("layer_normalization_forward", FORWARD, *pairs, epsilon, SCALE_AND_SHIFT, also=(variance, *parameters))
+    out, parameters = paddle.empty(x.shape), {"scale": array_of(weight), "shift": array_of(bias)}
+    src, mean, variance = array_of(x), *(np.empty(x.shape[:-1], np.float32) for _ in range(2))
+    arrays = dict(src=src, dst=array_of(out), mean=mean, variance=variance, **parameters)
+    onednn().run("layer_normalization_forward", (FORWARD,), (epsilon, SCALE_AND_SHIFT), **arrays)
 
-    def gradients(gradient):
-        by_x, by_weight, by_bias = (paddle.empty(shape) for shape in (gradient.shape, weight.shape, bias.shape))
-        also = variance, *parameters, (DIFF_SCALE, array_of(by_weight)), (DIFF_SHIFT, array_of(by_bias))
-        pairs = (DIFF_SRC, matrix_of(by_x)), (DIFF_DST, matrix_of(gradient)), source, mean, epsilon
-        onednn().run("layer_normalization_backward", BACKWARD, *pairs, SCALE_AND_SHIFT, None, also=also)
-        return by_x, by_weight, by_bias
+    def write(by_out, by_x, by_weight, by_bias):
+        arrays = dict(diff_src=by_x, diff_dst=by_out, src=src, mean=mean, variance=variance, **parameters)
+        arrays.update(diff_scale=by_weight, diff_shift=by_bias)
+        onednn().run("layer_normalization_backward", (BACKWARD,), (epsilon, SCALE_AND_SHIFT, None), **arrays)
 
-    return out, gradients
-
-
-def cross_entropy_operation(labels, logits):
-    shape, rows = logits.shape, np.flatnonzero(labels != IGNORE_INDEX)
-    log_odds = np.empty(shape, np.float32)
-    onednn().run("softmax_forward", FORWARD, LOG_SOFTMAX, (SRC, array_of(logits)), (DST, log_odds), 1)
-    loss = -log_odds[rows, labels[rows]].sum(dtype=np.float64)
-
-    def gradients(gradient):
-        onednn().run("eltwise_forward", FORWARD, EXP, (SRC, log_odds), (DST, log_odds), 0.0, 0.0)
-        log_odds[rows, labels[rows]] -= 1
-        weights = np.zeros((len(labels), 1), np.float32)  # 0 for the rows that are ignored
-        weights[rows] = gradient.item()
-        multiply(log_odds, weights, array_of(by_logits := paddle.empty(shape)))
-        return by_logits
-
-    return paddle.to_tensor(loss, dtype="float32"), gradients
+    return out, write
 
 
 def cpu_attend(layer, query, key, value, mask, dropout: float):
