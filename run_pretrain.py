@@ -626,7 +626,7 @@ def output_directory(args):
         if dist.get_rank() == 0:
             with explaining(f"cannot write --output_dir {folder}"):
                 os.makedirs(folder, exist_ok=True)
-                lock = utils.locked(os.path.join(folder, "run.lock"), f"another run is using --output_dir {folder}")
+                lock = utils.locked(folder, f"another run is using --output_dir {folder}")
                 stack.enter_context(lock)
                 for path in glob.glob(os.path.join(glob.escape(folder), "paddle_*.*")):  # left by killed runs
                     utils.recover_directory(os.path.splitext(path)[0])

@@ -14,11 +14,13 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import hashlib
 import json
 import math
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -31,19 +33,12 @@ import pyarrow.compute
 import safetensors.numpy
 from tqdm import tqdm
 
-try:
-    import fcntl
-    import resource
-except ImportError:  # Windows
-    fcntl = resource = None
-
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 POSITIONS_MULTIPLE = 128
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 SPACE = "Ġ"  # stands for a space in the vocabulary of a byte-level BPE
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
-NEEDED = {"config.json", "model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json"}
 TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and transformers'; longer ones first
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
@@ -56,9 +51,7 @@ TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and t
     (".norm2.", ".output.LayerNorm."),
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
-STORED_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names, numpy's types
-PARTIAL, ASIDE, LOCK = ".being_written", ".being_replaced", ".lock"  # suffixes of what stands beside a directory
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BESIDE = ".being_written"  # suffix of the directory where one is written, and its old one waits
 
 
 # ---------------------------------------------------------------- masking
@@ -206,12 +199,11 @@ class TokenRows:
     @functools.cached_property
     def token_counts(self) -> np.ndarray:
         """How often each id occurs (int64 [largest id + 1])."""
-        counts = np.zeros(0, dtype=np.int64)
-        for chunk in self.input_ids.chunks:
-            chunk_counts = np.bincount(chunk.flatten().to_numpy(), minlength=len(counts))
-            chunk_counts[: len(counts)] += counts
-            counts = chunk_counts
-        return counts
+        found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(self.input_ids))
+        ids, counts = found.field("values").to_numpy(), found.field("counts").to_numpy()
+        result = np.zeros(max(ids, default=-1) + 1, dtype=np.int64)
+        result[ids] = counts
+        return result
 
 
 def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
@@ -282,28 +274,17 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
 def read_weights(folder: str) -> dict | None:
     """The float32 arrays by PaddleNLP's names in a model directory of PaddleNLP's or transformers' layout.
 
-    Reads model.safetensors or its shards, also in half precision (numpy has no bfloat16); None where there are none.
+    Reads model.safetensors, in single or half precision (numpy has no bfloat16); None where there is none.
     """
-    files, index = [Path(folder, "model.safetensors")], Path(folder, "model.safetensors.index.json")
-    if index.exists():
-        files = [Path(folder, name) for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-    elif not files[0].exists():
+    path = Path(folder, "model.safetensors")
+    if not path.exists():
         return None
-    weights = {}
-    for file in files:
-        for key, tensor in safetensors.deserialize(file.read_bytes()):
-            array = np.frombuffer(tensor["data"], STORED_DTYPES.get(tensor["dtype"], "<f4"))
-            if tensor["dtype"] == "BF16":  # the upper half of a float32
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            weights[key] = array.astype(np.float32).reshape(tensor["shape"])
-    if any(".encoder.layer." in key for key in weights):  # transformers'
+    weights = {name: array.astype(np.float32) for name, array in safetensors.numpy.load_file(path).items()}
+    if any(".encoder.layer." in name for name in weights):  # transformers', which leave tied weights out
         weights = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
-        for tied, source in (  # which its files leave out
-            ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
-            ("lm_head.decoder.bias", "lm_head.bias"),
-        ):
-            if source in weights:
-                weights.setdefault(tied, weights[source])
+        embeddings = weights.get("roberta.embeddings.word_embeddings.weight")
+        tied = {"lm_head.decoder.weight": embeddings, "lm_head.decoder.bias": weights.get("lm_head.bias")}
+        weights = {name: array for name, array in tied.items() if array is not None} | weights
     return weights
 
 
@@ -325,31 +306,29 @@ def vocabulary_of(folder: str) -> dict | None:
 def atomic_directory(path: str):
     """Yields a new directory to fill; it takes the name `path` when the block ends without an error.
 
-    Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk under another
-    name, an old `path` is moved aside, and a kill between the two renames is undone by recover_directory(), which the
-    next call does. Meanwhile `path` is locked: a second process that would write it gets a UserError.
+    Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk in a directory
+    beside it, where an old `path` waits until the new one has its name. What a kill leaves, the next call puts right.
+    A second process that would write `path` gets a UserError.
     """
     path = os.path.realpath(path)
     holds_us = f"{os.getcwd()}{os.sep}".startswith(f"{path}{os.sep}")  # also where the name is empty
     require(not holds_us, f"{path} is the working directory, or holds it: choose another --output_dir")
+    beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with locked(path + LOCK, f"another process is writing {path}: wait for it, or choose another --output_dir"):
+        os.makedirs(beside, exist_ok=True)
+        with locked(beside, f"another process is writing {path}: wait for it, or choose another --output_dir"):
             recover_directory(path)
-            os.mkdir(path + PARTIAL)
             try:
-                yield path + PARTIAL
-                for folder, _, names in os.walk(path + PARTIAL):
-                    for name in names:
-                        os.chmod(os.path.join(folder, name), os.stat(folder).st_mode & 0o666)  # safetensors' is 0o600
-                        _flush(os.path.join(folder, name))
-                    _flush(folder)
+                os.mkdir(new)
+                yield new
+                flush(new)
                 if os.path.isdir(path):
-                    os.rename(path, path + ASIDE)
-                os.rename(path + PARTIAL, path)
-                _flush(os.path.dirname(path))
+                    os.rename(path, old)
+                os.rename(new, path)
+                fsync(os.path.dirname(path))
             finally:
                 recover_directory(path)
+                shutil.rmtree(beside, ignore_errors=True)
     except Exception as error:
         if isinstance(error, OSError) or is_full_disk(error):
             raise UserError(f"cannot write {path} ({brief(error)}); what was there is unchanged") from error
@@ -357,49 +336,47 @@ def atomic_directory(path: str):
 
 
 def recover_directory(path: str) -> None:
-    """Puts `path` back if a run was killed while replacing it, and removes what killed runs left beside it."""
-    if os.path.isdir(path + ASIDE) and not os.path.isdir(path):
-        os.rename(path + ASIDE, path)
-    for suffix in (PARTIAL, ASIDE):
-        shutil.rmtree(path + suffix, ignore_errors=True)
+    """Puts `path` back if a run was killed while replacing it, and empties the directory beside it."""
+    new, old = f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
+    if os.path.isdir(old) and not os.path.isdir(path):
+        os.rename(old, path)
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _flush(path: str) -> None:
-    if os.name == "nt":  # Windows flushes no directories
-        return
+def flush(root: str) -> None:
+    for folder, _, names in os.walk(root):
+        for path in (os.path.join(folder, name) for name in names):
+            os.chmod(path, os.stat(folder).st_mode & 0o666)  # safetensors' is 0o600
+            fsync(path)
+        fsync(folder)
+
+
+def fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 @contextlib.contextmanager
-def locked(path: str, message: str):
-    """Holds a lock on the file `path`, which is made and removed; raises UserError(message) where a process has it.
+def locked(folder: str, message: str):
+    """Holds a lock on a directory; raises UserError(message) where another process has it.
 
-    The kernel frees the lock when its process ends, however that ends. Where there is no flock (Windows, some network
-    file systems), nothing is locked.
+    The kernel frees it when the process ends, however that ends. Some network file systems lock nothing.
     """
-    with open(path, "a+") as file:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_removed = not (os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())))
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{message} (process {file.read() or 'unknown'})") from None
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.stat(folder), os.fstat(descriptor))
+        except (BlockingIOError, FileNotFoundError):  # its holder removes it at the end
+            is_ours = False
         except OSError:  # the file system has no locks
-            is_removed = False
-        require(not is_removed, message)  # by one who had the lock until now
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            if fcntl:  # Windows removes no open file
-                os.remove(path)
+            is_ours = True
+        require(is_ours, message)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # ---------------------------------------------------------------- checksums
@@ -407,23 +384,22 @@ def locked(path: str, message: str):
 
 def write_checksums(folder: str) -> None:
     """Writes SHA256SUMS, as `sha256sum --check` reads it, over every file below the folder."""
-    Path(folder, CHECKSUMS).write_text("".join(f"{line}\n" for line in sorted(_checksums(folder))))
+    Path(folder, CHECKSUMS).write_text("".join(f"{line}\n" for line in sorted(checksums(folder))))
 
 
 def damage_of(folder: str) -> str | None:
     """Says what is wrong with a checkpoint that write_checksums() sealed, or None."""
     try:
         expected = set(Path(folder, CHECKSUMS).read_text().splitlines())
-        differing = {line.partition("  ")[2] for line in expected - _checksums(folder)}
+        damaged = sorted(line.partition("  ")[2] for line in expected - checksums(folder))
     except (OSError, ValueError) as error:
         return f"it cannot be read ({brief(error)})"
-    lacking = NEEDED - {line.partition("  ")[2] for line in expected}
-    if lacking:
-        return f"{CHECKSUMS} is cut off: it lacks {' '.join(sorted(lacking))}"
-    return f"damaged or missing: {' '.join(sorted(differing))}" if differing else None
+    if not expected:
+        return f"{CHECKSUMS} is empty"
+    return f"damaged or missing: {' '.join(damaged)}" if damaged else None
 
 
-def _checksums(folder: str) -> set:
+def checksums(folder: str) -> set:
     """The lines of SHA256SUMS."""
     files = (path for path in Path(folder).rglob("*") if path.name != CHECKSUMS and not path.is_dir())
     return {f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}" for path in files}
@@ -514,22 +490,22 @@ def command_line(main) -> None:
     It ends at once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken down as
     usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
     """
-    streams, status = [stream for stream in (sys.stdout, sys.stderr) if stream], 0  # a process may be started without
-    for stream in streams:
+    status = 0
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
-        status = main() or 0
+        main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
         if isinstance(error, UserError) or is_full_disk(error):
-            status = 2
             print(f"error: {error}", file=sys.stderr)
+            status = 2
         else:
-            status = 1
             traceback.print_exc()
-    for stream in streams:
+            status = 1
+    for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed pipe
             stream.flush()
     os._exit(status)
@@ -545,8 +521,8 @@ def say(line: str) -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """By its text, as safetensors' and shutil's own errors carry no errno."""
-    return any(os.strerror(code) in str(error) for code in FULL_DISK)
+    """By its text, as the errors of safetensors and tokenizers carry no errno."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 # ---------------------------------------------------------------- settings before Paddle is imported
@@ -587,9 +563,7 @@ def physical_cores() -> int:
 
 
 def peak_memory() -> float:
-    """The process's largest resident memory so far, in MB; nan on Windows, which does not tell."""
-    if not resource:
-        return math.nan
+    """The process's largest resident memory so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 

@@ -1214,8 +1214,8 @@ import os
 renames, rename = 0, os.rename
 def rename_or_act(source, target):
     global renames
-    renames += os.path.dirname(target) == {parent!r}
-    if renames == {number} and os.path.dirname(target) == {parent!r}:
+    renames += source == {out!r} or target == {out!r}
+    if renames == {number}:
         {action}
     rename(source, target)
 os.rename = os.replace = rename_or_act
@@ -1234,7 +1234,7 @@ os.rename = os.replace = rename_or_act
 )
 def test_an_overwrite_that_ends_at_a_rename_leaves_the_old_data_set(overwrite, number, action, status):
     """Where the process could not clean up, the next run does, also when it names the directory with a slash."""
-    acting = ACT_AT_RENAME.format(parent=str(overwrite.out.parent), number=number, action=action)
+    acting = ACT_AT_RENAME.format(out=str(overwrite.out), number=number, action=action)
     result = script(*overwrite.arguments, first=acting)
     assert result.returncode == status, result.stderr
     if status > 0:

@@ -322,7 +322,7 @@ DAMAGE = {
     "damaged or missing: training_state/state.json": lambda path: (path / "training_state/state.json").unlink(),
     "damaged or missing: config.json": lambda path: (path / "config.json").unlink(),
     "No such file or directory": lambda path: (path / "SHA256SUMS").unlink(),
-    "SHA256SUMS is cut off": lambda path: os.truncate(path / "SHA256SUMS", 0),
+    "SHA256SUMS is empty": lambda path: os.truncate(path / "SHA256SUMS", 0),
     "it cannot be read": lambda path: (path / "config.json").unlink() or (path / "config.json").symlink_to("none"),
     "'utf-8' codec": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
 }
