@@ -1,10 +1,10 @@
 """Pretrain RoBERTa with masked language modelling on the rows that create_data.py wrote.
 
-    python run_pretrain.py --input_file demo_data --model_name_or_path roberta-en-tiny --learning_rate 3e-3 \
-        --dropout 0 --max_steps 800 --output_dir demo_ckp                                       # a laptop
-    python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --model_name_or_path roberta-en-base \
-        --input_file wiki --batch_size 16 --output_dir ckp                                             # two GPUs
-    python run_pretrain.py --input_file demo_data --model_name_or_path demo_ckp/paddle_800 --max_steps 0   # evaluate
+On a laptop; on two GPUs; an evaluation alone:
+
+    python run_pretrain.py --input_file demo_data --model_name_or_path roberta-en-tiny --max_steps 800
+    python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --input_file wiki --output_dir ckp
+    python run_pretrain.py --input_file demo_data --model_name_or_path ckp/paddle_800 --max_steps 0
 """
 
 import contextlib
@@ -12,23 +12,22 @@ import ctypes
 import dataclasses
 import faulthandler
 import functools
-import glob
 import io
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Paddle is imported ends the process without a traceback
     faulthandler.enable()  # signals get a stack of their own: on a kernel's, SIGTERM crashed 7 of 72 processes
 
 import utils
-from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError, explaining, number, require
+from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, explaining, number, require
 
 utils.prepare_for_paddle()  # threads and memory: read when Paddle is imported
 
@@ -63,17 +62,12 @@ ROBERTA = {  # every value, as PaddleNLP's defaults are BERT's
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
 }
-MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")  # the tensors that Paddle's AdamW keeps
-# What a resumed run may have otherwise. What of it changes the result is compared in another form, see run_identity().
-MAY_CHANGE = (
-    "input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps num_train_epochs "
-    "max_steps max_skipped_updates recompute output_dir logging_steps save_steps save_total_limit max_eval_rows "
-    "resume_from_checkpoint device amp amp_dtype"
-).split()
-GONE = {
-    "--num_workers": "a batch is made in a millisecond, without worker processes; leave it out",
-    "--amp_level": "the weights always stay in float32 (Paddle's O1); leave it out",
-}
+# What a resumed run may have otherwise; where it changes the result, run_identity() compares another form of it.
+MAY_CHANGE = """
+input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps
+num_train_epochs max_steps max_skipped_updates recompute output_dir logging_steps save_steps
+save_total_limit max_eval_rows resume_from_checkpoint device amp amp_dtype
+""".split()
 
 
 # ---------------------------------------------------------------- the task
@@ -86,10 +80,10 @@ def main(argv: list | None = None) -> None:
     tokenizer, rows = load_data(args)
     config = build_config(args, tokenizer)
     collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
+    report = Report(args, rows["validation"], tokenizer)
     batch_size, rank, world_size = args.batch_size, dist.get_rank(), dist.get_world_size()
     held_out = utils.evaluation_batches(len(rows["validation"]), batch_size, rank, world_size, args.max_eval_rows)
     validation = Batches(rows["validation"], held_out, collator)
-    report = Report(args, rows["validation"], tokenizer)
     if args.max_steps == 0:
         run = Run(args, build_model(args, config, rows), report=report)
         report.evaluation(run, evaluate(run, validation))
@@ -98,7 +92,6 @@ def main(argv: list | None = None) -> None:
     micro_steps = args.gradient_accumulation_steps
     sampler = UpdateSampler(len(rows["train"]), batch_size, micro_steps, rank, world_size, args.seed)
     sampler.updates = count_updates(args, sampler)
-    check_predictable(rows, collator)
     with output_directory(args):
         run = start_or_resume(args, config, rows, sampler, report)
         sampler.first_update = run.global_step
@@ -149,8 +142,13 @@ def train(run: Run, batches, validation) -> dict | None:
         run.optimizer.set_lr(learning_rate_at(run.global_step + 1, run))
         result = train_update(run, micro_batches)
         run.global_step += 1
-        run.report.add(run, result, micro_batches, loaded - started, time.perf_counter() - loaded)
-        stop_if_all_are_skipped(run, result)
+        run.report.update(run, result, micro_batches, loaded - started, time.perf_counter() - started)
+        run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
+        problem = (
+            f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, had no finite loss or gradient"
+        )
+        remedy = "lower --learning_rate, or in float16 --scale_loss, in a new run"
+        require(run.skipped_in_a_row < args.max_skipped_updates, f"{problem}: {remedy}")
         if result["stop"] or is_due(run):
             save_checkpoint(run)
         if result["stop"] and run.global_step < run.total_steps:
@@ -194,7 +192,7 @@ def train_update(run: Run, batches: list) -> dict:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     loss_scale = scaler.scale(paddle.ones([1])).squeeze()
     with paddle.no_grad():
-        squares = [paddle._C_ops.squared_l2_norm(gradient).reshape([1]) for gradient in gradients]  # without a copy
+        squares = [paddle._C_ops.squared_l2_norm(gradient).reshape([1]) for gradient in gradients]
         grad_norm = paddle.concat(squares).sum().sqrt() / loss_scale
     numbers = paddle.stack([sum_over_ranks(loss_sum), num_masked, grad_norm, loss_scale, stops]).tolist()
     result = dict(zip(("loss_sum", "num_masked", "grad_norm", "loss_scale", "stop"), numbers))
@@ -228,31 +226,31 @@ def masked_loss(model, batch: dict) -> tuple:
 
 @paddle.no_grad()
 def evaluate(run: Run, batches) -> dict | None:
-    """Mean loss (nats), perplexity and accuracy over the masked tokens of all ranks' shares of the validation rows.
-
-    None if a signal asks any rank to stop, which then ends its share at once.
-    """
+    """Mean loss (nats), perplexity and accuracy over the masked validation tokens of all ranks; None after a signal."""
     model = unwrap(run.model)
     model.eval()
     totals = paddle.zeros([4], dtype="float64")
-    for batch in tqdm(batches, desc="evaluating", leave=False, disable=no_bar()):
+    for batch in tqdm(batches, desc="evaluating", leave=False, disable=None):
         if run.stop.requested:
             break
         with auto_cast(run.args):
             loss, logits, labels = masked_loss(model, batch)
-        chosen = labels != IGNORE_INDEX
-        correct = paddle.logical_and(logits.argmax(-1) == labels, chosen)
-        totals[:3] += paddle.stack([x.astype("float64") for x in (loss, correct.sum(), chosen.sum())])
+        counts = loss, (logits.argmax(-1) == labels).sum(), (labels != IGNORE_INDEX).sum()
+        totals[:3] += paddle.stack([count.astype("float64") for count in counts])
     model.train()
     totals[3] = float(run.stop.requested)
     loss_sum, correct, num_masked, stops = sum_over_ranks(totals).tolist()
     if stops:
         return None
     require(num_masked, "no token of the validation rows was chosen for prediction: hold out more text")
-    loss, accuracy = loss_sum / num_masked, correct / num_masked
+    loss = loss_sum / num_masked
     require(math.isfinite(loss), f"the evaluation's loss is {loss}: the weights are too large; lower --learning_rate")
-    perplexity = math.exp(min(loss, 700))  # a larger one is not a float64
-    return {"eval_loss": loss, "perplexity": perplexity, "accuracy": accuracy, "eval_masked_tokens": int(num_masked)}
+    return {
+        "eval_loss": loss,
+        "perplexity": math.exp(min(loss, 700)),  # a larger one is not a float64
+        "accuracy": correct / num_masked,
+        "eval_masked_tokens": int(num_masked),
+    }
 
 
 def learning_rate_at(step: int, run: Run) -> float:
@@ -278,20 +276,6 @@ def sum_over_ranks(tensor):
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def wait_for_all() -> None:
-    sum_over_ranks(paddle.zeros([1])).numpy()
-
-
-def stop_if_all_are_skipped(run: Run, result: dict) -> None:
-    run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
-    if run.skipped_in_a_row >= run.args.max_skipped_updates:
-        newest = (checkpoints_in(run.args.output_dir) or ["none"])[-1]
-        raise UserError(
-            f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, had a non-finite loss or gradient"
-            f": lower --learning_rate, or in float16 --scale_loss, in a new run; newest checkpoint: {newest}"
-        )
 
 
 # ---------------------------------------------------------------- model and optimizer
@@ -362,16 +346,17 @@ def cross_entropy(logits, labels):
 
 def build_config(args, tokenizer):
     """The configuration of an architecture of ours, or that of a directory or hub id."""
-    name, positions = args.model_name_or_path, args.max_seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
+    name = args.model_name_or_path
+    positions = args.max_seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
     if name in ARCHITECTURES:
-        layers, width, heads = ARCHITECTURES[name]
-        values = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos", "cls")}
-        values.update(num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, **ROBERTA)
-        values.update(intermediate_size=4 * width, max_position_embeddings=max(514, positions))
-        config = transformers.RobertaConfig(vocab_size=tokenizer.vocab_size, **values)
+        config = transformers.RobertaConfig(vocab_size=tokenizer.vocab_size, **ROBERTA)
+        config.num_hidden_layers, config.hidden_size, config.num_attention_heads = ARCHITECTURES[name]
+        config.intermediate_size = 4 * config.hidden_size
+        config.max_position_embeddings = max(514, positions)
+        for token_id in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"):
+            setattr(config, token_id, getattr(tokenizer, token_id))
     else:
-        known = ", ".join(ARCHITECTURES)
-        with explaining(f"cannot load the model {name}: neither one of {known} nor with a config.json"):
+        with explaining(f"cannot load the model {name}: neither one of {', '.join(ARCHITECTURES)} nor a directory"):
             config = transformers.RobertaConfig.from_pretrained(name)
         check_config(name, config, tokenizer, positions)
     if args.dropout is not None:
@@ -380,19 +365,19 @@ def build_config(args, tokenizer):
 
 
 def check_config(name: str, config, tokenizer, positions: int) -> None:
-    """Whether a model suits the data and this script. Published models have a few more rows than tokens."""
-    kind, vocabulary = config.get_config_dict(name)[0].get("model_type", "roberta"), utils.vocabulary_of(name)
-    longest = config.max_position_embeddings - tokenizer.pad_token_id - 1
-    remedy = f"prepare the data for it (create_data.py --tokenizer_name {name} --max_seq_length {longest})"
-    for suits, problem in (
-        (kind == "roberta", f"is a model of type {kind}, not roberta"),
-        (config.hidden_act == "gelu", f"has the activation {config.hidden_act}, not RoBERTa's gelu"),
-        (config.vocab_size >= tokenizer.vocab_size, f"has vocab_size {config.vocab_size}, less than the data's tokens"),
-        (config.pad_token_id == tokenizer.pad_token_id, f"has pad_token_id {config.pad_token_id}, the data another"),
-        (vocabulary in (None, tokenizer.get_vocab()), "has another tokenizer than the data"),
-        (config.max_position_embeddings >= positions, f"has positions for {longest} tokens, less than a row"),
+    """Whether a model suits this script and the data. Published models have a few more rows than tokens."""
+    kind = config.get_config_dict(name)[0].get("model_type", "roberta")
+    vocabulary = utils.vocabulary_of(name)
+    for what, suits in (
+        (f"model_type {kind}", kind == "roberta"),
+        (f"hidden_act {config.hidden_act}", config.hidden_act == "gelu"),
+        (f"pad_token_id {config.pad_token_id}", config.pad_token_id == tokenizer.pad_token_id),
+        (f"vocab_size {config.vocab_size}", config.vocab_size >= tokenizer.vocab_size),
+        (f"max_position_embeddings {config.max_position_embeddings}", config.max_position_embeddings >= positions),
+        ("another tokenizer", vocabulary in (None, tokenizer.get_vocab())),
     ):
-        require(suits, f"{name} {problem}: {remedy}")
+        remedy = f"take a RoBERTa, with data prepared for it (create_data.py --tokenizer_name {name})"
+        require(suits, f"{name} has {what}, which does not suit the data or this script: {remedy}")
 
 
 def build_model(args, config, rows: dict, checkpoint: str | None = None):
@@ -403,40 +388,37 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
         model, action = load_model(source, config)
     for name, parameter in model.named_parameters():
         require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
-    use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
-    if args.recompute:
-        recompute_layers(model, args, config)
-    action = f"resuming {checkpoint}" if checkpoint else action
-    say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
+    padded = any(split.lengths[0] < split.lengths[1] for split in rows.values())
+    use_fast_layers(model, args, padded=padded)
+    if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
+        on_gpu = args.device != "cpu" or onednn() is None
+        require(on_gpu, "--recompute True is for GPUs: a CPU's layers keep little as they are")
+        has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
+        options = {"use_reentrant": False, "preserve_rng_state": has_dropout}
+        for layer in model.roberta.encoder.layers:
+            layer.forward = functools.partial(recompute, layer.forward, **options)
+    size = sum(parameter.size for parameter in model.parameters())
+    say(f"model: {args.model_name_or_path}, {size:,} parameters, {action}")
     return model
 
 
 def load_model(source: str, config) -> tuple:
-    """Returns (model, what is done with it); reads PaddleNLP's and transformers' layouts, whole or in shards."""
+    """Returns (model, what is done with it); reads PaddleNLP's and transformers' layouts."""
     if source in ARCHITECTURES:
         return RobertaForMaskedLM(config), "training from scratch"
     if not os.path.isdir(source):
         return RobertaForMaskedLM.from_pretrained(source, config=config), f"continuing from {source}"
-    weights, model = utils.read_weights(source), RobertaForMaskedLM(config)
+    model, weights = RobertaForMaskedLM(config), utils.read_weights(source)
     if weights is None:
-        others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams"))]
-        require(not others, f"{source} has {' '.join(others)} alone: save it with safetensors (save_pretrained does)")
+        others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams", ".safetensors"))]
+        require(not others, f"{source} has {' '.join(others)}: save it as one model.safetensors")
         return model, f"training from scratch with the configuration of {source}"
     for name, parameter in model.state_dict().items():
         require(name in weights, f"{source} has no {name}: a RobertaForMaskedLM, with its head, is needed")
-        same = list(weights[name].shape) == parameter.shape
-        require(same, f"{source}: {name} has another shape, {weights[name].shape}, than config.json says")
+        is_same = list(weights[name].shape) == list(parameter.shape)
+        require(is_same, f"{source}: {name} has another shape than config.json says, {weights[name].shape}")
         parameter.set_value(weights[name])
     return model, f"continuing from {source}"
-
-
-def recompute_layers(model, args, config) -> None:
-    """The backward pass computes a layer's activations anew. (PaddleNLP's own way fails in paddle.DataParallel.)"""
-    plain = args.device != "cpu" or onednn() is None
-    require(plain, "--recompute True is for GPUs: a CPU's layers keep little as they are")
-    has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
-    for layer in model.roberta.encoder.layers:
-        layer.forward = functools.partial(recompute, layer.forward, use_reentrant=False, preserve_rng_state=has_dropout)
 
 
 def build_optimizer(model, args):
@@ -464,9 +446,6 @@ class Batches:
     def __init__(self, rows: TokenRows, sampler, collator: DataCollatorMLM):
         self.rows, self.sampler, self.collator = rows, sampler, collator
 
-    def __len__(self) -> int:
-        return len(self.sampler)
-
     def __iter__(self):
         for keys in self.sampler:
             batch = self.collator([self.rows[key] for key in keys])
@@ -484,20 +463,19 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
     """The run at its beginning, or as the checkpoint that it resumes from holds it."""
     checkpoint = find_checkpoint(args)
     identity = run_identity(args, config, sampler, check_rows=checkpoint is not None)
-    state = load_state(checkpoint, identity, sampler.updates) if checkpoint else {}
-    step = state.get("global_step", 0)
-    total, squares = sum_over_ranks(paddle.to_tensor([step, step**2])).tolist()
-    same = total**2 == squares * dist.get_world_size()  # where there is no variance
-    require(same, "the processes find different checkpoints: all machines must share one --output_dir")
+    state = load_state(checkpoint, identity, sampler.updates) if checkpoint else {"global_step": 0}
+    steps = sum_over_ranks(paddle.to_tensor(state["global_step"])).item()
+    is_same = steps == state["global_step"] * dist.get_world_size()
+    require(is_same, "the processes find different checkpoints: all machines must share one --output_dir")
     model = build_model(args, config, rows, checkpoint)
-    check_disk(model, args)
-    if dist.get_world_size() > 1:
-        model = paddle.DataParallel(model)  # every rank gets the first one's weights
     optimizer, scaler = build_optimizer(model, args), build_scaler(args)
     if checkpoint:
-        load_optimizer(checkpoint, state, unwrap(model), optimizer, scaler)
+        load_optimizer(checkpoint, state, model, optimizer, scaler)
+    if dist.get_world_size() > 1:
+        model = paddle.DataParallel(model)  # every rank gets the first one's weights
     run = Run(args, model, optimizer, scaler, sampler.updates, identity, report)
-    run.warmup_steps = math.ceil(args.warmup_steps if args.warmup_steps >= 1 else args.warmup_steps * run.total_steps)
+    share = 1 if args.warmup_steps >= 1 else run.total_steps
+    run.warmup_steps = math.ceil(args.warmup_steps * share)
     for name in STATE:
         setattr(run, name, state.get(name, getattr(run, name)))
     report.start(run, sampler)
@@ -524,55 +502,49 @@ def run_identity(args, config, sampler, check_rows: bool) -> dict:
 
 def save_checkpoint(run: Run) -> None:
     """Rank 0 writes the checkpoint of this step, whole or not at all, and removes those that are too many."""
-    args, model = run.args, unwrap(run.model)
+    args, model, moments = run.args, unwrap(run.model), run.optimizer.state_dict()
     if dist.get_rank() == 0:
         with utils.atomic_directory(os.path.join(args.output_dir, f"paddle_{run.global_step}")) as folder:
+            training_state = Path(folder, "training_state")
+            training_state.mkdir()
             model.save_pretrained(folder, safe_serialization=True)
-            shutil.copytree(tokenizer_dir(args), folder, dirs_exist_ok=True)
-            os.makedirs(os.path.join(folder, "training_state"))
-            moments = run.optimizer.state_dict()
+            shutil.copytree(os.path.join(args.input_file[0], "tokenizer"), folder, dirs_exist_ok=True)
             tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
-            safetensors.numpy.save_file(tensors, os.path.join(folder, "training_state", "optimizer.safetensors"))
+            safetensors.numpy.save_file(tensors, training_state / "optimizer.safetensors")
             state = {name: getattr(run, name) for name in (*STATE, "identity")}
             state.update(scaler=run.scaler.state_dict(), num_moments=len(tensors), arguments=vars(args))
-            with open(os.path.join(folder, "training_state", "state.json"), "w") as file:
+            with open(training_state / "state.json", "w") as file:
                 json.dump(state, file, indent=2, default=lambda array: array.tolist())  # the scaler's
             utils.write_checksums(folder)
-        # The newest and the best stay; those beyond this step are of an abandoned run.
-        older = [path for path in checkpoints_in(args.output_dir) if step_of(path) < run.global_step]
-        surplus = len(older) + 1 - (args.save_total_limit or math.inf)
-        for i, path in enumerate(older):
-            if i < surplus and step_of(path) != run.best.get("step"):
-                shutil.rmtree(path)
-    wait_for_all()
+        found = checkpoints_in(args.output_dir)
+        older = [step for step in found if step < run.global_step]  # those beyond are of an abandoned run
+        surplus = len(older) + 1 - args.save_total_limit if args.save_total_limit else 0
+        for step in older[: max(0, surplus)]:
+            if step != run.best.get("step"):
+                shutil.rmtree(found[step])
+    sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
 
 
 def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
     """The state of a checkpoint, after checking that this run may continue from it."""
     refusal = f"cannot resume from {checkpoint}"
-    with explaining(
-        f"{refusal}: its state.json is damaged, or of another version of this script; "
-        f"--model_name_or_path {checkpoint} continues from its weights in a new run"
-    ):
-        with open(os.path.join(checkpoint, "training_state", "state.json")) as file:
-            state = json.load(file)
+    remedy = f"--model_name_or_path {checkpoint} continues from its weights in a new run"
+    with explaining(f"{refusal}: its state.json is damaged, or of another version of this script; {remedy}"):
+        state = json.loads(Path(checkpoint, "training_state", "state.json").read_bytes())
         defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know yet
-        was, step = {name: defaults.get(name) for name in identity} | state["identity"], state["global_step"]
-        fresh = Run(None, None, stop=None)
-        wrong = [name for name in STATE if type(state[name]) is not type(getattr(fresh, name))]
-        require(not wrong, f"{refusal}: its state.json has no usable {' '.join(wrong)}")
-    names = [name for name in was if was[name] != identity.get(name)]
-    changes = "; ".join(f"{name} (was {was[name]}, is {identity.get(name)})" for name in names)
-    remedy = "Undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
-    require(not names, f"{refusal}: these would change the result: {changes}. {remedy}")
-    require(0 < step <= total_steps, f"{checkpoint} is at step {step}, not within this run's {total_steps} updates")
+        was = {name: defaults.get(name) for name in identity} | state["identity"]
+        is_within = 0 < state["global_step"] <= total_steps
+    changes = [f"{n} (was {was[n]}, is {identity.get(n)})" for n in was if was[n] != identity.get(n)]
+    remedy = "undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
+    require(not changes, f"{refusal}: these would change the result: {'; '.join(changes)}; {remedy}")
+    require(is_within, f"{refusal}: step {state['global_step']} is not within this run's {total_steps} updates")
     return state
 
 
 def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler) -> None:
     with explaining(f"cannot resume from {checkpoint}: its optimizer or scaler state is damaged"):
         names = moment_names(model)
-        tensors = safetensors.numpy.load_file(os.path.join(checkpoint, "training_state", "optimizer.safetensors"))
+        tensors = safetensors.numpy.load_file(Path(checkpoint, "training_state", "optimizer.safetensors"))
         require(len(tensors) == state["num_moments"], f"{checkpoint}: its optimizer.safetensors lacks tensors")
         optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
         if scaler.is_enable():
@@ -581,116 +553,82 @@ def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler) -> No
 
 
 def moment_names(model) -> dict:
-    """Our names of the optimizer's tensors, "PARAMETER/moment1" and so on with the model's own names, and Paddle's.
-
-    Paddle's ("embedding_0.w_0_moment1_0") shift when another model was built earlier in the process.
-    """
-    return {f"{name}/{kind}": f"{p.name}_{kind}_0" for name, p in model.named_parameters() for kind in MOMENTS}
+    """AdamW's tensors: our names of them ("PARAMETER/moment1"), and Paddle's, which shift with earlier models."""
+    kinds = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+    return {f"{name}/{kind}": f"{p.name}_{kind}_0" for name, p in model.named_parameters() for kind in kinds}
 
 
-def checkpoints_in(output_dir: str) -> list:
-    """The checkpoints' paths, the oldest first; none is half-written, but one may be damaged since."""
-    found = glob.glob(os.path.join(glob.escape(output_dir), "paddle_*"))
-    return sorted((path for path in found if re.search(r"paddle_\d+$", path)), key=step_of)
-
-
-def step_of(checkpoint: str) -> int:
-    return int(checkpoint.rpartition("_")[2])
+def checkpoints_in(output_dir: str) -> dict:
+    """The checkpoints' paths by step, the oldest first; none is half-written, but one may be damaged since."""
+    paths = {path.name.removeprefix("paddle_"): str(path) for path in Path(output_dir).glob("paddle_*")}
+    return {step: paths[str(step)] for step in sorted(int(step) for step in paths if step.isdigit())}
 
 
 def find_checkpoint(args) -> str | None:
     """The checkpoint to resume from, or None for a fresh start; damaged ones are never used."""
-    wanted, found = args.resume_from_checkpoint, checkpoints_in(args.output_dir)
-    if wanted == "no":
+    found = list(checkpoints_in(args.output_dir).values())
+    if args.resume_from_checkpoint == "no":
         remedy = "continue with --resume_from_checkpoint auto, or choose another --output_dir"
-        require(not found, f"{args.output_dir} holds checkpoints ({os.path.basename(''.join(found[-1:]))}): {remedy}")
+        require(not found, f"{args.output_dir} holds checkpoints: {remedy}")
         return None
-    if wanted != "auto":
-        damage = utils.damage_of(wanted)
-        require(damage is None, f"cannot resume from {wanted}: {damage}; give `auto`, or a directory paddle_STEP")
-        return wanted
+    if args.resume_from_checkpoint != "auto":
+        found = [args.resume_from_checkpoint]
+    problem = None
     for path in reversed(found):
         damage = utils.damage_of(path)
         if damage is None:
             return path
-        print(f"warning: passing over the checkpoint {path}: {damage}", file=sys.stderr)
-    require(not found, f"every checkpoint in {args.output_dir} is damaged: move them away to start anew")
+        problem = f"cannot resume from {path}: {damage}"
+        print(f"warning: {problem}", file=sys.stderr)
+    require(problem is None, f"{problem}; there is no other: move what is damaged away to start anew")
     return None
 
 
 @contextlib.contextmanager
 def output_directory(args):
     """Creates --output_dir, removes what killed runs left half-written and locks it; rank 0 does, the others wait."""
-    folder = args.output_dir
+    folder = Path(args.output_dir)
     with contextlib.ExitStack() as stack:
         if dist.get_rank() == 0:
             with explaining(f"cannot write --output_dir {folder}"):
-                os.makedirs(folder, exist_ok=True)
-                lock = utils.locked(folder, f"another run is using --output_dir {folder}")
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = utils.locked(str(folder), f"another run is using --output_dir {folder}")
                 stack.enter_context(lock)
-                for path in glob.glob(os.path.join(glob.escape(folder), "paddle_*.*")):  # left by killed runs
-                    utils.recover_directory(os.path.splitext(path)[0])
-                    if os.path.isfile(path):  # a lock
-                        os.remove(path)
-                open(os.path.join(folder, "metrics.jsonl"), "a").close()  # it can be written
-        wait_for_all()
+                (folder / "metrics.jsonl").touch()
+            for path in folder.glob(f"paddle_*{utils.BESIDE}"):
+                utils.recover_directory(str(path).removesuffix(utils.BESIDE))
+                path.rmdir()
+        sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
         yield
-
-
-def check_disk(model, args) -> None:
-    """Weights and two moments in float32, the tied embedding twice: is there room for one checkpoint?"""
-    needed = 4 * (3 * sum(p.size for p in model.parameters()) + model.get_input_embeddings().weight.size) / 1e9
-    free = shutil.disk_usage(args.output_dir).free / 1e9
-    require(free >= needed, f"{args.output_dir} has {free:.2f} GB free, one checkpoint takes {needed:.2f} GB")
 
 
 # ---------------------------------------------------------------- the report
 
 
 class Report:
-    """What rank 0 tells: lines on the terminal, and below --output_dir metrics.jsonl and VisualDL's file.
-
-    A resumed run drops what these hold beyond the step it resumes from, so each step stands there once.
-    """
+    """What rank 0 tells: lines on the terminal, and below --output_dir metrics.jsonl and VisualDL's files."""
 
     def __init__(self, args, validation: TokenRows, tokenizer):
-        self.output_dir, self.visualdl, self.progress = args.output_dir, None, None
+        self.output_dir, self.visualdl = args.output_dir, None
         below, best = utils.yardsticks(utils.token_shares(validation, tokenizer))
         self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
         say(f"yardsticks: below {below:.3f} the model uses the context; {best:.3f} is the best from word frequencies")
-        evaluated = min(len(validation), args.max_eval_rows or len(validation))
-        say(f"evaluation: {evaluated:,} of {len(validation):,} validation rows (--max_eval_rows)")
 
     def start(self, run: Run, sampler) -> None:
-        rows, epochs = f"{sampler.num_rows:,} rows", run.total_steps / sampler.updates_per_epoch
+        epochs = run.total_steps / sampler.updates_per_epoch
         updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs:.3g} epochs)"
-        say(f"data: {rows}, {updates}, the first {run.warmup_steps:,} are the warmup")
-        self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=no_bar())
+        say(f"data: {sampler.num_rows:,} rows, {updates}, the first {run.warmup_steps:,} are the warmup")
+        self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=None)
         if dist.get_rank() == 0:
             from visualdl import LogWriter
 
-            folder = os.path.join(self.output_dir, "visualdl")
-            shutil.rmtree(folder, ignore_errors=True)
-            self.visualdl = LogWriter(logdir=folder)
-            for record in self.drop_records_beyond(run.global_step):
-                self.add_scalars(record)
+            # VisualDL shows one file of a directory.
+            self.visualdl = LogWriter(os.path.join(self.output_dir, "visualdl", f"from_{run.global_step}"))
+            drop_records_beyond(run.global_step, os.path.join(self.output_dir, "metrics.jsonl"))
 
-    def drop_records_beyond(self, step: int) -> list:
-        path, kept = os.path.join(self.output_dir, "metrics.jsonl"), []
-        with open(path, errors="replace") as file:
-            for line in file:
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # a killed run's last may be half a line
-                    record = json.loads(line)
-                    if record["step"] < step or (record["step"] == step and record["event"] == "train"):
-                        kept.append(record)
-        with open(path + ".new", "w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-        os.replace(path + ".new", path)
-        return kept
-
-    def add(self, run: Run, result: dict, batches: list, data_seconds: float, update_seconds: float) -> None:
+    def update(self, run: Run, result: dict, batches: list, data_seconds: float, seconds: float) -> None:
         """Counts an update; where --logging_steps are full, reports all since the last report."""
-        config, [batch_size, seq_length] = unwrap(run.model).config, batches[0]["input_ids"].shape
+        batch_size, seq_length = batches[0]["input_ids"].shape
         tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
         skipped = result["skipped"]
         counts = {
@@ -699,9 +637,9 @@ class Report:
             "loss_sum": 0.0 if skipped else result["loss_sum"],
             "num_masked": 0.0 if skipped else result["num_masked"],
             "tokens": tokens,
-            "flops": update_flops(config, tokens, seq_length, result["num_masked"]),
+            "flops": update_flops(unwrap(run.model).config, tokens, seq_length, result["num_masked"]),
             "data_seconds": data_seconds,
-            "seconds": data_seconds + update_seconds,
+            "seconds": seconds,
         }
         run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
         if skipped:
@@ -716,7 +654,9 @@ class Report:
         """Speeds are those of all ranks together, their tokens positions of the batches."""
         window, seconds = run.window, run.window["seconds"]
         eta = (run.total_steps - run.global_step) * seconds / window["updates"]
-        on_gpu = paddle.get_device().startswith("gpu")
+        memory = utils.peak_memory() / 1e3
+        if paddle.get_device().startswith("gpu"):
+            memory = paddle.device.cuda.max_memory_allocated() / 1e9
         record = {
             "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
             "learning_rate": run.optimizer.get_lr(),
@@ -728,7 +668,7 @@ class Report:
             "tflops": window["flops"] / seconds / 1e12,
             "data_wait_percent": 100 * window["data_seconds"] / seconds,
             "eta_hours": eta / 3600,
-            "peak_memory_gb": paddle.device.cuda.max_memory_allocated() / 1e9 if on_gpu else utils.peak_memory() / 1e3,
+            "peak_memory_gb": memory,
         }
         line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s".format(**record)
         line = f"step {run.global_step:,}/{run.total_steps:,}  {line}  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
@@ -739,49 +679,49 @@ class Report:
     def evaluation(self, run: Run, evaluation: dict) -> None:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
             run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
-        line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
-        line = f"evaluation at step {run.global_step:,}: {line}" if run.total_steps else f"evaluation: {line}"
-        self.write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
+        line = "evaluation at step {}: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
+        record = {**evaluation, **self.yardsticks}
+        self.write("evaluation", run.global_step, record, line.format(run.global_step, **record))
 
     def end(self, run: Run, evaluation: dict | None) -> None:
-        path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
-        if evaluation is None:  # a run resumed from a path may be stopped before anything is saved here
-            resumable = "auto" if os.path.isdir(path) else run.args.resume_from_checkpoint
-            say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
+        if evaluation is None:
+            say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint auto continues")
             return
-        best = os.path.join(self.output_dir, f"paddle_{run.best.get('step')}")  # elsewhere, if resumed from a path
-        if best != path and os.path.isdir(best):
-            say(f"best: {best}, evaluation loss {run.best['eval_loss']:.4f}")
+        say("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
+        path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
         say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
 
     def write(self, event: str, step: int, record: dict, line: str) -> None:
         say(line)
-        if self.output_dir and dist.get_rank() == 0:
-            # JSON has no NaN.
-            finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
-            record = {"event": event, "step": step, **finite}
-            os.makedirs(self.output_dir, exist_ok=True)
-            with open(os.path.join(self.output_dir, "metrics.jsonl"), "a") as file:
-                file.write(json.dumps(record) + "\n")
-            if self.visualdl:
-                self.add_scalars(record)
-                self.visualdl.flush()  # its thread does so only now and then
+        if self.output_dir is None or dist.get_rank() != 0:
+            return
+        record = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
+        os.makedirs(self.output_dir, exist_ok=True)
+        with open(os.path.join(self.output_dir, "metrics.jsonl"), "a") as file:
+            file.write(json.dumps({"event": event, "step": step, **record}) + "\n")
+        if self.visualdl:
+            for name, value in record.items():
+                if value is not None:
+                    self.visualdl.add_scalar(f"{event}/{name}", value, step)
+            self.visualdl.flush()  # its thread does so only now and then
 
-    def add_scalars(self, record: dict) -> None:
-        for name, value in record.items():
-            if name not in ("event", "step") and value is not None:
-                self.visualdl.add_scalar(f"{record['event']}/{name}", value, record["step"])
+
+def drop_records_beyond(step: int, path: str) -> None:
+    """Of the step itself, the evaluation is dropped, too: a resumed run begins with it."""
+    kept = []
+    for line in Path(path).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a killed run's last may be half a line
+            record = json.loads(line)
+            if record["step"] < step or (record["step"] == step and record["event"] == "train"):
+                kept.append(line + "\n")
+    Path(path + ".new").write_text("".join(kept))
+    os.replace(path + ".new", path)
 
 
 def say(message: str) -> None:
     """Prints a line on rank 0, above its progress bar."""
     if dist.get_rank() == 0:
         utils.say(message)
-
-
-def no_bar() -> bool | None:
-    """What tqdm's `disable` is to be; None: on rank 0 a bar is shown where there is a terminal."""
-    return None if dist.get_rank() == 0 else True
 
 
 def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
@@ -800,9 +740,8 @@ class StopSignal:
 
     def __init__(self):
         self.requested = False
-        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
-            signum = getattr(signal, name, None)  # Windows has no SIGHUP
-            if signum and signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
+        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(signum, self.handle)
 
     def handle(self, signum, frame):
@@ -817,46 +756,47 @@ class StopSignal:
 def set_device(args) -> None:
     """Selects the device and the precision and prints them; joins the other ranks under paddle.distributed.launch."""
     paddlenlp_logger.set_level("WARNING")
+    version = f"Paddle {paddle.__version__}"
     has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     args.device = args.device or ("gpu" if has_gpu else "cpu")
     present = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
-    require(present[args.device], f"--device {args.device}: Paddle {paddle.__version__} sees none; try --device cpu")
+    require(present[args.device], f"--device {args.device}: {version} sees none; try --device cpu")
     paddle.set_device(args.device)
     if "PADDLE_TRAINER_ID" in os.environ:  # a launcher killed by SIGKILL ends no rank; Linux can: PR_SET_PDEATHSIG
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if dist.get_world_size() > 1:
-        if args.device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one (distributed/parallel.py)
+        if args.device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         dist.init_parallel_env()
-    place = paddle.get_device()
-    require(place.startswith(args.device), f"--device {args.device}, but Paddle computes on {place}")
     if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
         capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
-        lacks = f"Paddle {paddle.__version__} has no code for compute capability {capability}"
-        with explaining(f"{lacks}: install the newest from Paddle's own index, see README"):
+        remedy = "install the newest from Paddle's own index, see README"
+        with explaining(f"{version} has no code for compute capability {capability}: {remedy}"):
             (paddle.ones([2]) + 1).numpy()
-    say(f"device: {args.device}, {dist.get_world_size()} process(es), Paddle {paddle.__version__}")
+    say(f"device: {args.device}, {dist.get_world_size()} process(es), {version}")
     say(f"precision: {set_precision(args)}")
 
 
 def set_precision(args) -> str:
     """Sets args.precision, that of matrix products (all else is float32), and says why it is this one."""
-    args.precision, reason = "float32", "--amp False"
-    if args.amp and args.device == "cpu":
+    if not args.amp:
+        args.precision, reason = "float32", "--amp False"
+    elif args.device == "cpu":
         args.precision, reason = cpu_precision()
-    elif args.amp:
+    else:
         args.precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
+        reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
         suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
         require(suits, "--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
-        reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
     return f"{args.precision} ({reason})"
 
 
 def cpu_precision() -> tuple:
     """What --amp True comes to on this CPU, and why."""
-    native = onednn() is not None and onednn().has_bfloat16
-    return ("bfloat16", "native on this processor") if native else ("float32", "no bfloat16 on this processor")
+    if onednn() is not None and onednn().has_bfloat16:
+        return "bfloat16", "native on this processor"
+    return "float32", "no bfloat16 on this processor"
 
 
 def has_ampere() -> bool:
@@ -866,50 +806,25 @@ def has_ampere() -> bool:
 
 def load_data(args) -> tuple:
     """Returns the data's tokenizer and {"train": TokenRows, "validation": TokenRows}, of all --input_file together."""
-    splits = [load_splits(folder) for folder in args.input_file]
-    rows = {name: TokenRows(*(split[name] for split in splits)) for name in ("train", "validation")}
-    data, folder = f"--input_file {' '.join(args.input_file)}", tokenizer_dir(args)
-    require(len(rows["validation"]), f"{data}: the validation split has no rows: hold out more text")
-    longest, limit = max(split.lengths[1] for split in rows.values()), args.max_seq_length
-    args.max_seq_length = limit or longest
-    remedy = "prepare shorter ones, or raise the limit"
-    require(longest <= args.max_seq_length, f"{data}: rows of {longest} tokens, --max_seq_length {limit}: {remedy}")
-    with explaining(f"{folder} holds no tokenizer, which create_data.py writes"):
+    data = f"--input_file {' '.join(args.input_file)}"
+    tokenizer_dirs = [os.path.join(folder, "tokenizer") for folder in args.input_file]
+    with explaining(f"{data}: not a data set of create_data.py, or damaged"):
+        sets = [datasets.load_from_disk(folder) for folder in args.input_file]
+        rows = {name: TokenRows(*(splits[name] for splits in sets)) for name in ("train", "validation")}
         for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
-            os.stat(os.path.join(folder, name))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    remedy = f"prepare all with --tokenizer_name {folder}"
-    for other in args.input_file[1:]:
-        same = utils.vocabulary_of(os.path.join(other, "tokenizer")) == tokenizer.get_vocab()
-        require(same, f"{other} has another tokenizer than {args.input_file[0]}: {remedy}")
-    fits = len(rows["validation"].token_counts) <= tokenizer.vocab_size
+            os.stat(os.path.join(tokenizer_dirs[0], name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dirs[0])
+    for folder in tokenizer_dirs[1:]:
+        is_same = utils.vocabulary_of(folder) == tokenizer.get_vocab()
+        require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {tokenizer_dirs[0]}")
+    validation, longest = rows["validation"], max(split.lengths[1] for split in rows.values())
+    args.max_seq_length = args.max_seq_length or longest
+    limit = args.max_seq_length
+    require(longest <= limit, f"{data}: rows of {longest} tokens, --max_seq_length {limit}: prepare shorter ones")
+    require(len(validation), f"{data}: the validation split has no rows: hold out more text")
+    fits = len(validation.token_counts) <= tokenizer.vocab_size
     require(fits, f"{data}: the rows have ids beyond its tokenizer's vocabulary")
     return tokenizer, rows
-
-
-def load_splits(folder: str) -> dict:
-    where = f"--input_file {folder}"
-    require(os.path.isdir(folder), f"{where}: no such directory; create_data.py --output_dir writes one")
-    with explaining(f"{where}: not a data set of create_data.py, or damaged"):
-        splits = datasets.load_from_disk(folder)
-        splits = {name: splits[name] for name in ("train", "validation")}
-    for name, split in splits.items():
-        lacking = {"input_ids", "special_tokens_mask"} - set(split.column_names)
-        require(not lacking, f"{where}: the {name} split has no column {' '.join(lacking)}")
-    return splits
-
-
-def tokenizer_dir(args) -> str:
-    return os.path.join(args.input_file[0], "tokenizer")
-
-
-def check_predictable(rows: dict, collator: DataCollatorMLM) -> None:
-    """Without a token to predict there is no loss."""
-    regular = any(chunk.flatten().false_count for chunk in rows["train"].special_tokens_mask.chunks)
-    require(regular, "the training rows hold special tokens alone: there is none to predict")
-    keys = (key for batch in utils.evaluation_batches(len(rows["validation"]), 1) for key in batch)
-    chosen = any((collator([rows["validation"][key]])["labels"] != IGNORE_INDEX).any() for key in keys)
-    require(chosen, "no token of the validation rows is chosen for prediction: hold out more text")
 
 
 def count_updates(args, sampler: UpdateSampler) -> int:
@@ -917,7 +832,8 @@ def count_updates(args, sampler: UpdateSampler) -> int:
     size = f"a global batch of {sampler.global_batch} rows is larger than the data ({sampler.num_rows} rows)"
     require(sampler.updates_per_epoch, f"{size}: lower --batch_size or --gradient_accumulation_steps")
     total = math.floor(args.num_train_epochs * sampler.updates_per_epoch)
-    total = min(total, args.max_steps) if args.max_steps > 0 else total
+    if args.max_steps > 0:
+        total = min(total, args.max_steps)
     require(total, "nothing to train: --num_train_epochs gives no update")
     warmup = args.warmup_steps
     require(warmup <= total, f"--warmup_steps {warmup:g} is longer than the training, {total} updates")
@@ -928,43 +844,43 @@ def parse_arguments(argv: list | None):
     parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.")
     positive, not_negative, boolean = number(int, 1), number(float, 0), utils.boolean
     add = parser.add_argument_group("data").add_argument
-    add("--input_file", nargs="+", default=["wiki"], metavar="DIR", help="one or more that create_data.py wrote")
-    add("--max_seq_length", type=number(int, 4), help="most tokens in a row; as the data has it if left out")
+    add("--input_file", nargs="+", default=["wiki"], metavar="DIR", help="what create_data.py wrote")
+    add("--max_seq_length", type=number(int, 4), help="most tokens in a row; left out: as in the data")
     add("--mlm_probability", type=number(float, 1e-9, 1), default=0.15, help="share of the tokens predicted")
-    add("--whole_word_masking", type=boolean, default=False, help="predict whole words rather than single tokens")
+    add("--whole_word_masking", type=boolean, default=False, help="predict words, not single tokens")
     add = parser.add_argument_group("model").add_argument
-    names = f"{', '.join(ARCHITECTURES)} or a config.json alone: from scratch; a directory or hub id: continued"
+    names = f"{', '.join(ARCHITECTURES)}: from scratch; or a directory or hub id"
     add("--model_name_or_path", default="roberta-en-base", help=names)
-    add("--dropout", type=number(float, 0, 0.99), help="of hidden states and attention weights; left out: the model's")
+    add("--dropout", type=number(float, 0, 0.99), help="of hidden states and attention; left out: the model's")
     add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
     add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
     add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
     schedules = ["linear", "constant_with_warmup", "cosine"]
-    add("--lr_scheduler", choices=schedules, default="linear", help="the constant one lets a resumed run go on longer")
-    add("--warmup_steps", type=not_negative, default=0.06, help="updates until the peak; below 1, a share of all")
-    add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, on tensors of two dimensions or more")
+    add("--lr_scheduler", choices=schedules, default="linear", help="with the constant one a run may grow")
+    add("--warmup_steps", type=not_negative, default=0.06, help="updates; below 1, a share of all")
+    add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, of matrices and embeddings")
     add("--adam_epsilon", type=number(float, 1e-30), default=1e-6, help="AdamW's")
-    add("--max_grad_norm", type=not_negative, default=1.0, help="gradients are clipped to this norm; 0: never")
+    add("--max_grad_norm", type=not_negative, default=1.0, help="clips the gradient; 0: never")
     add("--num_train_epochs", type=not_negative, default=3, help="passes over the data")
-    add("--max_steps", type=number(int, -1), default=-1, help="at most so many updates; -1: no limit; 0: only evaluate")
-    add("--max_skipped_updates", type=positive, default=5, help="non-finite updates in a row that end the run")
-    add("--recompute", type=boolean, default=False, help="keep no activations: less memory, a third more arithmetic")
-    add("--seed", type=number(int, 0, 2**31), default=42, help="draws weights, order, masks and dropout")
+    add("--max_steps", type=number(int, -1), default=-1, help="most updates; -1: no limit; 0: only evaluate")
+    add("--max_skipped_updates", type=positive, default=5, help="non-finite ones in a row that end the run")
+    add("--recompute", type=boolean, default=False, help="less memory, a third more arithmetic")
+    add("--seed", type=number(int, 0, 2**31), default=42, help="of weights, order, masks and dropout")
     add = parser.add_argument_group("logging and checkpoints").add_argument
-    add("--output_dir", help="for checkpoints, metrics.jsonl and VisualDL's files; `ckp`, or only evaluating none")
+    add("--output_dir", help="for checkpoints and metrics; left out: ckp, or none if only evaluating")
     add("--logging_steps", type=positive, default=100, help="updates between reports")
-    add("--save_steps", type=positive, default=10000, help="updates between checkpoints, each with an evaluation")
-    add("--save_total_limit", type=positive, help="checkpoints kept: the newest, and the best; all if left out")
-    add("--max_eval_rows", type=number(int, 0), default=10000, help="validation rows in an evaluation; 0: all")
-    add("--resume_from_checkpoint", default="no", help="`auto` (the newest in output_dir, if any), a path, or `no`")
+    add("--save_steps", type=positive, default=10000, help="updates between checkpoints and evaluations")
+    add("--save_total_limit", type=positive, help="newest checkpoints kept, and the best; left out: all")
+    add("--max_eval_rows", type=number(int, 0), default=10000, help="rows evaluated; 0: all")
+    add("--resume_from_checkpoint", default="no", help="`auto`: the newest, if any; a path; or `no`")
     add = parser.add_argument_group("runtime").add_argument
-    add("--device", choices=["cpu", "gpu", "xpu"], help="the GPU where Paddle sees one, else the CPU")
+    add("--device", choices=["cpu", "gpu", "xpu"], help="left out: the GPU, if Paddle sees one")
     add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
-    add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; bfloat16 from Ampere on, else float16")
+    add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; left out: bfloat16 from Ampere on")
     add("--scale_loss", type=number(float, 1e-30), default=2.0**15, help="first loss scale in float16")
-    for flag, instead in GONE.items():
-        require(flag not in (sys.argv if argv is None else argv), f"{flag} is gone: {instead}")
+    for gone in ("--num_workers", "--amp_level"):
+        require(gone not in (sys.argv if argv is None else argv), f"{gone} is gone: leave it out")
     args = parser.parse_args(argv)
     if args.max_steps != 0:
         args.output_dir = args.output_dir or "ckp"

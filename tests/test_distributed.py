@@ -206,7 +206,7 @@ def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path,
         assert {int(step) for step, state in updates if state == "unchanged"} == steps
         assert len(updates) == (10 if status == 0 else 8)
     if len(steps) == 5:
-        assert status != 0 and "5 updates in a row" in logs[0] and "paddle_6" in logs[0]
+        assert status != 0 and "5 updates in a row, up to step 8" in logs[0]
     else:
         assert status == 0 and [r["skipped_updates"] for r in metrics(tmp_path / "ckp", "train")].count(1) == 1
 

@@ -192,7 +192,7 @@ def test_five_non_finite_updates_in_a_row_stop_the_run(pretrain, monkeypatch):
     infinite_losses(monkeypatch, {4, 6, 7, 8, 9, 10})
     with pytest.raises(UserError) as error:
         pretrain("--max_steps", "20", "--save_steps", "3")
-    for named in ("5 updates in a row", "step 11", "--learning_rate", "--scale_loss", "paddle_9"):
+    for named in ("5 updates in a row", "step 11", "--learning_rate", "--scale_loss"):
         assert named in str(error.value)
 
 
@@ -413,13 +413,6 @@ def test_processes_on_the_cpu_talk_over_gloo_though_there_are_gpus(one_of_two):
     with pytest.raises(Chosen, match="gloo"):
         run_pretrain.set_device(args)
     assert paddle.get_device() == "cpu"
-
-
-def test_a_process_that_was_moved_to_another_device_says_so(one_of_two, monkeypatch):
-    monkeypatch.setattr(run_pretrain.dist, "init_parallel_env", lambda: None)
-    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
-    with pytest.raises(UserError, match="--device cpu, but Paddle computes on gpu:0"):
-        run_pretrain.set_device(run_pretrain.parse_arguments(["--device", "cpu"]))
 
 
 @pytest.mark.parametrize("precision", [[], FLOAT16], ids=["float32", "float16"])

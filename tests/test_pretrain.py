@@ -466,7 +466,6 @@ def test_evaluating_only_prints_the_loss_of_the_model_and_writes_a_line_on_reque
 ):
     output = pretrain("--max_steps", "8", "--learning_rate", "3e-2")
     record = metrics(output, "evaluation")[-1]
-    monkeypatch.setattr(run_pretrain.shutil, "disk_usage", None)  # it takes no room
     capsys.readouterr()
     before = sorted(tmp_path.rglob("*"))
     evaluated = "--max_steps", "0", "--model_name_or_path", str(output / "paddle_8"), "--batch_size", "1000000"
@@ -493,7 +492,7 @@ def test_text_that_is_held_out_as_a_whole_can_be_evaluated_but_not_trained_on(pr
         pretrain("--max_steps", "1", data=data)
 
 
-def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path, packed_data, capsys):
+def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path, packed_data):
     rows = len(load(packed_data, "validation")[1])
     assert rows > 40
     arguments = ("--max_steps", "2", "--save_steps", "1", "--learning_rate", "0")
@@ -502,8 +501,6 @@ def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path
     some, every, more = ([r["eval_masked_tokens"] for r in metrics(run, "evaluation")] for run in runs)
     assert every == more and some[0] == some[1] < every[0] / 2
     assert metrics(runs[0], "evaluation")[0]["eval_loss"] == metrics(runs[0], "evaluation")[1]["eval_loss"]
-    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation: ")]
-    assert shown == [f"evaluation: {n} of {rows} validation rows (--max_eval_rows)" for n in (20, rows, rows)]
 
 
 def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch, capsys, tmp_path):
@@ -514,13 +511,13 @@ def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch,
     output = pretrain("--max_steps", "10", *more)
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_10", "paddle_4", "paddle_8"]
     last, end = capsys.readouterr().out.splitlines()[-2:]
-    assert last == f"best: {output}/paddle_4, evaluation loss 4.0000"
+    assert last == "best: step 4, evaluation loss 4.0000"
     assert end == f"done: {output}/paddle_10, evaluation loss 4.7500, perplexity 1.00"
     shutil.rmtree(output / "paddle_10")
     pretrain("--max_steps", "10", *more, "--resume_from_checkpoint", "auto")
     assert last in capsys.readouterr().out.splitlines()
     pretrain("--max_steps", "10", "--resume_from_checkpoint", str(output / "paddle_8"), output=tmp_path / "elsewhere")
-    assert "best: " not in capsys.readouterr().out  # it is not there
+    assert last in capsys.readouterr().out.splitlines()
 
 
 def test_weights_that_became_too_large_to_evaluate_are_named(pretrain):
@@ -595,19 +592,27 @@ def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale", "peak_memory_gb"} < set(record)
 
 
-def test_visualdl_shows_a_resumed_run_from_its_first_step(pretrain):
+def test_visualdl_shows_each_start_of_a_run_as_a_curve_of_its_own(pretrain):
     from visualdl import LogReader
 
     arguments = ("--max_steps", "4", "--save_steps", "2")
     output = pretrain(*arguments)
     shutil.rmtree(output / "paddle_4")
     pretrain(*arguments, "--resume_from_checkpoint", "auto")
-    (file,) = (output / "visualdl").iterdir()  # of several VisualDL shows one
-    reader = LogReader(file_path=str(file))
-    for event, name in (("train", "loss"), ("evaluation", "perplexity")):
-        shown = {point.id: point.value for point in reader.get_data("scalar", f"{event}/{name}")}
-        assert shown == pytest.approx({record["step"]: record[name] for record in metrics(output, event)}, rel=1e-6)
-    assert len(shown) == 2
+    assert sorted(path.name for path in (output / "visualdl").iterdir()) == ["from_0", "from_2"]
+    for folder, steps in (
+        ("from_0", {"train": [1, 2, 3, 4], "evaluation": [2, 4]}),
+        (
+            "from_2",
+            {"train": [3, 4], "evaluation": [2, 4]},
+        ),
+    ):
+        (file,) = (output / "visualdl" / folder).iterdir()  # of several VisualDL shows one
+        reader = LogReader(file_path=str(file))
+        for event, name in (("train", "loss"), ("evaluation", "perplexity")):
+            shown = {point.id: point.value for point in reader.get_data("scalar", f"{event}/{name}")}
+            expected = {r["step"]: r[name] for r in metrics(output, event) if r["step"] in steps[event]}
+            assert list(expected) == steps[event] and shown == pytest.approx(expected, rel=1e-6)
 
 
 # ---------------------------------------------------------------- arguments and bad starts
@@ -666,25 +671,23 @@ def all_special(split):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("change", "message"),
     [
-        ("train", all_special, "the training rows hold special tokens alone"),
-        ("validation", all_special, "no token of the validation rows is chosen"),
-        ("validation", nothing, "the validation split has no rows: hold out more text"),
+        (all_special, "no token of the validation rows was chosen"),
+        (nothing, "the validation split has no rows: hold out more text"),
     ],
 )
-def test_rows_that_give_no_result_are_refused_before_training(pretrain, packed_data, tmp_path, name, change, message):
+def test_validation_rows_that_give_no_result_are_refused(pretrain, packed_data, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        pretrain(data=replace_rows(packed_data, tmp_path, name, change))
-    assert not (tmp_path / "ckp").exists()
+        pretrain("--max_steps", "1", data=replace_rows(packed_data, tmp_path, "validation", change))
 
 
 BROKEN_DATA = {
     "not a data set": lambda data: (data / "dataset_dict.json").unlink(),
-    "no column special_tokens_mask": drop_column,
-    "holds no tokenizer": lambda data: shutil.rmtree(data / "tokenizer"),
-    "tokenizer holds no tokenizer": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
-    "tokenizer, which create_data.py writes": lambda data: (data / "tokenizer/merges.txt").unlink(),
+    "damaged .*special_tokens_mask": drop_column,
+    "damaged .*tokenizer_config.json": lambda data: shutil.rmtree(data / "tokenizer"),
+    "not a data set of create_data.py, or damaged": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
+    "damaged .*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
     "beyond its tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
         json.dumps(
             {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
@@ -703,7 +706,7 @@ def test_broken_data_is_named(pretrain, packed_data, tmp_path, message):
 
 
 BAD_ARGUMENTS = {
-    "--input_file nowhere": "nowhere: no such directory",
+    "--input_file nowhere": "--input_file nowhere: not a data set",
     "--max_seq_length 16": "rows of 32 tokens, --max_seq_length 16: prepare shorter ones",
     "--model_name_or_path nowhere/at/all": "cannot load the model nowhere/at/all",
     "--num_train_epochs 0": "gives no update",
@@ -717,10 +720,10 @@ BAD_ARGUMENTS = {
     "--amp yes": "--amp: 'yes' is neither True nor False",
     "--max_grad_nor 1": "unrecognized arguments: --max_grad_nor",
     "--device xpu": "--device xpu: Paddle",
-    "--num_workers 2": "--num_workers is gone: a batch is made in a millisecond",
-    "--amp_level O1": "--amp_level is gone: the weights always stay in float32",
+    "--num_workers 2": "--num_workers is gone: leave it out",
+    "--amp_level O1": "--amp_level is gone: leave it out",
     "--lr_scheduler polynomial": "--lr_scheduler: invalid choice",
-    "--mlm_probability 1e-9": "no token of the validation rows is chosen",
+    "--max_steps 1 --mlm_probability 1e-9": "no token of the validation rows was chosen",
     "--max_steps 0 --mlm_probability 1e-9": "no token of the validation rows was chosen",
     "--resume_from_checkpoint nowhere": "cannot resume from nowhere",
 }
@@ -747,10 +750,10 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 300}, "has vocab_size 300, less than the data's tokens"),
+        ({"vocab_size": 300}, "has vocab_size 300, which does not suit"),
         ({"vocab_size": 500}, "has another shape"),
         ({"intermediate_size": 64}, "has another shape"),
-        ({"max_position_embeddings": 20}, "has positions for 18 tokens"),
+        ({"max_position_embeddings": 20}, "has max_position_embeddings 20, which does not suit"),
         ({"pad_token_id": 0}, "has pad_token_id 0"),
     ],
 )
@@ -777,7 +780,7 @@ def test_weights_of_another_tokenizer_of_the_same_size_are_refused(pretrain, tmp
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
     (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
     other = create(tmp_path / "other.txt", tmp_path / "other")
-    with pytest.raises(UserError, match="another tokenizer than the data"):
+    with pytest.raises(UserError, match="has another tokenizer, which does not suit"):
         pretrain("--model_name_or_path", str(checkpoint), data=other, output=tmp_path / "never")
 
 
@@ -805,13 +808,6 @@ def test_a_directory_with_a_configuration_alone_is_trained_from_scratch(pretrain
     weights = safetensors.numpy.load_file(output / "paddle_1" / "model.safetensors")
     assert weights["roberta.encoder.layers.2.linear1.weight"].shape == (32, 48)
     assert json.loads((output / "paddle_1" / "config.json").read_text())["hidden_dropout_prob"] == 0.2
-
-
-def test_a_disk_without_room_for_a_checkpoint_is_said_before_training(pretrain, monkeypatch):
-    usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(run_pretrain.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="one checkpoint takes"):
-        pretrain("--max_steps", "1")
 
 
 def test_checkpoints_of_another_run_are_never_touched(pretrain):
@@ -859,10 +855,9 @@ def whole_state(**changes):
         (lambda state: "[1, 2]", "state.json is damaged"),
         (lambda state: "\x00\xff garbage", "state.json is damaged"),
         (whole_state(identity=None), "state.json is damaged"),
-        (whole_state(global_step="1"), "no usable global_step"),
-        (whole_state(window=None, best=[]), "no usable best window"),
-        (whole_state(global_step=9), "step 9, not within this run's 1 updates"),
-        (whole_state(global_step=-1), "step -1, not within"),
+        (whole_state(global_step="1"), "state.json is damaged"),
+        (whole_state(global_step=9), "step 9 is not within this run's 1 updates"),
+        (whole_state(global_step=-1), "step -1 is not within"),
     ],
 )
 def test_a_state_that_makes_no_sense_is_named_though_its_checksum_is_right(pretrain, change, message):
@@ -942,5 +937,5 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
 def test_data_sets_of_other_tokenizers_are_not_mixed(pretrain, packed_data, tmp_path):
     (tmp_path / "other.txt").write_text(text_of_words(100, seed=1))
     other = create(tmp_path / "other.txt", tmp_path / "other")
-    with pytest.raises(UserError, match=rf"{other} has another tokenizer than {packed_data}: prepare all with"):
+    with pytest.raises(UserError, match=rf"{other}/tokenizer is another tokenizer: prepare all with .*{packed_data}"):
         pretrain("--max_steps", "1", "--input_file", str(packed_data), str(other))
