@@ -408,13 +408,13 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
 
 
 def utf8_of(record, column: str) -> bytes:
-    """The text that a record is, or that its column holds, without line ends around it; nothing for white space."""
+    """The text of a record, or of its column, without line ends around it; nothing for white space."""
     text = record.get(column, record) if isinstance(record, dict) else record
     if isinstance(text, str | None):
         text = (text or "").encode(errors="to_fffd")
     if not isinstance(text, bytes):
         found = ", ".join(text) if isinstance(text, dict) else type(text).__name__
-        raise ValueError(f"no text in --text_column {column}, but {found:.300}")
+        raise ValueError(f"no text in column {column!r}, but {found:.300}: see --text_column")
     start, is_white = 0, True
     while start < len(text):  # a piece at a time, as wide text takes four times the memory as a str
         part = text[start : start + PIECE]
@@ -434,15 +434,13 @@ def read_txt(path: str, args) -> Iterator[bytes]:
     start = groupby(islice(lines_of(path), SEARCHED), bytes.isspace)
     guess = "empty_line" if sum(not is_empty for is_empty, _ in start) > 1 else "line"
     separator = args.separators[path] = args.document_separator or guess
-    lines = (line.replace(b"\r\n", b"\n") for line in lines_of(path))
-    if separator == "line":
-        yield from lines
-    elif separator == "file":
-        yield b"".join(lines)
-    else:
-        for is_empty, group in groupby(lines, bytes.isspace):
-            if not is_empty:
-                yield b"".join(group)
+    documents = lines = lines_of(path)
+    if separator == "file":
+        documents = map(b"".join, [lines])
+    elif separator == "empty_line":
+        documents = (b"".join(group) for is_empty, group in groupby(lines, bytes.isspace) if not is_empty)
+    # The condition is quicker than to look for two characters.
+    yield from (text.replace(b"\r\n", b"\n") if b"\r" in text else text for text in documents)
 
 
 def read_json(path: str, args) -> Iterator:
@@ -492,7 +490,8 @@ def demo_documents() -> Iterator[str]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for module in sorted(sys.stdlib_module_names):
         for path in sorted([library / f"{module}.py", *(library / module).rglob("*.py")]):
-            if path.is_file() and not {"test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts):
+            left_out = {"test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts)
+            if path.is_file() and not left_out:
                 nodes = ast.walk(ast.parse(path.read_bytes()))
                 yield "\n".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented))
 
