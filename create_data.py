@@ -68,11 +68,15 @@ def main(argv: list | None = None) -> None:
         require(4 <= length <= longest, f"--max_seq_length {length} is above the tokenizer's limit {longest}")
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
         check_splits(args, splits)
+        files = {}
+        for name in (f"{split}/{ARROW}" for split in SPLITS):
+            path = f"{folder}/{name}"
+            files[name] = {"bytes": os.path.getsize(path), "sha256": utils.sha256_of(path)}
         card = {
             "command": shlex.join(["python", "create_data.py", *(sys.argv[1:] if argv is None else argv)]),
             "source": corpus,
             "splits": splits,
-            "files": {f"{split}/{ARROW}": digest_of(f"{folder}/{split}/{ARROW}") for split in SPLITS},
+            "files": files,
             "tokenizer": save_tokenizer(tokenizer, args, f"{folder}/tokenizer"),
             "arguments": vars(args),
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},
@@ -251,17 +255,15 @@ class Encoder:
         if memory_in_use() - self.memory_without_cache > CACHE_MB:
             self.renew()
         layout = self.gigatoken.encode_batch(texts).layout
-        self.check(b"\0".join(texts))
         ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
-        return ids[bounds[0] : bounds[-1]], np.diff(bounds)
-
-    def check(self, text: bytes) -> None:
+        text = b"\0".join(texts)
         start = self.draw.randrange(max(1, len(text) - self.to_check))
         sample = text[start : start + self.to_check].decode(errors="ignore")
         self.to_check = CHECKED
         expected = self.tokenizer.encode(sample, add_special_tokens=False).ids
         same = self.gigatoken.encode(sample.encode()).tolist() == expected
         require(same, f"gigatoken and tokenizers encode {sample[:60]!r} differently: use another tokenizer")
+        return ids[bounds[0] : bounds[-1]], np.diff(bounds)
 
     @functools.cached_property
     def safe_cut(self) -> re.Pattern:
@@ -536,9 +538,9 @@ def parse_arguments(argv: list | None):
     args = parser.parse_args(argv)
     config = args.dataset_config_name or f"{DUMP}.en"
     if args.dataset_name == "wikipedia":  # on the original page; it can no longer be loaded
-        args.dataset_name, config = WIKIPEDIA, f"{DUMP}.{config.rpartition('.')[2]}"
-        warning = f"warning: wikipedia {args.dataset_config_name} is gone: using {WIKIPEDIA} {config}"
-        print(warning, file=sys.stderr)
+        gone, config = f"wikipedia {config}", f"{DUMP}.{config.rpartition('.')[2]}"
+        args.dataset_name = WIKIPEDIA
+        print(f"warning: {gone} is gone: using {WIKIPEDIA} {config}", file=sys.stderr)
     if args.dataset_name == WIKIPEDIA and not args.data_files:
         args.dataset_config_name = config
     return args
@@ -560,10 +562,6 @@ def check_splits(args, splits: dict) -> None:
         remedy = "lower --max_seq_length, add text, or divide it with --document_separator line"
         is_wanted = split == "train" and all_held_out
         require(counts["rows"] or is_wanted, f"{found} fill no row of {args.max_seq_length}: {remedy}")
-
-
-def digest_of(path: str) -> dict:
-    return {"bytes": os.path.getsize(path), "sha256": utils.sha256_of(path)}
 
 
 def print_summary(args, splits: dict, seconds: float) -> None:
