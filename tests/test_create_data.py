@@ -255,6 +255,7 @@ def test_every_token_of_every_document_is_there_in_order_once(create, tokenizer,
         assert dropped < length - 2
         assert card["splits"][split] == {
             "documents": len(kept[split]),
+            "bytes": sum(len(text.encode()) for text in kept[split]),
             "tokens": len(expected) - len(kept[split]),
             "rows": len(found) // (length - 2),
             "dropped_tokens": dropped,
@@ -313,7 +314,7 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(create, tmp_path, each
     monkeypatch.setattr(create_data, "PIECE", piece)
     monkeypatch.setattr(create_data, "BUFFER", 200)
     encoder = create_data.Encoder(Tokenizer.from_file(str(each_tokenizer / "tokenizer.json")))
-    cut = [*create_data.pieces(text.encode(), encoder)]
+    cut = [*create_data.pieces(text.encode(), False, encoder)]
     assert len(cut) > len(text) / piece / 2
     assert b"".join(part for part, _ in cut).decode() == text
     assert [ends for _, ends in cut] == [False] * (len(cut) - 1) + [True]
@@ -344,7 +345,7 @@ def test_a_word_is_cut_where_no_token_could_be(each_tokenizer):
     """Random letters have such a place in about seven, so a word of 50 MB is no longer encoded as one."""
     word = "".join(random.Random(0).choices(string.ascii_lowercase, k=100_000))
     encoder = create_data.Encoder(Tokenizer.from_file(str(each_tokenizer / "tokenizer.json")))
-    assert len([*create_data.pieces(word.encode(), encoder)]) == 1  # it is short
+    assert len([*create_data.pieces(word.encode(), False, encoder)]) == 1  # it is short
     assert len(encoder.safe_cut.findall(word.encode())) > 5_000
 
 
@@ -376,7 +377,8 @@ def test_memory_is_bounded_for_any_text(tmp_path, data_dir, kind):
         text = (lines.replace(b"\n", b" ") if kind == "one line" else lines) + b"\n\nlast " * 600
     path.write_bytes(text)
     options = "--tokenizer_name", data_dir / "roberta-base", "--output_dir", tmp_path / "out"
-    result = script("--data_files", path, "--document_separator", "empty_line", *options, first=SAY_PEAK)
+    options = *options, "--document_separator", "empty_line", "--validation_split_percentage", 50
+    result = script("--data_files", path, *options, first=SAY_PEAK)
     assert result.returncode == 0, result.stderr
     assert 100 < int(result.stderr.split()[-1]) / 1000 < 600
 
@@ -386,8 +388,7 @@ def test_the_encoders_cache_is_emptied_and_the_tokens_stay(create, monkeypatch):
     before = digest(create(texts, name="before"))
     renewed, renew = [], create_data.Encoder.renew
     monkeypatch.setattr(create_data.Encoder, "renew", lambda self: renewed.append(self) or renew(self))
-    monkeypatch.setattr(create_data, "CACHE_MB", -1)
-    monkeypatch.setattr(create_data, "RENEWED_AFTER", 1)
+    monkeypatch.setattr(create_data, "CACHE_MB", -10_000)
     monkeypatch.setattr(create_data, "BUFFER", 10_000)
     assert digest_of_tokens(create(texts, name="after")) == digest_of_tokens(create(texts, name="again")) and before
     assert len(renewed) > 20
@@ -451,7 +452,6 @@ TEXT_FILES = {  # content, --document_separator, documents
     "empty lines": (b"one\ntwo\n\nthree\n\n\n\nfour", "", ["one\ntwo", "three", "four"]),
     "white space": (b"\n\none\n \t\ntwo\n\n", "", ["one", "two"]),
     "an empty line first": (b" \n\n  one\n\ntwo\n \t", "", ["  one", "two"]),
-    "other white space": ("one\ntwo\n\u3000\nthree\n\xa0\nfour".encode(), "", ["one\ntwo", "three", "four"]),
     "BOM and CRLF": (b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n", "", ["one\ntwo", "three"]),
     "no empty lines": (b"one\ntwo\nthree\n", "", ["one", "two", "three"]),
     "a stray empty line": (b"one\ntwo\n\nthree\n", "line", ["one", "two", "three"]),
@@ -473,25 +473,13 @@ def test_documents_of_a_text_file_end_at_what_separates_them(create, tmp_path, c
     assert f"end at: {used} in 1 files (--document_separator" in printed.out and "warning" not in printed.err
 
 
-def test_how_text_files_are_divided_is_printed_once_and_odd_numbers_are_warned_of(
-    create, tmp_path, capsys, monkeypatch
-):
+def test_how_text_files_are_divided_is_printed_once(create, tmp_path, capsys):
     for i in range(20):
         write(tmp_path / f"x/{i}.txt", [f"{i}\n{text}" for text in made_up(1 if i % 2 else 21, seed=i)])
     create(tmp_path / "x", "--document_separator", "file")
     printed = capsys.readouterr()
     assert printed.out.count("--document_separator") == 1 and not printed.err
-    assert re.search(r"^20 documents, of [\d,]+ bytes in the median", printed.out, re.MULTILINE)
-    monkeypatch.setattr(create_data, "LONG_ON_AVERAGE", 1000)
-    stray = tmp_path / "stray.txt"
-    stray.write_text("\n".join([*made_up(40), "", *made_up(40)]))
-    create(stray, name="stray")
-    assert re.search(r"warning: 2 documents in .*--document_separator", capsys.readouterr().err)
-    create(stray, "--document_separator", "line", name="lines")
-    assert not capsys.readouterr().err
-    monkeypatch.setattr(create_data, "LONG_DOCUMENT", 2000)
-    create(stray, "--document_separator", "empty_line", name="long")
-    assert re.search(r"warning: .* the longest of \d,\d{3} .*--document_separator", capsys.readouterr().err)
+    assert "documents end at: file in 20 files" in printed.out
 
 
 def test_empty_and_white_documents_give_nothing(create):
@@ -553,20 +541,8 @@ def test_text_is_read_in_blocks_that_divide_no_document(tmp_path, monkeypatch, s
         path.write_bytes(text.encode())
         parts = re.split(pattern, text.replace("\r\n", "\n") + "\n")
         expected = [part.strip("\n") for part in parts if part.strip()]
-        for name in ("SEARCHED", "BLOCK"):
-            monkeypatch.setattr(create_data, name, block)
+        monkeypatch.setattr(create_data, "BLOCK", block)
         assert list(create_data.read_documents(args, [str(path)])) == [part.encode() for part in expected], text
-
-
-def test_a_long_line_is_read_in_parts(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"one\r\n" + b"two " * 1000 + "é".encode() + b"\r\nthree\r\n\r\nfour")
-    args = argparse.Namespace(separators={}, document_separator="empty_line", text_column="text")
-    for block in range(1, 9):
-        for name, value in (("SEARCHED", 8), ("BLOCK", block), ("LINE", 5)):
-            monkeypatch.setattr(create_data, name, value)
-        first, second = create_data.read_documents(args, [str(path)])
-        assert first == path.read_bytes().replace(b"\r", b"").partition(b"\n\n")[0] and second == b"four"
 
 
 def test_the_card_counts_the_bytes_of_the_text_alone(create, tmp_path, monkeypatch):
@@ -575,28 +551,8 @@ def test_the_card_counts_the_bytes_of_the_text_alone(create, tmp_path, monkeypat
     monkeypatch.setattr(create_data, "PIECE", 50)
     cut = create(texts, name="cut")
     card = card_of(out)
-    assert card["bytes"] == sum(map(len, texts)) and card["longest_document"] == max(map(len, texts))
-    assert (card_of(cut)["bytes"], card_of(cut)["files"]) == (card["bytes"], card["files"])
-
-
-def test_documents_that_are_trained_on_and_held_out_are_counted_once(create, tmp_path, tokenizer, capsys):
-    texts = made_up(60, words=12)
-    create(texts, "--validation_files", write(tmp_path / "apart.txt", made_up(70)[60:]))
-    assert "--validation_files" not in capsys.readouterr().err
-    trained_on, held_out = write(tmp_path / "a.txt", texts), write(tmp_path / "b.txt", texts[55:])
-    main(
-        "--data_files",
-        trained_on,
-        "--validation_files",
-        held_out,
-        "--tokenizer_name",
-        tokenizer,
-        "--output_dir",
-        tmp_path / "same",
-    )
-    printed = capsys.readouterr()
-    assert "--max_seq_length" in printed.out  # the rows were made twice, as these fill none of 512 tokens
-    assert printed.err.count("warning: 5 documents that are trained on are in --validation_files") == 1
+    assert sum(card["splits"][split]["bytes"] for split in SPLITS) == sum(map(len, texts))
+    assert (card_of(cut)["splits"], card_of(cut)["files"]) == (card["splits"], card["files"])
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
@@ -607,18 +563,27 @@ def test_the_first_documents_can_be_taken_alone(create, tmp_path, kind):
     assert all_documents(create(path, "--max_documents", 70, name="all")) == sorted(texts)
 
 
-def test_a_row_length_that_was_not_chosen_is_lowered_to_what_the_text_fills(tmp_path, tokenizer, capsys):
-    text = write(tmp_path / "a.jsonl", made_up(200, words=12))
-    options = "--data_files", text, "--tokenizer_name", tokenizer
+@pytest.mark.parametrize("limit, length", [(None, 512), (1024, 512), (100, 100)])
+def test_a_row_length_that_was_not_chosen_is_512_or_the_tokenizers_longest(tmp_path, tokenizer, limit, length):
+    shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    text = write(tmp_path / "a.jsonl", made_up(200))
+    options = "--data_files", text, "--tokenizer_name", tmp_path / "tokenizer", "--validation_split_percentage", 10
     main(*options, "--output_dir", tmp_path / "out")
-    card = card_of(tmp_path / "out")
-    counts, length = card["splits"]["validation"], card["arguments"]["max_seq_length"]
-    available = counts["tokens"] + counts["documents"] + 2
-    assert length in (16, 32, 64, 128, 256) and length <= available < 2 * length
-    assert f"--max_seq_length {length} instead" in capsys.readouterr().out
+    assert card_of(tmp_path / "out")["arguments"]["max_seq_length"] == length
     assert {len(row) for split in SPLITS for row in rows_of(tmp_path / "out", split)} == {length}
-    with pytest.raises(UserError, match="too small"):
-        main(*options, "--output_dir", tmp_path / "set", "--max_seq_length", 512)
+
+
+def test_a_split_that_fills_no_row_is_an_error_with_its_numbers_and_remedies(create, tmp_path, capsys):
+    texts = made_up(200, words=12)
+    create(texts, name="short")
+    counts = card_of(tmp_path / "short")["splits"]["validation"]
+    expected = (
+        rf"validation: {counts['documents']} documents of {counts['tokens']} tokens fill no row of 512: lower --max"
+    )
+    with pytest.raises(UserError, match=f"{expected}.*--document_separator line"):
+        create(texts, "--max_seq_length", 512, name="long")
+    assert counts["documents"] and not list(tmp_path.glob("long*/"))
 
 
 # ---------------------------------------------------------------- inputs
@@ -653,20 +618,13 @@ def test_a_glob_that_matches_directories_and_files_reads_each_file_once(tmp_path
     assert sorted(os.path.relpath(path, tmp_path / "x") for path in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
 
 
-def test_a_file_that_is_named_or_linked_twice_is_read_once(create, tmp_path, capsys):
+def test_a_file_that_is_named_twice_is_read_once_and_no_linked_directory(create, tmp_path, capsys):
     texts = made_up(12)
     for i in range(3):
         write(tmp_path / f"x/{i}.jsonl", texts[4 * i : 4 * i + 4])
-    (tmp_path / "x/link.jsonl").symlink_to(tmp_path / "x/0.jsonl")
     (tmp_path / "x/loop").symlink_to(tmp_path / "x")
-    (tmp_path / "x/sub").mkdir()
-    (tmp_path / "x/sub/up").symlink_to("..")
-    (tmp_path / "y").symlink_to(tmp_path / "x")
     first = tmp_path / "x/0.jsonl"
-    assert all_documents(create(first, first, tmp_path / "x", tmp_path / "y")) == sorted(texts)
-    said = re.search(r"^not read: (\d+) files that were named or linked twice", capsys.readouterr().out, re.MULTILINE)
-    assert int(said[1]) == 7  # by name, by the directory, by a link in it; all four by the linked directory
-    assert all_documents(create(first, name="silent")) == texts[:4]
+    assert all_documents(create(first, first, tmp_path / "x")) == sorted(texts)
     assert "not read" not in capsys.readouterr().out
 
 
@@ -674,9 +632,8 @@ def test_what_a_directory_holds_and_is_not_read_is_counted(create, tmp_path, cap
     texts = made_up(12)
     write(tmp_path / "x/A.TXT", texts[:6])
     write(tmp_path / "x/B.JSONL", texts[6:])
-    for name in ("README.md", "picture.png", "data.parquet.gz"):
+    for name in ("README.md", "picture.png", "data.docx"):
         (tmp_path / "x" / name).write_text("text of another kind")
-    (tmp_path / "x/dangling.txt").symlink_to("missing")
     create(texts, "--output_dir", tmp_path / "x/prepared")
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
@@ -684,13 +641,12 @@ def test_what_a_directory_holds_and_is_not_read_is_counted(create, tmp_path, cap
         created = create("x", "--output_dir", out, "--overwrite_output_dir", "True")
         assert created and all_documents(tmp_path / out) == sorted(texts)
         printed = capsys.readouterr().out
-        assert re.search(r"^not read: .*\b4 files in x of other types", printed, re.MULTILINE)
-        assert "directories that hold prepared data" in printed
+        assert re.search(r"^not read: 3 files of other types", printed, re.MULTILINE)
 
 
 def test_a_dangling_link_is_one_line(create, tmp_path):
     (tmp_path / "a.txt").symlink_to("missing")
-    with pytest.raises(UserError, match=r"nothing to read at .*a\.txt: no file"):
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt .*No such file"):
         create(tmp_path / "a.txt")
 
 
@@ -759,7 +715,7 @@ def test_text_column_names_the_column_and_the_error_lists_what_there_is(create, 
 
 def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
     long = "word " * 500_000
-    raw = f'\ufeff\r\nid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
+    raw = f'\ufeffid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
     (tmp_path / "a.csv").write_bytes(raw.encode())
     (tmp_path / "b.csv").write_bytes(b"")
     (tmp_path / "c.csv").write_bytes(b"text")
@@ -769,7 +725,7 @@ def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
 
 def test_the_demo_needs_no_network(create, tmp_path, tokenizer):
     main("--dataset_name", "demo", "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out")
-    assert 1.5e6 < card_of(tmp_path / "out")["bytes"] < 10e6
+    assert 1.5e6 < sum(card_of(tmp_path / "out")["splits"][split]["bytes"] for split in SPLITS) < 10e6
     assert digest(tmp_path / "out")
 
 
@@ -907,12 +863,13 @@ def test_an_own_tokenizer_encodes_any_unicode_text_without_loss(tokenizer):
 
 
 @pytest.mark.parametrize("packing", ["", ".gz"])
-def test_an_own_tokenizer_learns_from_all_parts_of_the_files(create, tmp_path, monkeypatch, packing):
+def test_an_own_tokenizer_learns_from_all_files(create, tmp_path, monkeypatch, packing):
     first, second = (["".join(pair) * 40] * 300 for pair in ("kq", "zx"))
-    path = write(tmp_path / f"a.jsonl{packing}", [*first, *second])
+    write(tmp_path / f"x/a.jsonl{packing}", first)
+    write(tmp_path / f"x/b.jsonl{packing}", second)
     monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 10_000)
     options = "--tokenizer_name", "train", "--vocab_size", 264
-    vocab = json.loads((create(path, *options) / "tokenizer/vocab.json").read_text())
+    vocab = json.loads((create(tmp_path / "x", *options) / "tokenizer/vocab.json").read_text())
     assert "kq" in vocab and "zx" in vocab
 
 
@@ -942,66 +899,82 @@ ERRORS = {
     "no file for a glob": ({}, "--data_files *.csv", ["*.csv"]),
     "unknown type": ({"a.docx": b"x"}, "", ["a.docx", ".parquet"]),
     "directory without text": ({"sub/a.png": b"x"}, "--data_files sub", ["sub", ".parquet"]),
-    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt", "record 2", "not UTF-8"]),
-    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl", "record 1", "not UTF-8"]),
-    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "not UTF-8"]),
-    "a field too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, "", ["a.csv, line 3: 3 fields", "2", "commas"]),
+    "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt after record 1", "utf-8", "in UTF-8"]),
+    "not UTF-8 after a megabyte": ({"a.jsonl": LONG_LINE}, "", ["a.jsonl after record 1", "in UTF-8"]),
+    "character cut off": ({"a.txt": b"12345\n\nx\xe4\xb8"}, "", ["a.txt", "unexpected end of data", "in UTF-8"]),
+    "a field too many": (
+        {"a.csv": b"id,text\n1,one\n2,two,three\n"},
+        "",
+        ["a.csv", "line 3 has not 2 fields", "commas"],
+    ),
     "a quote left open": ({"a.csv": b'id,text\n1,one\n2,"two\n'}, "", ["a.csv", "record 1", "unexpected end of data"]),
-    "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after", "double these"]),
-    "a lone carriage return": ({"a.csv": b"text\none\rtwo\n"}, "", ["a.csv", "record 0", "quote fields with"]),
-    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "not UTF-8"]),
-    "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl", "line 4:"]),
-    "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl", "line 4:"]),
-    "malformed while training": ({"b.jsonl": b"oops"}, "--data_files b.jsonl --tokenizer_name train", ["line 1:"]),
-    "malformed array": ({"a.json": b'[{"text": "one"},\noops]'}, "", ["a.json", "line 2:"]),
-    "text not a string": ({"a.jsonl": LINES + b'{"text": 5}'}, "", ["a.jsonl, record 4", "'text'"]),
-    "text zero": ({"a.jsonl": LINES + b'{"text": 0}'}, "", ["a.jsonl, record 4", "'text'", "int"]),
-    "text false": ({"a.jsonl": LINES + b'{"text": false}'}, "", ["a.jsonl, record 4", "'text'", "bool"]),
-    "text a list": ({"a.jsonl": LINES + b'{"text": []}'}, "", ["a.jsonl, record 4", "'text'", "list"]),
-    "record a number": ({"a.jsonl": LINES + b"0"}, "", ["a.jsonl, record 4", "int"]),
-    "bytes, not text": ({"a.parquet": pandas.DataFrame({"text": [b"\xff"]}).to_parquet()}, "", ["record 1", "bytes"]),
-    "packed Parquet": ({"a.parquet.gz": b""}, "", ["a.parquet.gz", "all but the last also as .gz"]),
+    "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after", "well-formed"]),
+    "a lone carriage return": ({"a.csv": b"text\none\rtwo\n"}, "", ["a.csv", "record 0", "well-formed"]),
+    "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "in UTF-8"]),
+    "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl after record 3"]),
+    "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl after record 3"]),
+    "malformed while training": (
+        {"b.jsonl": b"oops"},
+        "--data_files b.jsonl --tokenizer_name train",
+        ["b.jsonl after record 0"],
+    ),
+    "malformed array": ({"a.json": b'[{"text": "one"},\noops]'}, "", ["a.json", "line 2 "]),
+    "text not a string": ({"a.jsonl": LINES + b'{"text": 5}'}, "", ["a.jsonl after record 3", "'text'"]),
+    "text zero": ({"a.jsonl": LINES + b'{"text": 0}'}, "", ["a.jsonl after record 3", "'text'", "int"]),
+    "text false": ({"a.jsonl": LINES + b'{"text": false}'}, "", ["a.jsonl after record 3", "'text'", "bool"]),
+    "text a list": ({"a.jsonl": LINES + b'{"text": []}'}, "", ["a.jsonl after record 3", "'text'", "list"]),
+    "record a number": ({"a.jsonl": LINES + b"0"}, "", ["a.jsonl after record 3", "int"]),
+    "bytes, not text": (
+        {"a.parquet": pandas.DataFrame({"text": [b"\xff"]}).to_parquet()},
+        "",
+        ["record 0", "in UTF-8"],
+    ),
+    "packed Parquet": ({"a.parquet.gz": b""}, "", ["a.parquet.gz"]),
     "truncated .xz": ({"a.txt.xz": lzma.compress(LINES)[:-9]}, "", ["a.txt.xz"]),
     "truncated .bz2": ({"a.txt.bz2": bz2.compress(LINES)[:-9]}, "", ["a.txt.bz2"]),
     "not an .xz": ({"a.txt.xz": LINES}, "", ["a.txt.xz"]),
     "thousands of columns": ({"a.jsonl": json.dumps({"c" * i: 1 for i in range(2000)}).encode()}, "", ["a.jsonl"]),
     "files and a data set": ({}, "--dataset_name demo", ["--data_files", "--dataset_name"]),
     "unknown separator": ({}, "--document_separator comma", ["--document_separator", "comma", "empty_line"]),
-    "empty file to hold out": ({"b.txt": b" "}, "--validation_files b.txt", ["--validation_files"]),
-    "no text": ({"a.txt": b" "}, "", ["the corpus is empty"]),
-    "no corpus": ({"a.txt": b" ", "b.txt": b"b"}, "--data_files a.txt --validation_files b.txt", ["corpus is"]),
+    "empty file to hold out": ({"b.txt": b" "}, "--validation_files b.txt", ["validation: 0 documents"]),
+    "no text": ({"a.txt": b" "}, "", ["train: 0 documents", "add text"]),
+    "no corpus": (
+        {"a.txt": b" ", "b.txt": b"b"},
+        "--data_files a.txt --validation_files b.txt",
+        ["train: 0 documents"],
+    ),
     "no file to hold out": ({}, "--validation_files absent.txt", ["absent.txt"]),
-    "output name not UTF-8": ({}, "--output_dir x\udcff", ["--output_dir", "UTF-8"]),
     "truncated .gz": ({"a.txt.gz": gzip.compress(LINES)[:-9]}, "", ["a.txt.gz"]),
     "not a .gz": ({"a.txt.gz": LINES}, "", ["a.txt.gz"]),
     "corrupt .parquet": ({"a.parquet": b"PAR1 junk PAR1"}, "", ["a.parquet"]),
-    "empty file": ({"a.txt": b""}, "", ["empty"]),
-    "only white space": ({"a.txt": b"\n \t\r\n\n"}, "", ["empty"]),
-    "too small for one row": ({}, "--max_seq_length 512", ["small", "512"]),
-    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["all of it (1 documents)", "--document_separator"]),
+    "empty file": ({"a.txt": b""}, "", ["train: 0 documents"]),
+    "only white space": ({"a.txt": b"\n \t\r\n\n"}, "", ["train: 0 documents"]),
+    "too small for one row": ({}, "--max_seq_length 512", ["documents", "512", "lower --max_seq_length"]),
+    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["train: 0 documents", "--document_separator line"]),
     "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "from 4"]),
     "max_seq_length above the tokenizer's": ({}, "--tokenizer_name {bad}/100 --max_seq_length 101", ["101", "100"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
     "tokenizer_config.json broken": ({}, "--tokenizer_name {bad}/broken_config", ["/broken_config"]),
-    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words"]),
-    "tokenizer that splits otherwise": ({}, "--tokenizer_name {bad}/otherwise", ["gigatoken", "Whitespace"]),
-    "tokenizer with a normalizer": ({}, "--tokenizer_name {bad}/normalizer", ["/normalizer", "normalizer"]),
-    "token of a single word": (
+    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words", "not like RoBERTa", "byte-level BPE"]),
+    "tokenizer that splits otherwise": (
         {},
-        "--tokenizer_name {bad}/single_word",
-        ["/single_word", '"<new>"', "single_word"],
+        "--tokenizer_name {bad}/otherwise",
+        ["/otherwise", "not like RoBERTa", "ByteLevel"],
     ),
-    "token that takes spaces after it": ({}, "--tokenizer_name {bad}/rstrip", ["/rstrip", '"<new>"', "rstrip=True"]),
-    "token with a space": ({}, "--tokenizer_name {bad}/space", ["/space", '"<n w>"']),
-    "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap", "gaps between its tokens' ids"]),
-    "tokenizer at random": ({}, "--tokenizer_name {bad}/dropout", ["/dropout", "dropout"]),
+    "tokenizer with a normalizer": (
+        {},
+        "--tokenizer_name {bad}/normalizer",
+        ["/normalizer", "not like RoBERTa", "no normalizer"],
+    ),
+    "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap", "ids without gaps"]),
+    "tokenizer at random": ({}, "--tokenizer_name {bad}/dropout", ["gigatoken and tokenizers", "differently"]),
     "tokenizer with a space before": ({}, "--tokenizer_name {bad}/prefix", ["/prefix", "add_prefix_space"]),
     "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
     "hub tokenizer out of reach": ({}, "--tokenizer_name someone/something", ["someone/something", "`train`"]),
     "output below a file": ({}, "--output_dir good.jsonl/out", ["good.jsonl/out"]),
     "output name too long": ({}, f"--output_dir {'n' * 300}", ["n" * 300]),
-    "output is a file": ({}, "--output_dir good.jsonl --data_files absent.txt", ["good.jsonl", "--output_dir"]),
+    "output is a file": ({}, "--output_dir good.jsonl", ["good.jsonl", "--output_dir"]),
     "output without a name": ({}, "--output_dir '' --overwrite_output_dir True", ["--output_dir"]),
     "output exists": ({"old/dataset_dict.json": b""}, "--output_dir old", ["old", "--overwrite_output_dir True"]),
     "output is not a data set": ({"old/x": b""}, "--output_dir old --overwrite_output_dir True", ["old"]),
@@ -1019,17 +992,12 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
     specials = [token for token in definition["added_tokens"] if token["content"] != "<mask>"]
     maskless = {**definition, "added_tokens": specials, "model": {**definition["model"], "vocab": unmasked}}
     words = {**definition, "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}}
-    token = {"id": 400, "special": True, "content": "<new>", "normalized": False}
-    token.update(dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
     changed = {
         "normalizer": {**definition, "normalizer": {"type": "NFC"}},
         "dropout": {**definition, "model": {**definition["model"], "dropout": 0.5}},
         "gap": {**definition, "model": {**definition["model"], "vocab": {**vocab, "far": 500}}},
         "prefix": {**definition, "pre_tokenizer": {**definition["pre_tokenizer"], "add_prefix_space": True}},
     }
-    for name, change in (("single_word", True), ("rstrip", True), ("space", None)):
-        new = {**token, name: change} if change else {**token, "content": "<n w>"}
-        changed[name] = {**definition, "added_tokens": [*definition["added_tokens"], new]}
     for name, file, content in (
         *((name, "tokenizer.json", json.dumps(content)) for name, content in changed.items()),
         ("empty", "README.md", "nothing"),
@@ -1272,7 +1240,7 @@ utils.command_line(create_data.main)
 def test_an_overwrite_that_fails_leaves_the_old_data_set(overwrite, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{oops}\n')
     before = contents(overwrite.out.parent)
-    with pytest.raises(UserError, match="line 2"):
+    with pytest.raises(UserError, match=r"bad\.jsonl after record 1"):
         main(*overwrite.arguments, "--data_files", tmp_path / "bad.jsonl")
     assert contents(overwrite.out.parent) == before
 
@@ -1305,7 +1273,7 @@ def test_a_finished_run_ends_with_0_whatever_the_terminal_does(tmp_path, tokeniz
     run = command("--data_files", text, *options, "--overwrite_output_dir", "True")
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     done = subprocess.run(run, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
-    assert done.returncode == 0 and "first row: " in done.stdout and not done.stderr, done.stderr
+    assert done.returncode == 0 and "written: " in done.stdout and not done.stderr, done.stderr
     for unbuffered in ("", "1"):
         read, written = os.pipe()
         os.close(read)
