@@ -679,9 +679,9 @@ class Report:
     def evaluation(self, run: Run, evaluation: dict) -> None:
         if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
             run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
-        line = "evaluation at step {}: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
-        record = {**evaluation, **self.yardsticks}
-        self.write("evaluation", run.global_step, record, line.format(run.global_step, **record))
+        line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}".format(**evaluation)
+        line = f"evaluation at step {run.global_step:,}: {line}" if run.total_steps else f"evaluation: {line}"
+        self.write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
         if evaluation is None:
@@ -1024,56 +1024,58 @@ def gelu_operation(x):
     return out, write
 
 
-def multiplied(a, b):
-    onednn().run("binary", (MULTIPLY,), src=a, src_1=b, dst=(result := np.empty_like(a)))
+def attention_weights(query, key, mask, kept) -> tuple:
+    """softmax(query key^T + mask), float32 [rows, heads, seq, seq], and what of it dropout keeps."""
+    run, weights = onednn().run, np.empty((*query.shape[:3], key.shape[2]), np.float32)
+    run("matmul", src=query, weights=key.swapaxes(2, 3), dst=weights)
+    if mask is not None:
+        run("binary", (ADD,), src=weights, src_1=mask, dst=weights)
+    run("softmax_forward", (FORWARD, SOFTMAX), (3,), src=weights, dst=weights)
+    return weights, keep(weights, kept)
+
+
+def keep(weights, kept):
+    if kept is None:
+        return weights
+    onednn().run("binary", (MULTIPLY,), src=weights, src_1=kept, dst=(result := np.empty_like(weights)))
     return result
 
 
 def attention_operation(layer, query, key, value, mask, dropout: float):
-    """The weights are not kept: the backward pass computes them anew (as FlashAttention: Dao et al., 2022, 3.1)."""
+    """A chunk of the batch's rows at a time. The attention's weights are not kept: the backward pass computes them
+    anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
     (batch, seq, width), heads, half, run = query.shape, layer.num_heads, layer.half, onednn().run
+    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key and value, so that products need none
     kept = draw_kept([batch, heads, seq, seq], dropout) if dropout else None
+    size = max(1, CHUNK // (heads * seq**2))
+    chunks = [slice(start, start + size) for start in range(0, batch, size)]
 
     def by_head(array):
         return array.reshape(batch, seq, heads, -1).swapaxes(1, 2)
 
-    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key and value, so that products need none
+    def take(chunk, *arrays):
+        return [None if array is None else array[chunk] for array in arrays]
+
     scaled = [array_of(x) * np.float32(factor) for x, factor in zip((query, key, value), factors)]
-    operands = [by_head(rounded(array, half)) for array in scaled]
-    size = max(1, CHUNK // (heads * seq**2))
-    chunks = [slice(start, start + size) for start in range(0, batch, size)]
-
-    def drop(weights, chunk):
-        return weights if kept is None else multiplied(weights, kept[chunk])
-
-    def attention_weights(chunk, q, k):
-        weights = np.empty((len(q), heads, seq, seq), np.float32)
-        run("matmul", src=q, weights=k.swapaxes(2, 3), dst=weights)
-        if mask is not None:
-            run("binary", (ADD,), src=weights, src_1=mask[chunk], dst=weights)
-        run("softmax_forward", (FORWARD, SOFTMAX), (3,), src=weights, dst=weights)
-        return weights, drop(weights, chunk)
-
+    operands = [*(by_head(rounded(array, half)) for array in scaled), mask, kept]
     context = paddle.empty(query.shape)
     for chunk in chunks:
-        q, k, v, out = (array[chunk] for array in (*operands, by_head(array_of(context))))
-        _, dropped = attention_weights(chunk, q, k)
-        run("matmul", src=rounded(dropped, half), weights=v, dst=out)
+        q, k, v, *others, out = take(chunk, *operands, by_head(array_of(context)))
+        run("matmul", src=rounded(attention_weights(q, k, *others)[1], half), weights=v, dst=out)
 
-    def write(*gradients):
-        by_context = by_head(rounded(gradients[0], half))
+    def write(by_context, *gradients):
+        outputs = by_head(rounded(by_context, half)), *map(by_head, gradients)
         for chunk in chunks:
-            arrays = *operands, by_context, *map(by_head, gradients[1:])
-            q, k, v, by_out, by_q, by_k, by_v = (array[chunk] for array in arrays)
-            weights, dropped = attention_weights(chunk, q, k)
+            q, k, v, *others, by_out, by_q, by_k, by_v = take(chunk, *operands, *outputs)
+            weights, dropped = attention_weights(q, k, *others)
             run("matmul", src=rounded(dropped, half).swapaxes(2, 3), weights=by_out, dst=by_v)
             run("matmul", src=by_out, weights=v.swapaxes(2, 3), dst=(by_dropped := np.empty_like(weights)))
-            by_weights = drop(by_dropped, chunk)
+            by_weights = keep(by_dropped, others[1])
             run("softmax_backward", (SOFTMAX,), (3, None), diff_src=by_weights, diff_dst=by_weights, dst=weights)
             by_weights = rounded(by_weights, half)
             run("matmul", src=by_weights, weights=k, dst=by_q)
             run("matmul", src=by_weights.swapaxes(2, 3), weights=q, dst=by_k)
-        for array, factor in zip(gradients[1:], factors):
+        for array, factor in zip(gradients, factors):
             array *= np.float32(factor)
 
     return context, write

@@ -269,7 +269,7 @@ def without_the_prefix_of_a_model_with_a_head(folder) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (as_pytorch_saves_it, "has pytorch_model.bin alone: save it with safetensors"),
+        (as_pytorch_saves_it, "has pytorch_model.bin: save it as one model.safetensors"),
         (without_a_head, "has no lm_head"),
         (without_the_prefix_of_a_model_with_a_head, "has no roberta.embeddings"),
         (
