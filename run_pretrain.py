@@ -144,10 +144,8 @@ def train(run: Run, batches, validation) -> dict | None:
         run.global_step += 1
         run.report.update(run, result, micro_batches, loaded - started, time.perf_counter() - started)
         run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
-        problem = (
-            f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, had no finite loss or gradient"
-        )
-        remedy = "lower --learning_rate, or in float16 --scale_loss, in a new run"
+        problem = f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, were not finite"
+        remedy = "lower --learning_rate, or in float16 --scale_loss"
         require(run.skipped_in_a_row < args.max_skipped_updates, f"{problem}: {remedy}")
         if result["stop"] or is_due(run):
             save_checkpoint(run)
@@ -808,7 +806,7 @@ def load_data(args) -> tuple:
     """Returns the data's tokenizer and {"train": TokenRows, "validation": TokenRows}, of all --input_file together."""
     data = f"--input_file {' '.join(args.input_file)}"
     tokenizer_dirs = [os.path.join(folder, "tokenizer") for folder in args.input_file]
-    with explaining(f"{data}: not a data set of create_data.py, or damaged"):
+    with explaining(f"{data}: not a data set of create_data.py, or damaged: prepare it anew"):
         sets = [datasets.load_from_disk(folder) for folder in args.input_file]
         rows = {name: TokenRows(*(splits[name] for splits in sets)) for name in ("train", "validation")}
         for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
