@@ -320,12 +320,15 @@ def load_tokenizer(args, corpus: list) -> tuple:
 
 def check_kind(name: str, tokenizer) -> None:
     """Refuses what gigatoken does not follow, and what allows no cut at Encoder.safe_cut."""
-    definition = json.loads(tokenizer.to_str())
-    splitter = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    from tokenizers import models, pre_tokenizers
+
+    splitter = tokenizer.pre_tokenizer
+    is_byte_level = isinstance(tokenizer.model, models.BPE) and isinstance(splitter, pre_tokenizers.ByteLevel)
     expected = {
-        "byte-level BPE": definition["model"]["type"] == "BPE",
-        "no normalizer": definition["normalizer"] is None,
-        f"pre_tokenizer {splitter}": splitter.items() <= (definition["pre_tokenizer"] or {}).items(),
+        "ByteLevel BPE": is_byte_level,
+        "no normalizer": tokenizer.normalizer is None,
+        "add_prefix_space False": is_byte_level and not splitter.add_prefix_space,
+        "use_regex True": is_byte_level and splitter.use_regex,
         "ids without gaps": None not in map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())),
         " ".join(SPECIAL): None not in map(tokenizer.token_to_id, SPECIAL),
     }
@@ -438,11 +441,18 @@ def read_txt(path: str, args) -> Iterator[bytes]:
     separator = args.separators[path] = args.document_separator or guess
     documents = lines = lines_of(path)
     if separator == "file":
-        documents = map(b"".join, [lines])
+        documents = map(joined, [lines])
     elif separator == "empty_line":
-        documents = (b"".join(group) for is_empty, group in groupby(lines, bytes.isspace) if not is_empty)
+        documents = (joined(group) for is_empty, group in groupby(lines, bytes.isspace) if not is_empty)
     # The condition is quicker than to look for two characters.
     yield from (text.replace(b"\r\n", b"\n") if b"\r" in text else text for text in documents)
+
+
+def joined(lines: Iterator[bytes]) -> bytes:
+    """Without having all lines of a long document in memory besides."""
+    document = io.BytesIO()
+    document.writelines(lines)
+    return document.getvalue()
 
 
 def read_json(path: str, args) -> Iterator:
