@@ -501,7 +501,7 @@ def parse_arguments(argv: list | None):
     add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast")
     add("--learning_rate", type=number(float, 1e-9), default=1e-4, help="peak")
     add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
-    add("--torch_python", help="a Python with torch and transformers; this one if left out")
+    add("--torch_python", help="a Python with torch, transformers and pyarrow; this one if left out")
     add("--quality", action="store_true", help="compare evaluation losses instead of speed")
     add("--updates", type=positive, default=1000, help="with --quality: how many")
     add("--input_file", help="with --quality: a directory that create_data.py wrote")
