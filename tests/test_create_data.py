@@ -956,7 +956,7 @@ ERRORS = {
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
     "tokenizer_config.json broken": ({}, "--tokenizer_name {bad}/broken_config", ["/broken_config"]),
-    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words", "not like RoBERTa", "byte-level BPE"]),
+    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words", "not like RoBERTa", "ByteLevel BPE"]),
     "tokenizer that splits otherwise": (
         {},
         "--tokenizer_name {bad}/otherwise",

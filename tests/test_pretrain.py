@@ -684,10 +684,10 @@ def test_validation_rows_that_give_no_result_are_refused(pretrain, packed_data, 
 
 BROKEN_DATA = {
     "not a data set": lambda data: (data / "dataset_dict.json").unlink(),
-    "damaged .*special_tokens_mask": drop_column,
-    "damaged .*tokenizer_config.json": lambda data: shutil.rmtree(data / "tokenizer"),
+    "damaged.*special_tokens_mask": drop_column,
+    "damaged.*tokenizer_config.json": lambda data: shutil.rmtree(data / "tokenizer"),
     "not a data set of create_data.py, or damaged": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
-    "damaged .*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
+    "damaged.*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
     "beyond its tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
         json.dumps(
             {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
