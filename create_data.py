@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import chain, groupby, islice
+from itertools import chain, dropwhile, groupby, islice
 from pathlib import Path
 
 import fsspec
@@ -52,6 +52,7 @@ CHECKED_FIRST, CHECKED = 20_000, 500  # bytes of the first and each other buffer
 TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from, about
 SEARCHED = 10_000  # lines of a text file in which an empty one is looked for
 BLOCK = 250_000  # bytes of a file that are read at a time
+WHITE = string.whitespace.encode() + "\u00a0\u3000".encode()  # with the no-break and the ideographic space
 # Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
 codecs.register_error("to_fffd", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
 
@@ -332,6 +333,9 @@ def check_kind(name: str, tokenizer) -> None:
         "ids without gaps": None not in map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())),
         " ".join(SPECIAL): None not in map(tokenizer.token_to_id, SPECIAL),
     }
+    for token in tokenizer.get_added_tokens_decoder().values():
+        is_plain = not (token.single_word or token.rstrip or re.search(r"\s", token.content))
+        expected[f"{token.content!r} without single_word, rstrip or spaces"] = is_plain
     lacking = ", ".join(what for what, is_there in expected.items() if not is_there)
     require(not lacking, f"{name} is not like RoBERTa's tokenizer ({lacking}): choose another --tokenizer_name")
 
@@ -380,7 +384,10 @@ def find_files(patterns: list) -> list:
         skipped += len(files) - len(readable)
     if skipped:
         say(f"not read: {skipped} files of other types than {TYPES}")
-    return list(dict.fromkeys(found))
+    by_real_path = {}
+    for path in found:
+        by_real_path.setdefault(path if "://" in path else os.path.realpath(path), path)
+    return list(by_real_path.values())
 
 
 def files_at(path: str) -> Iterator[str]:
@@ -391,7 +398,7 @@ def files_at(path: str) -> Iterator[str]:
         if "dataset_dict.json" in names:
             folders.clear()
         else:
-            yield from (os.path.join(folder, name) for name in names)
+            yield from filter(os.path.isfile, (os.path.join(folder, name) for name in names))
 
 
 def read_documents(args, paths: list) -> Iterator[bytes]:
@@ -404,12 +411,13 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
                 if text:
                     yield text
         except Exception as error:  # unpacking and fetching raise errors of many kinds
-            remedy = "it must be well-formed and in UTF-8"
+            # What is exactly a ValueError is raised here, and says the remedy.
+            remedy = "" if type(error) is ValueError else ": it must be well-formed and in UTF-8"
             if reader is read_data_set:
                 options = f"--dataset_config_name {args.dataset_config_name}, --split {args.split}"
-                remedy = f"check {options}, or use --data_files or --dataset_name demo"
+                remedy = f": check {options}, or use --data_files or --dataset_name demo"
             reason = " ".join(str(error).split())[:500]  # the hub's lists the configurations
-            raise UserError(f"cannot read {path} after record {position} ({reason}): {remedy}") from error
+            raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
 
 
 def utf8_of(record, column: str) -> bytes:
@@ -436,16 +444,20 @@ def lines_of(path: str) -> Iterator[bytes]:
 
 def read_txt(path: str, args) -> Iterator[bytes]:
     """Documents end at empty lines, at each line or with the file."""
-    start = groupby(islice(lines_of(path), SEARCHED), bytes.isspace)
+    start = groupby(islice(lines_of(path), SEARCHED), is_blank)
     guess = "empty_line" if sum(not is_empty for is_empty, _ in start) > 1 else "line"
     separator = args.separators[path] = args.document_separator or guess
     documents = lines = lines_of(path)
     if separator == "file":
         documents = map(joined, [lines])
     elif separator == "empty_line":
-        documents = (joined(group) for is_empty, group in groupby(lines, bytes.isspace) if not is_empty)
+        documents = (joined(group) for is_empty, group in groupby(lines, is_blank) if not is_empty)
     # The condition is quicker than to look for two characters.
     yield from (text.replace(b"\r\n", b"\n") if b"\r" in text else text for text in documents)
+
+
+def is_blank(line: bytes) -> bool:
+    return not line.lstrip(WHITE)
 
 
 def joined(lines: Iterator[bytes]) -> bytes:
@@ -457,17 +469,17 @@ def joined(lines: Iterator[bytes]) -> bytes:
 
 def read_json(path: str, args) -> Iterator:
     """One JSON value a line, or one array, which is read whole."""
-    lines = lines_of(path)
-    first = next(lines)
+    lines = dropwhile(bytes.isspace, lines_of(path))
+    first = next(lines, b"")
     if first.lstrip().startswith(b"["):
         yield from json.loads(b"".join([first, *lines]))
     else:
-        yield from (json.loads(line) if line.strip() else "" for line in chain([first], lines))
+        yield from (json.loads(line.strip()) if line.strip() else "" for line in chain([first], lines))
 
 
 def read_csv(path: str, args) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(map(bytes.decode, lines_of(path)), strict=True)
+    reader = csv.DictReader(map(bytes.decode, dropwhile(bytes.isspace, lines_of(path))), strict=True)
     for record in reader:
         if None in record or None in record.values():
             problem = f"line {reader.line_num} has not {len(reader.fieldnames)} fields"
@@ -546,6 +558,8 @@ def parse_arguments(argv: list | None):
     add("--line_by_line", type=boolean, default=False, help="a row for each line, not packed")
     add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="threads")
     args = parser.parse_args(argv)
+    with explaining("--output_dir is not UTF-8: choose another name"):
+        args.output_dir.encode()
     config = args.dataset_config_name or f"{DUMP}.en"
     if args.dataset_name == "wikipedia":  # on the original page; it can no longer be loaded
         gone, config = f"wikipedia {config}", f"{DUMP}.{config.rpartition('.')[2]}"
@@ -569,7 +583,9 @@ def check_splits(args, splits: dict) -> None:
     all_held_out = args.validation_split_percentage == 100 and not args.validation_files
     for split, counts in splits.items():
         found = f"{split}: {counts['documents']} documents of {counts['tokens']} tokens"
-        remedy = "lower --max_seq_length, add text, or divide it with --document_separator line"
+        remedy = "add text, or divide it with --document_separator line"
+        if counts["documents"]:
+            remedy = f"lower --max_seq_length, {remedy}"
         is_wanted = split == "train" and all_held_out
         require(counts["rows"] or is_wanted, f"{found} fill no row of {args.max_seq_length}: {remedy}")
 

@@ -382,7 +382,7 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
     """The model with a checkpoint's weights, with those of --model_name_or_path, or with new ones; ready to train."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
-    with explaining(f"cannot load the weights of {source}"):
+    with explaining(f"cannot load the weights of {source}: one model.safetensors in float32 or float16 is needed"):
         model, action = load_model(source, config)
     for name, parameter in model.named_parameters():
         require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
@@ -559,7 +559,7 @@ def moment_names(model) -> dict:
 def checkpoints_in(output_dir: str) -> dict:
     """The checkpoints' paths by step, the oldest first; none is half-written, but one may be damaged since."""
     paths = {path.name.removeprefix("paddle_"): str(path) for path in Path(output_dir).glob("paddle_*")}
-    return {step: paths[str(step)] for step in sorted(int(step) for step in paths if step.isdigit())}
+    return {int(step): paths[step] for step in sorted(filter(str.isdigit, paths), key=int)}
 
 
 def find_checkpoint(args) -> str | None:
@@ -569,16 +569,16 @@ def find_checkpoint(args) -> str | None:
         remedy = "continue with --resume_from_checkpoint auto, or choose another --output_dir"
         require(not found, f"{args.output_dir} holds checkpoints: {remedy}")
         return None
+    problem, remedy = None, "there is no other: move what is damaged away to start anew"
     if args.resume_from_checkpoint != "auto":
-        found = [args.resume_from_checkpoint]
-    problem = None
+        found, remedy = [args.resume_from_checkpoint], "give `auto`, or a directory paddle_STEP"
     for path in reversed(found):
         damage = utils.damage_of(path)
         if damage is None:
             return path
         problem = f"cannot resume from {path}: {damage}"
         print(f"warning: {problem}", file=sys.stderr)
-    require(problem is None, f"{problem}; there is no other: move what is damaged away to start anew")
+    require(problem is None, f"{problem}; {remedy}")
     return None
 
 
@@ -590,12 +590,13 @@ def output_directory(args):
         if dist.get_rank() == 0:
             with explaining(f"cannot write --output_dir {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
-                lock = utils.locked(str(folder), f"another run is using --output_dir {folder}")
+                problem = f"another run is using --output_dir {folder}: wait for it, or choose another"
+                lock = utils.locked(str(folder), problem)
                 stack.enter_context(lock)
                 (folder / "metrics.jsonl").touch()
             for path in folder.glob(f"paddle_*{utils.BESIDE}"):
                 utils.recover_directory(str(path).removesuffix(utils.BESIDE))
-                path.rmdir()
+                shutil.rmtree(path, ignore_errors=True)
         sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
         yield
 

@@ -39,6 +39,7 @@ MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 SPACE = "Ġ"  # stands for a space in the vocabulary of a byte-level BPE
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
+NEEDED = {"config.json", "model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json"}
 TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and transformers'; longer ones first
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
@@ -360,23 +361,26 @@ def fsync(path: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str, message: str):
-    """Holds a lock on a directory; raises UserError(message) where another process has it.
+    """Holds a lock on a file in the directory; raises UserError(message) where another process has it.
 
     The kernel frees it when the process ends, however that ends. Some network file systems lock nothing.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.stat(folder), os.fstat(descriptor))
-        except (BlockingIOError, FileNotFoundError):  # its holder removes it at the end
+            file = stack.enter_context(open(os.path.join(folder, ".lock"), "a"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+        except (BlockingIOError, FileNotFoundError):  # its holder may remove it at the end
             is_ours = False
+        except PermissionError:
+            raise
         except OSError:  # the file system has no locks
             is_ours = True
         require(is_ours, message)
-        yield
-    finally:
-        os.close(descriptor)
+        try:
+            yield
+        finally:
+            Path(folder, ".lock").unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- checksums
@@ -394,8 +398,8 @@ def damage_of(folder: str) -> str | None:
         damaged = sorted(line.partition("  ")[2] for line in expected - checksums(folder))
     except (OSError, ValueError) as error:
         return f"it cannot be read ({brief(error)})"
-    if not expected:
-        return f"{CHECKSUMS} is empty"
+    if lacking := NEEDED - {line.partition("  ")[2] for line in expected}:
+        return f"{CHECKSUMS} is cut off: it lacks {' '.join(sorted(lacking))}"
     return f"damaged or missing: {' '.join(damaged)}" if damaged else None
 
 
@@ -490,11 +494,11 @@ def command_line(main) -> None:
     It ends at once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken down as
     usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
     """
-    status = 0
-    for stream in (sys.stdout, sys.stderr):
+    streams, status = [stream for stream in (sys.stdout, sys.stderr) if stream], 0  # a process may start without
+    for stream in streams:
         stream.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
-        main()
+        status = int(main() or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -505,7 +509,7 @@ def command_line(main) -> None:
         else:
             traceback.print_exc()
             status = 1
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         with contextlib.suppress(OSError):  # a closed pipe
             stream.flush()
     os._exit(status)

@@ -453,6 +453,7 @@ TEXT_FILES = {  # content, --document_separator, documents
     "white space": (b"\n\none\n \t\ntwo\n\n", "", ["one", "two"]),
     "an empty line first": (b" \n\n  one\n\ntwo\n \t", "", ["  one", "two"]),
     "BOM and CRLF": (b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n", "", ["one\ntwo", "three"]),
+    "other white space": ("one\ntwo\n\u3000\nthree\n\xa0\nfour".encode(), "", ["one\ntwo", "three", "four"]),
     "no empty lines": (b"one\ntwo\nthree\n", "", ["one", "two", "three"]),
     "a stray empty line": (b"one\ntwo\n\nthree\n", "line", ["one", "two", "three"]),
     "one document": (b"one\ntwo\n\nthree\n", "file", ["one\ntwo\n\nthree"]),
@@ -623,8 +624,10 @@ def test_a_file_that_is_named_twice_is_read_once_and_no_linked_directory(create,
     for i in range(3):
         write(tmp_path / f"x/{i}.jsonl", texts[4 * i : 4 * i + 4])
     (tmp_path / "x/loop").symlink_to(tmp_path / "x")
+    (tmp_path / "x/link.jsonl").symlink_to(tmp_path / "x/1.jsonl")
+    (tmp_path / "x/dangling.txt").symlink_to("missing")
     first = tmp_path / "x/0.jsonl"
-    assert all_documents(create(first, first, tmp_path / "x")) == sorted(texts)
+    assert all_documents(create(first, tmp_path / "x/../x/0.jsonl", tmp_path / "x")) == sorted(texts)
     assert "not read" not in capsys.readouterr().out
 
 
@@ -715,7 +718,7 @@ def test_text_column_names_the_column_and_the_error_lists_what_there_is(create, 
 
 def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
     long = "word " * 500_000
-    raw = f'\ufeffid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
+    raw = f'\ufeff\r\nid,text\r\n1,"two\r\nlines, ""quoted"""\r\n\r\n2,NULL\r\n3,\r\n4,"{long}"\r\n5,last'
     (tmp_path / "a.csv").write_bytes(raw.encode())
     (tmp_path / "b.csv").write_bytes(b"")
     (tmp_path / "c.csv").write_bytes(b"text")
@@ -968,6 +971,11 @@ ERRORS = {
         ["/normalizer", "not like RoBERTa", "no normalizer"],
     ),
     "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap", "ids without gaps"]),
+    "token of a single word": ({}, "--tokenizer_name {bad}/single_word", ["/single_word", "'<new>' without single"]),
+    "token that takes spaces": ({}, "--tokenizer_name {bad}/rstrip", ["/rstrip", "'<new>' without single_word"]),
+    "token with a space": ({}, "--tokenizer_name {bad}/space", ["/space", "'<n w>' without"]),
+    "output name not UTF-8": ({}, "--output_dir x\udcff", ["--output_dir", "UTF-8"]),
+    "a missing column": ({"a.jsonl": LINES + b'{"body": "x"}'}, "", ["a.jsonl", "record 3", "--text_column)"]),
     "tokenizer at random": ({}, "--tokenizer_name {bad}/dropout", ["gigatoken and tokenizers", "differently"]),
     "tokenizer with a space before": ({}, "--tokenizer_name {bad}/prefix", ["/prefix", "add_prefix_space"]),
     "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
@@ -998,6 +1006,11 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
         "gap": {**definition, "model": {**definition["model"], "vocab": {**vocab, "far": 500}}},
         "prefix": {**definition, "pre_tokenizer": {**definition["pre_tokenizer"], "add_prefix_space": True}},
     }
+    token = {"id": 400, "special": True, "content": "<new>", "normalized": False}
+    token.update(dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+    for name, change in (("single_word", True), ("rstrip", True), ("space", None)):
+        new = {**token, name: change} if change else {**token, "content": "<n w>"}
+        changed[name] = {**definition, "added_tokens": [*definition["added_tokens"], new]}
     for name, file, content in (
         *((name, "tokenizer.json", json.dumps(content)) for name, content in changed.items()),
         ("empty", "README.md", "nothing"),
@@ -1208,6 +1221,13 @@ def test_an_overwrite_that_ends_at_a_rename_leaves_the_old_data_set(overwrite, n
     if status > 0:
         assert os.listdir(overwrite.out.parent) == ["out"] and digest(overwrite.out) == overwrite.old_digest
     overwrite.check_after_kill({overwrite.old_digest}, slash="/" * (number - 1))
+
+
+@pytest.mark.parametrize("status", ["None", "0", "True", "1"])
+def test_a_scripts_status_is_what_its_main_returns(status):
+    code = f"import utils; utils.command_line(lambda: {status})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    assert run.returncode == (status in ("True", "1"))
 
 
 def test_ctrl_c_waits_for_no_slow_source(overwrite):

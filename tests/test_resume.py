@@ -238,7 +238,7 @@ def test_a_second_run_in_the_directory_is_refused_and_sigterm_ends_the_first_wit
         time.sleep(0.05)
     second = run_script("run_pretrain.py", *options, timeout=120)
     [error] = [line for line in second.stderr.splitlines() if "rror" in line]
-    assert error == f"error: another run is using --output_dir {output}"
+    assert error == f"error: another run is using --output_dir {output}: wait for it, or choose another"
     assert second.returncode == 2
     first.terminate()
     shown, errors = first.communicate(timeout=60)
@@ -312,7 +312,7 @@ DAMAGE = {
     "damaged or missing: training_state/state.json": lambda path: (path / "training_state/state.json").unlink(),
     "damaged or missing: config.json": lambda path: (path / "config.json").unlink(),
     "No such file or directory": lambda path: (path / "SHA256SUMS").unlink(),
-    "SHA256SUMS is empty": lambda path: os.truncate(path / "SHA256SUMS", 0),
+    "SHA256SUMS is cut off": lambda path: os.truncate(path / "SHA256SUMS", 0),
     "it cannot be read": lambda path: (path / "config.json").unlink() or (path / "config.json").symlink_to("none"),
     "'utf-8' codec": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
 }
@@ -523,9 +523,12 @@ def test_auto_is_a_fresh_start_where_there_is_no_checkpoint_and_nothing_remains_
 
 def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_removed(pretrain, tmp_path):
     output = tmp_path / "ckp"
-    (output / "paddle_9.being_written").mkdir(parents=True)
+    (output / "paddle_9.being_written/new/training_state").mkdir(parents=True)
+    (output / "paddle_9.being_written/of_another_version").mkdir()
     pretrain("--max_steps", "7", "--save_steps", "2", "--save_total_limit", "2", *RESUME)
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_6", "paddle_7"]
+    (output / "paddle_04").mkdir()
+    assert [*run_pretrain.checkpoints_in(str(output))] == [4, 6, 7]
 
 
 def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch):
