@@ -444,9 +444,11 @@ def lines_of(path: str) -> Iterator[bytes]:
 
 def read_txt(path: str, args) -> Iterator[bytes]:
     """Documents end at empty lines, at each line or with the file."""
-    start = groupby(islice(lines_of(path), SEARCHED), is_blank)
-    guess = "empty_line" if sum(not is_empty for is_empty, _ in start) > 1 else "line"
-    separator = args.separators[path] = args.document_separator or guess
+    separator = args.document_separator
+    if separator is None:
+        start = groupby(islice(lines_of(path), SEARCHED), is_blank)
+        separator = "empty_line" if sum(not is_empty for is_empty, _ in start) > 1 else "line"
+    args.separators[path] = separator
     documents = lines = lines_of(path)
     if separator == "file":
         documents = map(joined, [lines])

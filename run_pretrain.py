@@ -276,6 +276,10 @@ def sum_over_ranks(tensor):
     return tensor
 
 
+def wait_for_all() -> None:
+    sum_over_ranks(paddle.zeros([1])).numpy()
+
+
 # ---------------------------------------------------------------- model and optimizer
 
 
@@ -500,13 +504,14 @@ def run_identity(args, config, sampler, check_rows: bool) -> dict:
 
 def save_checkpoint(run: Run) -> None:
     """Rank 0 writes the checkpoint of this step, whole or not at all, and removes those that are too many."""
-    args, model, moments = run.args, unwrap(run.model), run.optimizer.state_dict()
+    args, model = run.args, unwrap(run.model)
     if dist.get_rank() == 0:
         with utils.atomic_directory(os.path.join(args.output_dir, f"paddle_{run.global_step}")) as folder:
             training_state = Path(folder, "training_state")
             training_state.mkdir()
             model.save_pretrained(folder, safe_serialization=True)
             shutil.copytree(os.path.join(args.input_file[0], "tokenizer"), folder, dirs_exist_ok=True)
+            moments = run.optimizer.state_dict()
             tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
             safetensors.numpy.save_file(tensors, training_state / "optimizer.safetensors")
             state = {name: getattr(run, name) for name in (*STATE, "identity")}
@@ -520,7 +525,7 @@ def save_checkpoint(run: Run) -> None:
         for step in older[: max(0, surplus)]:
             if step != run.best.get("step"):
                 shutil.rmtree(found[step])
-    sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
+    wait_for_all()
 
 
 def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
@@ -597,7 +602,7 @@ def output_directory(args):
             for path in folder.glob(f"paddle_*{utils.BESIDE}"):
                 utils.recover_directory(str(path).removesuffix(utils.BESIDE))
                 shutil.rmtree(path, ignore_errors=True)
-        sum_over_ranks(paddle.zeros([1])).numpy()  # the others wait
+        wait_for_all()
         yield
 
 
@@ -683,8 +688,9 @@ class Report:
         self.write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
-        if evaluation is None:
-            say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint auto continues")
+        if evaluation is None:  # a run resumed from a path may be stopped before anything is saved here
+            resumable = "auto" if checkpoints_in(self.output_dir) else run.args.resume_from_checkpoint
+            say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
             return
         say("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
         path = os.path.join(self.output_dir, f"paddle_{run.global_step}")

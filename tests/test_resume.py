@@ -521,6 +521,16 @@ def test_auto_is_a_fresh_start_where_there_is_no_checkpoint_and_nothing_remains_
     assert result(output) == first
 
 
+def test_a_signal_in_the_first_evaluation_of_a_run_resumed_by_a_path_names_the_path(
+    pretrain, monkeypatch, tmp_path, capsys
+):
+    output = pretrain("--max_steps", "4", "--save_steps", "2")
+    monkeypatch.setattr(run_pretrain, "evaluate", lambda *arguments: None)  # as after a signal
+    saved = str(output / "paddle_2")
+    pretrain("--max_steps", "4", "--save_steps", "2", "--resume_from_checkpoint", saved, output=tmp_path / "other")
+    assert f"--resume_from_checkpoint {saved} continues" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_removed(pretrain, tmp_path):
     output = tmp_path / "ckp"
     (output / "paddle_9.being_written/new/training_state").mkdir(parents=True)
