@@ -300,14 +300,14 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 def use_fast_layers(model, args, padded: bool) -> None:
     """Replaces how PaddleNLP's layers compute; parameters and names stay. Without it all is the same, only slower."""
     on_cpu = args.device == "cpu" and onednn() is not None
-    fast = CPU_LAYERS if on_cpu else {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
     for layer in model.sublayers(include_self=True):
         layer.half = args.precision == "bfloat16"
-        if type(layer) in fast:
-            layer.forward = functools.partial(fast[type(layer)], layer)
-        if type(layer) is nn.MultiHeadAttention:
+        if isinstance(layer, (nn.Linear, TransposedLinear)):
+            layer.forward = functools.partial(cpu_linear if on_cpu else linear, layer)
+        elif isinstance(layer, nn.MultiHeadAttention):
+            layer.forward = functools.partial(attention, layer)
             layer.padded, layer.attend = padded, cpu_attend if on_cpu else attend
-        if type(layer) is nn.TransformerEncoderLayer and on_cpu:
+        elif isinstance(layer, nn.TransformerEncoderLayer) and on_cpu:
             layer.activation = functools.partial(Function.apply, gelu_operation)
 
 
@@ -895,13 +895,10 @@ def parse_arguments(argv: list | None):
 # ---------------------------------------------------------------- the CPU's layers (skip on first reading)
 
 # They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. uint16
-# stands for bfloat16, to which operands are rounded where a layer's `half` is set; sums and all else are float32.
+# stands for bfloat16, to which the operands of products are rounded where a layer's `half` is set; else all is float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
-ARGUMENTS = {"src": 1, "src_1": 2, "weights": 33, "bias": 41, "dst": 17, "mean": 49}  # which descriptions have
-ARGUMENTS |= {"diff_src": 129, "diff_weights": 161, "diff_bias": 169, "diff_dst": 145}
-ALSO = {"variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}  # which they do not have
-FORWARD, BACKWARD, SCALE_AND_SHIFT = 64, 128, 6
-GELU, ADD, MULTIPLY, SOFTMAX = 49, 131056, 131057, 196608
+ARGUMENTS = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41, "diff_src": 129, "diff_dst": 145}
+FORWARD, GELU, MULTIPLY, SOFTMAX = 64, 49, 131057, 196608
 CHUNK = 2**21  # attention weights in memory at a time, unless one row of the batch has more
 
 
@@ -922,32 +919,31 @@ class OneDNN:
         self.call(name, ctypes.byref(handle := ctypes.c_void_p()), *arguments)
         return handle
 
-    def run(self, kind: str, before: tuple = (), after: tuple = (), **arrays) -> None:
-        """Runs a primitive; `before` and `after` are what its description has around the arrays."""
-        key = kind, before, after, *((name, x.shape, x.strides, x.dtype) for name, x in arrays.items())
+    def run(self, kind: str, **values) -> None:
+        """Runs a primitive; `values` are what its description takes in C, in that order, arrays for their layouts."""
+        arrays = [value for value in values.values() if isinstance(value, np.ndarray)]
+        layouts = ((v.shape, v.strides, v.dtype) if isinstance(v, np.ndarray) else v for v in values.values())
+        key = kind, *layouts
         if key not in self.primitives:
-            self.primitives[key] = self.make(*key)
+            self.primitives[key] = self.make(kind, values)
         primitive, memories, arguments = self.primitives[key]
-        for memory, array in zip(memories, arrays.values()):
+        for memory, array in zip(memories, arrays):
             self.call("memory_set_data_handle", memory, ctypes.c_void_p(array.ctypes.data))
         self.call("primitive_execute", primitive, self.stream, len(memories), arguments)
 
-    def make(self, kind: str, before: tuple, after: tuple, *layouts) -> tuple:
-        described, memories, arguments = [], [], []
-        for name, shape, strides, dtype in layouts:
-            numbers, steps = ctypes.c_int64 * len(shape), (stride // dtype.itemsize for stride in strides)
-            values = len(shape), numbers(*shape), DATA_TYPES[dtype.name], numbers(*steps)
-            layout = self.new("memory_desc_create_with_strides", *values)
-            described += [layout] if name in ARGUMENTS else []
-            memories.append(self.new("memory_create", layout, self.engine, None))
-            arguments += (ARGUMENTS | ALSO)[name], memories[-1].value
-        values = [self.engine, *before, *described, *after, None]
-        if kind == "reorder":
-            values = [described[0], self.engine, described[1], self.engine, None]
-        if kind == "matmul":
-            values.insert(3, None)  # no bias
-        values = [ctypes.c_float(x) if isinstance(x, float) else x for x in values]
-        primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *values))
+    def make(self, kind: str, values: dict) -> tuple:
+        described, memories, arguments = [self.engine], [], []
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                numbers, strides = ctypes.c_int64 * value.ndim, (stride // value.itemsize for stride in value.strides)
+                layout = value.ndim, numbers(*value.shape), DATA_TYPES[value.dtype.name], numbers(*strides)
+                value = self.new("memory_desc_create_with_strides", *layout)
+                memories.append(self.new("memory_create", value, self.engine, None))
+                arguments += ARGUMENTS[name], memories[-1].value
+            described.append(ctypes.c_float(value) if isinstance(value, float) else value)
+        if kind == "reorder":  # each has an engine of its own
+            described = described[1], self.engine, described[2], self.engine
+        primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *described, None))
         return primitive, memories, (ctypes.c_uint64 * len(arguments))(*arguments)
 
 
@@ -956,7 +952,7 @@ def onednn() -> OneDNN | None:
     """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
     try:
         library, zero = OneDNN(), np.zeros((1, 1), np.float32)
-        library.run("matmul", src=zero, weights=zero, dst=zero)
+        library.run("matmul", src=zero, weights=zero, bias=None, dst=zero)
         return library
     except (OSError, AttributeError, RuntimeError) as error:
         say(f"the CPU's faster layers are left out: {utils.brief(error)}")
@@ -995,127 +991,35 @@ def rounded(array, half: bool):
     return result if half else array
 
 
+def product(left, right, out=None, bias=None):
+    """The matrix product of two arrays, in float32."""
+    if out is None:
+        out = np.empty((*left.shape[:-1], right.shape[-1]), np.float32)
+    onednn().run("matmul", src=left, weights=right, bias=bias, dst=out)
+    return out
+
+
 def linear_operation(layer, x, weight, bias):
+    """The output layer's weight is the embedding's, [out, in]."""
     half, is_tied = layer.half, isinstance(layer, TransposedLinear)
     out = paddle.empty([*x.shape[:-1], len(bias)])
-
-    def matrix(array):  # [all but the last, last]
-        return array.reshape(-1, array.shape[-1])
-
-    def by_output(array):  # [out, in]
-        return array if is_tied else array.T
-
-    rows, weights = rounded(matrix(array_of(x)), half), by_output(rounded(array_of(weight), half))
-    arrays = dict(src=rows, weights=weights, bias=array_of(bias), dst=matrix(array_of(out)))
-    onednn().run("inner_product_forward", (FORWARD,), **arrays)
+    rows, weights = (rounded(array_of(tensor).reshape(-1, tensor.shape[-1]), half) for tensor in (x, weight))
+    weights = weights.T if is_tied else weights
+    product(rows, weights, array_of(out).reshape(-1, len(bias)), array_of(bias).reshape(1, -1))
 
     def write(by_out, by_x, by_weight, by_bias):
-        diff_dst = rounded(matrix(by_out), half)
-        arrays = dict(src=rows, diff_weights=by_output(by_weight), diff_bias=by_bias, diff_dst=diff_dst)
-        onednn().run("inner_product_backward_weights", after=(None,), **arrays)
-        arrays = dict(diff_src=matrix(by_x), weights=weights, diff_dst=diff_dst)
-        onednn().run("inner_product_backward_data", after=(None,), **arrays)
+        by_out = by_out.reshape(-1, len(by_bias))
+        np.sum(by_out, axis=0, out=by_bias)
+        by_rows = rounded(by_out, half)
+        product(by_rows, weights.T, by_x.reshape(rows.shape))
+        left, right = (by_rows, rows) if is_tied else (rows, by_rows)
+        product(left.T, right, by_weight)
 
     return out, write
 
 
-def gelu_operation(x):
-    src, out = array_of(x), paddle.empty(x.shape)
-    onednn().run("eltwise_forward", (FORWARD, GELU), (0.0, 0.0), src=src, dst=array_of(out))
-
-    def write(by_out, by_x):
-        onednn().run("eltwise_backward", (GELU,), (0.0, 0.0, None), diff_src=by_x, diff_dst=by_out, src=src)
-
-    return out, write
-
-
-def attention_weights(query, key, mask, kept) -> tuple:
-    """softmax(query key^T + mask), float32 [rows, heads, seq, seq], and what of it dropout keeps."""
-    run, weights = onednn().run, np.empty((*query.shape[:3], key.shape[2]), np.float32)
-    run("matmul", src=query, weights=key.swapaxes(2, 3), dst=weights)
-    if mask is not None:
-        run("binary", (ADD,), src=weights, src_1=mask, dst=weights)
-    run("softmax_forward", (FORWARD, SOFTMAX), (3,), src=weights, dst=weights)
-    return weights, keep(weights, kept)
-
-
-def keep(weights, kept):
-    if kept is None:
-        return weights
-    onednn().run("binary", (MULTIPLY,), src=weights, src_1=kept, dst=(result := np.empty_like(weights)))
-    return result
-
-
-def attention_operation(layer, query, key, value, mask, dropout: float):
-    """A chunk of the batch's rows at a time. The attention's weights are not kept: the backward pass computes them
-    anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
-    (batch, seq, width), heads, half, run = query.shape, layer.num_heads, layer.half, onednn().run
-    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key and value, so that products need none
-    kept = draw_kept([batch, heads, seq, seq], dropout) if dropout else None
-    size = max(1, CHUNK // (heads * seq**2))
-    chunks = [slice(start, start + size) for start in range(0, batch, size)]
-
-    def by_head(array):
-        return array.reshape(batch, seq, heads, -1).swapaxes(1, 2)
-
-    def take(chunk, *arrays):
-        return [None if array is None else array[chunk] for array in arrays]
-
-    scaled = [array_of(x) * np.float32(factor) for x, factor in zip((query, key, value), factors)]
-    operands = [*(by_head(rounded(array, half)) for array in scaled), mask, kept]
-    context = paddle.empty(query.shape)
-    for chunk in chunks:
-        q, k, v, *others, out = take(chunk, *operands, by_head(array_of(context)))
-        run("matmul", src=rounded(attention_weights(q, k, *others)[1], half), weights=v, dst=out)
-
-    def write(by_context, *gradients):
-        outputs = by_head(rounded(by_context, half)), *map(by_head, gradients)
-        for chunk in chunks:
-            q, k, v, *others, by_out, by_q, by_k, by_v = take(chunk, *operands, *outputs)
-            weights, dropped = attention_weights(q, k, *others)
-            run("matmul", src=rounded(dropped, half).swapaxes(2, 3), weights=by_out, dst=by_v)
-            run("matmul", src=by_out, weights=v.swapaxes(2, 3), dst=(by_dropped := np.empty_like(weights)))
-            by_weights = keep(by_dropped, others[1])
-            run("softmax_backward", (SOFTMAX,), (3, None), diff_src=by_weights, diff_dst=by_weights, dst=weights)
-            by_weights = rounded(by_weights, half)
-            run("matmul", src=by_weights, weights=k, dst=by_q)
-            run("matmul", src=by_weights.swapaxes(2, 3), weights=q, dst=by_k)
-        for array, factor in zip(gradients, factors):
-            array *= np.float32(factor)
-
-    return context, write
-
-
-def draw_kept(shape, dropout: float) -> np.ndarray:
-    """Which values dropout keeps, as uint8; a value is dropped where 16 random bits are below the probability."""
-    size, bits = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
-    draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
-    return (draw >= round(dropout * 2**16)).view(np.uint8)
-
-
-def dropout_operation(x, dropout: float):
-    kept, out = draw_kept(x.shape, dropout), paddle.empty(x.shape)
-
-    def write(source, result):
-        onednn().run("binary", (MULTIPLY,), src=source, src_1=kept, dst=result)
-        result *= np.float32(1 / (1 - dropout))
-
-    write(array_of(x), array_of(out))
-    return out, write
-
-
-def layer_norm_operation(x, weight, bias, epsilon: float):
-    out, parameters = paddle.empty(x.shape), {"scale": array_of(weight), "shift": array_of(bias)}
-    src, mean, variance = array_of(x), *(np.empty(x.shape[:-1], np.float32) for _ in range(2))
-    arrays = dict(src=src, dst=array_of(out), mean=mean, variance=variance, **parameters)
-    onednn().run("layer_normalization_forward", (FORWARD,), (epsilon, SCALE_AND_SHIFT), **arrays)
-
-    def write(by_out, by_x, by_weight, by_bias):
-        arrays = dict(diff_src=by_x, diff_dst=by_out, src=src, mean=mean, variance=variance, **parameters)
-        arrays.update(diff_scale=by_weight, diff_shift=by_bias)
-        onednn().run("layer_normalization_backward", (BACKWARD,), (epsilon, SCALE_AND_SHIFT, None), **arrays)
-
-    return out, write
+def cpu_linear(layer, x):
+    return Function.apply(linear_operation, layer, x, layer.weight, layer.bias)
 
 
 def cpu_attend(layer, query, key, value, mask, dropout: float):
@@ -1123,13 +1027,64 @@ def cpu_attend(layer, query, key, value, mask, dropout: float):
     return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
 
 
-CPU_LAYERS = {
-    nn.Linear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
-    TransposedLinear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
-    nn.LayerNorm: lambda layer, x: Function.apply(layer_norm_operation, x, layer.weight, layer.bias, layer._epsilon),
-    nn.Dropout: lambda layer, x: Function.apply(dropout_operation, x, layer.p) if layer.training and layer.p else x,
-    nn.MultiHeadAttention: attention,
-}
+def gelu_operation(x):
+    src, out, zeros = array_of(x), paddle.empty(x.shape), dict(alpha=0.0, beta=0.0)
+    onednn().run("eltwise_forward", prop=FORWARD, algorithm=GELU, src=src, dst=array_of(out), **zeros)
+
+    def write(by_out, by_x):
+        onednn().run("eltwise_backward", algorithm=GELU, diff_src=by_x, diff_dst=by_out, src=src, **zeros, hint=None)
+
+    return out, write
+
+
+def attention_weights(query, key, mask, kept) -> tuple:
+    """softmax(query key^T + mask), float32 [rows, heads, seq, seq], and the same after dropout."""
+    weights = product(query, key.swapaxes(2, 3))
+    if mask is not None:
+        weights += mask
+    onednn().run("softmax_forward", prop=FORWARD, algorithm=SOFTMAX, src=weights, dst=weights, axis=3)
+    dropped = np.empty_like(weights)
+    onednn().run("binary", algorithm=MULTIPLY, src=weights, src_1=kept, dst=dropped)
+    return weights, dropped
+
+
+def attention_operation(layer, query, key, value, mask, dropout: float):
+    """A chunk of the batch's rows at a time. The attention's weights are not kept: the backward pass computes them
+    anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
+    (batch, seq, width), heads, half = query.shape, layer.num_heads, layer.half
+    draw = np.random.default_rng(paddle.randint(2**31 - 1).item())  # so it follows paddle.seed
+    kept = draw.integers(2**16, size=[batch, heads, seq, seq], dtype=np.uint16) >= round(dropout * 2**16)
+    number = min(batch, -(-kept.size // CHUNK))
+    masks = [None] * number if mask is None else np.array_split(mask, number)
+    kept = np.array_split(kept.view(np.uint8), number)
+
+    def chunks(*arrays):
+        by_head = (array.reshape(batch, seq, heads, -1).swapaxes(1, 2) for array in arrays)
+        return zip(masks, kept, *(np.array_split(array, number) for array in by_head))
+
+    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key and value, so that products need none
+    scaled = [array_of(x) * np.float32(factor) for x, factor in zip((query, key, value), factors)]
+    operands, context = [rounded(array, half) for array in scaled], paddle.empty(query.shape)
+    for *drawn, q, k, v, out in chunks(*operands, array_of(context)):
+        _, dropped = attention_weights(q, k, *drawn)
+        product(rounded(dropped, half), v, out)
+
+    def write(by_context, *gradients):
+        arrays = *operands, rounded(by_context, half), *gradients
+        for mask, kept, q, k, v, by_out, by_q, by_k, by_v in chunks(*arrays):
+            weights, dropped = attention_weights(q, k, mask, kept)
+            product(rounded(dropped, half).swapaxes(2, 3), by_out, by_v)
+            by_weights = product(by_out, v.swapaxes(2, 3))
+            onednn().run("binary", algorithm=MULTIPLY, src=by_weights, src_1=kept, dst=by_weights)
+            values = dict(diff_src=by_weights, diff_dst=by_weights, dst=weights, axis=3, hint=None)
+            onednn().run("softmax_backward", algorithm=SOFTMAX, **values)
+            by_weights = rounded(by_weights, half)
+            product(by_weights, k, by_q)
+            product(by_weights.swapaxes(2, 3), q, by_k)
+        for array, factor in zip(gradients, factors):
+            array *= np.float32(factor)
+
+    return context, write
 
 
 if __name__ == "__main__":
