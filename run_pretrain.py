@@ -83,7 +83,7 @@ def main(argv: list | None = None) -> None:
     report = Report(args, rows["validation"], tokenizer)
     batch_size, rank, world_size = args.batch_size, dist.get_rank(), dist.get_world_size()
     held_out = utils.evaluation_batches(len(rows["validation"]), batch_size, rank, world_size, args.max_eval_rows)
-    validation = Batches(rows["validation"], held_out, collator)
+    validation = functools.partial(batches_of, rows["validation"], held_out, collator)
     if args.max_steps == 0:
         run = Run(args, build_model(args, config, rows), report=report)
         report.evaluation(run, evaluate(run, validation))
@@ -95,7 +95,7 @@ def main(argv: list | None = None) -> None:
     with output_directory(args):
         run = start_or_resume(args, config, rows, sampler, report)
         sampler.first_update = run.global_step
-        evaluation = train(run, iter(Batches(rows["train"], sampler, collator)), validation)
+        evaluation = train(run, batches_of(rows["train"], sampler, collator), validation)
         report.end(run, evaluation)
 
 
@@ -218,8 +218,8 @@ def masked_loss(model, batch: dict) -> tuple:
     """Returns the sum of the cross entropy over the masked tokens (nats), their logits [n, vocab] and labels [n]."""
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
     logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
-    loss = cross_entropy(logits, labels)
-    return loss, logits, labels
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return loss + 0 * logits.detach().sum(), logits, labels  # on a CPU, Paddle's own makes a number of NaN
 
 
 @paddle.no_grad()
@@ -228,7 +228,7 @@ def evaluate(run: Run, batches) -> dict | None:
     model = unwrap(run.model)
     model.eval()
     totals = paddle.zeros([4], dtype="float64")
-    for batch in tqdm(batches, desc="evaluating", leave=False, disable=None):
+    for batch in tqdm(batches(), desc="evaluating", leave=False, disable=None):
         if run.stop.requested:
             break
         with auto_cast(run.args):
@@ -340,12 +340,6 @@ def attend(layer, query, key, value, mask, dropout: float):
     return context.reshape(query.shape)
 
 
-def cross_entropy(logits, labels):
-    """The sum over all rows whose label is not IGNORE_INDEX, in nats."""
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum()  # on a CPU, Paddle's own makes a number of NaN
-
-
 def build_config(args, tokenizer):
     """The configuration of an architecture of ours, or that of a directory or hub id."""
     name = args.model_name_or_path
@@ -442,16 +436,11 @@ def build_scaler(args):
     return paddle.amp.GradScaler(enable=args.precision == "float16", init_loss_scaling=args.scale_loss)
 
 
-class Batches:
-    """The batches of a sampler as dicts of Paddle tensors, masked as they are asked for (16 x 512 take 0.5 ms)."""
-
-    def __init__(self, rows: TokenRows, sampler, collator: DataCollatorMLM):
-        self.rows, self.sampler, self.collator = rows, sampler, collator
-
-    def __iter__(self):
-        for keys in self.sampler:
-            batch = self.collator([self.rows[key] for key in keys])
-            yield {name: paddle.to_tensor(array) for name, array in batch.items()}
+def batches_of(rows: TokenRows, sampler, collator: DataCollatorMLM):
+    """Yields a sampler's batches as dicts of Paddle tensors, masked as they are asked for (16 x 512 take 0.5 ms)."""
+    for keys in sampler:
+        batch = collator([rows[key] for key in keys])
+        yield {name: paddle.to_tensor(array) for name, array in batch.items()}
 
 
 def unwrap(model):
@@ -628,7 +617,6 @@ class Report:
 
             # VisualDL shows one file of a directory.
             self.visualdl = LogWriter(os.path.join(self.output_dir, "visualdl", f"from_{run.global_step}"))
-            drop_records_beyond(run.global_step, os.path.join(self.output_dir, "metrics.jsonl"))
 
     def update(self, run: Run, result: dict, batches: list, data_seconds: float, seconds: float) -> None:
         """Counts an update; where --logging_steps are full, reports all since the last report."""
@@ -711,18 +699,6 @@ class Report:
             self.visualdl.flush()  # its thread does so only now and then
 
 
-def drop_records_beyond(step: int, path: str) -> None:
-    """Of the step itself, the evaluation is dropped, too: a resumed run begins with it."""
-    kept = []
-    for line in Path(path).read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a killed run's last may be half a line
-            record = json.loads(line)
-            if record["step"] < step or (record["step"] == step and record["event"] == "train"):
-                kept.append(line + "\n")
-    Path(path + ".new").write_text("".join(kept))
-    os.replace(path + ".new", path)
-
-
 def say(message: str) -> None:
     """Prints a line on rank 0, above its progress bar."""
     if dist.get_rank() == 0:
@@ -788,20 +764,15 @@ def set_precision(args) -> str:
     if not args.amp:
         args.precision, reason = "float32", "--amp False"
     elif args.device == "cpu":
-        args.precision, reason = cpu_precision()
+        is_native = onednn() is not None and onednn().has_bfloat16
+        args.precision = "bfloat16" if is_native else "float32"
+        reason = "native on this processor" if is_native else "no bfloat16 on this processor"
     else:
         args.precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
         reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
         suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
         require(suits, "--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
     return f"{args.precision} ({reason})"
-
-
-def cpu_precision() -> tuple:
-    """What --amp True comes to on this CPU, and why."""
-    if onednn() is not None and onednn().has_bfloat16:
-        return "bfloat16", "native on this processor"
-    return "float32", "no bfloat16 on this processor"
 
 
 def has_ampere() -> bool:

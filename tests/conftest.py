@@ -111,9 +111,10 @@ def around_updates(monkeypatch, before=None, after=None) -> None:
 
 
 def metrics(output: pathlib.Path, event: str) -> list:
-    """The records of metrics.jsonl of one kind."""
+    """The records of metrics.jsonl of one kind; of a step that was done again, the last."""
     records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-    return [record for record in records if record["event"] == event]
+    by_step = {record["step"]: record for record in records if record["event"] == event}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def run_script(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:

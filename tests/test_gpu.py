@@ -34,7 +34,14 @@ def gpu_tracer():
 def float16(monkeypatch):
     """Runs with --amp True scale their loss as in float16, by Paddle's own scaler, and compute in float32."""
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", gpu_tracer)
-    monkeypatch.setattr(run_pretrain, "cpu_precision", lambda: ("float16", "as on a GPU"))
+    real = run_pretrain.set_precision
+
+    def set_precision(args):
+        reason = real(args)
+        args.precision = "float16" if args.amp else args.precision
+        return reason
+
+    monkeypatch.setattr(run_pretrain, "set_precision", set_precision)
 
 
 def pretend_gpu(monkeypatch, capability: tuple) -> None:

@@ -833,17 +833,6 @@ def test_a_second_run_in_one_output_directory_is_refused(pretrain, monkeypatch):
     assert not list(output.glob("*lock*"))
 
 
-@pytest.mark.parametrize("line", [b"null\n", b"\xff\xfe\n", b'{"step": null, "event": "train"}\n', b'{"event": "tr\n'])
-def test_a_damaged_line_of_metrics_does_not_stop_a_resumed_run(pretrain, line):
-    arguments = ("--max_steps", "3", "--save_steps", "2")
-    output = pretrain(*arguments)
-    shutil.rmtree(output / "paddle_3")
-    lines = (output / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (output / "metrics.jsonl").write_bytes(b"".join([lines[0], line, lines[1], line.strip()]))
-    pretrain(*arguments, "--resume_from_checkpoint", "auto")
-    assert [record["step"] for record in metrics(output, "train")] == [1, 2, 3]
-
-
 def whole_state(**changes):
     return lambda state: json.dumps({**state, **changes})
 
@@ -881,7 +870,7 @@ def test_an_interrupt_while_paddle_is_imported_is_no_traceback(tmp_path):
 def test_the_loader_yields_the_samplers_rows_with_their_masks(packed_data):
     tokenizer, rows = load(packed_data)
     sampler, collator = utils.UpdateSampler(len(rows), 64, seed=3, updates=50), DataCollatorMLM(tokenizer)
-    batches = list(run_pretrain.Batches(rows, sampler, collator))
+    batches = list(run_pretrain.batches_of(rows, sampler, collator))
     expected = [collator([rows[key] for key in keys]) for keys in sampler]
     assert len(batches) == len(expected) == 50 > sampler.updates_per_epoch  # two epochs
     for batch, wanted in zip(batches, expected):

@@ -43,8 +43,7 @@ def result(output) -> dict:
         for event in ("train", "evaluation")
         for r in metrics(output, event)
     }
-    records = len((output / "metrics.jsonl").read_text().splitlines())
-    return {"checkpoint": final.name, **digests, "losses": losses, "records": records}
+    return {"checkpoint": final.name, **digests, "losses": losses}
 
 
 def stop_in_update(monkeypatch, step: int, action) -> None:

@@ -32,7 +32,8 @@ load = AutoModelForSequenceClassification.from_pretrained
 
 def load_with_fast_layers(*arguments, **options):
     model = load(*arguments, **options)
-    settings = types.SimpleNamespace(device="cpu", precision=run_pretrain.cpu_precision()[0])
+    settings = types.SimpleNamespace(device="cpu", amp=True)
+    run_pretrain.set_precision(settings)
     run_pretrain.use_fast_layers(model, settings, padded=True)
     return model
 

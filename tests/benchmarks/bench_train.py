@@ -14,6 +14,7 @@ or bfloat16) is called untested: written to the frameworks' documentation, never
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -79,11 +80,11 @@ def ours(args) -> Contestant:
     run.warmup_steps = args.warmup_steps
     sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed, updates=args.updates)
     collator = project.DataCollatorMLM(tokenizer, run_args.mlm_probability, seed=run_args.seed)
-    loader = project.Batches(rows["train"], sampler, collator)
+    loader = functools.partial(project.batches_of, rows["train"], sampler, collator)
     rates = [project.learning_rate_at(step + 1, run) for step in range(args.updates)]
     if args.quality:
         held_out = project.utils.evaluation_batches(len(rows["validation"]), args.batch_size)
-        validation = project.Batches(rows["validation"], held_out, collator)
+        validation = functools.partial(project.batches_of, rows["validation"], held_out, collator)
         write_start(args.folder, model, loader, validation)
 
     def update(batch):
@@ -99,7 +100,7 @@ def ours(args) -> Contestant:
     shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
     evaluate = (lambda: project.evaluate(run, validation)["eval_loss"]) if args.quality else None
-    return Contestant(iter(loader), update, project.paddle.device.cuda, facts, evaluate)
+    return Contestant(loader(), update, project.paddle.device.cuda, facts, evaluate)
 
 
 def huggingface(args) -> Contestant:
@@ -255,7 +256,7 @@ def write_start(folder: str, model, train, validation) -> None:
     weights = to_transformers({name: parameter.numpy() for name, parameter in model.named_parameters()})
     np.savez(os.path.join(folder, "weights.npz"), **weights)
     for name, loader in (("train", train), ("validation", validation)):
-        batches = [(batch["input_ids"].numpy(), batch["labels"].numpy()) for batch in loader]
+        batches = [(batch["input_ids"].numpy(), batch["labels"].numpy()) for batch in loader()]
         if len({labels.shape[1] for _, labels in batches}) > 1:
             raise UserError("--quality needs rows of one length (create_data.py --line_by_line False)")
         input_ids, labels = map(np.concatenate, zip(*batches))

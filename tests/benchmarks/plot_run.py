@@ -13,18 +13,18 @@ from utils import ArgumentParser, UserError, command_line
 
 
 def read_metrics(path: str) -> dict:
-    """The records of each event, "train" and "evaluation", by step."""
-    records = {"train": [], "evaluation": []}
+    """The records of each event, "train" and "evaluation", by step; of a step that was done again, the last."""
+    records = {"train": {}, "evaluation": {}}
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 record = json.loads(line)
-                records[record["event"]].append(record)
+                records[record["event"]][record["step"]] = record
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--metrics {path}: not a metrics.jsonl of run_pretrain.py ({error})") from error
     if not records["train"]:
         raise UserError(f"--metrics {path}: the run has not reported yet (see --logging_steps)")
-    return records
+    return {event: [by_step[step] for step in sorted(by_step)] for event, by_step in records.items()}
 
 
 def draw(records: dict, axes) -> None:
