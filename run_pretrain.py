@@ -740,12 +740,9 @@ def set_device(args) -> None:
     version = f"Paddle {paddle.__version__}"
     has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     args.device = args.device or ("gpu" if has_gpu else "cpu")
-    present = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
-    require(present[args.device], f"--device {args.device}: {version} sees none; try --device cpu")
+    is_present = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
+    require(is_present[args.device], f"--device {args.device}: {version} sees none; try --device cpu")
     paddle.set_device(args.device)
-    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher killed by SIGKILL ends no rank; Linux can: PR_SET_PDEATHSIG
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if dist.get_world_size() > 1:
         if args.device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"

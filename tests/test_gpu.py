@@ -403,7 +403,6 @@ def one_of_two(monkeypatch):
     environment |= {"PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:1,127.0.0.1:2"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(run_pretrain.ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *death: None))
     monkeypatch.setattr(parallel.core, "is_compiled_with_cuda", lambda: True)
     monkeypatch.setattr(parallel.core, "get_cuda_device_count", lambda: 2, raising=False)
     monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 2)
