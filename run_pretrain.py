@@ -300,14 +300,14 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 def use_fast_layers(model, args, padded: bool) -> None:
     """Replaces how PaddleNLP's layers compute; parameters and names stay. Without it all is the same, only slower."""
     on_cpu = args.device == "cpu" and onednn() is not None
+    fast = CPU_LAYERS if on_cpu else {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
     for layer in model.sublayers(include_self=True):
         layer.half = args.precision == "bfloat16"
-        if isinstance(layer, (nn.Linear, TransposedLinear)):
-            layer.forward = functools.partial(cpu_linear if on_cpu else linear, layer)
-        elif isinstance(layer, nn.MultiHeadAttention):
-            layer.forward = functools.partial(attention, layer)
+        if type(layer) in fast:
+            layer.forward = functools.partial(fast[type(layer)], layer)
+        if type(layer) is nn.MultiHeadAttention:
             layer.padded, layer.attend = padded, cpu_attend if on_cpu else attend
-        elif isinstance(layer, nn.TransformerEncoderLayer) and on_cpu:
+        if type(layer) is nn.TransformerEncoderLayer and on_cpu:
             layer.activation = functools.partial(Function.apply, gelu_operation)
 
 
@@ -866,7 +866,8 @@ def parse_arguments(argv: list | None):
 # stands for bfloat16, to which the operands of products are rounded where a layer's `half` is set; else all is float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
 ARGUMENTS = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41, "diff_src": 129, "diff_dst": 145}
-FORWARD, GELU, MULTIPLY, SOFTMAX = 64, 49, 131057, 196608
+ARGUMENTS |= {"mean": 49, "variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}
+FORWARD, BACKWARD, GELU, MULTIPLY, SOFTMAX, SCALE_AND_SHIFT = 64, 128, 49, 131057, 196608, 6
 CHUNK = 2**21  # attention weights in memory at a time, unless one row of the batch has more
 
 
@@ -887,20 +888,21 @@ class OneDNN:
         self.call(name, ctypes.byref(handle := ctypes.c_void_p()), *arguments)
         return handle
 
-    def run(self, kind: str, **values) -> None:
-        """Runs a primitive; `values` are what its description takes in C, in that order, arrays for their layouts."""
+    def run(self, kind: str, also: dict | None = None, **described) -> None:
+        """Runs a primitive on arrays. `described` is what its description in C takes, in that order; `also` is not."""
+        values = described | (also or {})
         arrays = [value for value in values.values() if isinstance(value, np.ndarray)]
         layouts = ((v.shape, v.strides, v.dtype) if isinstance(v, np.ndarray) else v for v in values.values())
         key = kind, *layouts
         if key not in self.primitives:
-            self.primitives[key] = self.make(kind, values)
+            self.primitives[key] = self.make(kind, values, len(described))
         primitive, memories, arguments = self.primitives[key]
         for memory, array in zip(memories, arrays):
             self.call("memory_set_data_handle", memory, ctypes.c_void_p(array.ctypes.data))
         self.call("primitive_execute", primitive, self.stream, len(memories), arguments)
 
-    def make(self, kind: str, values: dict) -> tuple:
-        described, memories, arguments = [self.engine], [], []
+    def make(self, kind: str, values: dict, num_described: int) -> tuple:
+        described, memories, arguments = [], [], []
         for name, value in values.items():
             if isinstance(value, np.ndarray):
                 numbers, strides = ctypes.c_int64 * value.ndim, (stride // value.itemsize for stride in value.strides)
@@ -909,6 +911,7 @@ class OneDNN:
                 memories.append(self.new("memory_create", value, self.engine, None))
                 arguments += ARGUMENTS[name], memories[-1].value
             described.append(ctypes.c_float(value) if isinstance(value, float) else value)
+        described = [self.engine, *described[:num_described]]
         if kind == "reorder":  # each has an engine of its own
             described = described[1], self.engine, described[2], self.engine
         primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *described, None))
@@ -986,15 +989,6 @@ def linear_operation(layer, x, weight, bias):
     return out, write
 
 
-def cpu_linear(layer, x):
-    return Function.apply(linear_operation, layer, x, layer.weight, layer.bias)
-
-
-def cpu_attend(layer, query, key, value, mask, dropout: float):
-    mask = None if mask is None else mask.numpy()
-    return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
-
-
 def gelu_operation(x):
     src, out, zeros = array_of(x), paddle.empty(x.shape), dict(alpha=0.0, beta=0.0)
     onednn().run("eltwise_forward", prop=FORWARD, algorithm=GELU, src=src, dst=array_of(out), **zeros)
@@ -1020,11 +1014,9 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
     """A chunk of the batch's rows at a time. The attention's weights are not kept: the backward pass computes them
     anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
     (batch, seq, width), heads, half = query.shape, layer.num_heads, layer.half
-    draw = np.random.default_rng(paddle.randint(2**31 - 1).item())  # so it follows paddle.seed
-    kept = draw.integers(2**16, size=[batch, heads, seq, seq], dtype=np.uint16) >= round(dropout * 2**16)
-    number = min(batch, -(-kept.size // CHUNK))
+    number = min(batch, -(-batch * heads * seq**2 // CHUNK))
     masks = [None] * number if mask is None else np.array_split(mask, number)
-    kept = np.array_split(kept.view(np.uint8), number)
+    kept = np.array_split(draw_kept([batch, heads, seq, seq], dropout), number)
 
     def chunks(*arrays):
         by_head = (array.reshape(batch, seq, heads, -1).swapaxes(1, 2) for array in arrays)
@@ -1053,6 +1045,53 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
             array *= np.float32(factor)
 
     return context, write
+
+
+def draw_kept(shape, dropout: float) -> np.ndarray:
+    """Which values dropout keeps, as uint8; a value is dropped where 16 random bits are below the probability."""
+    size, bits = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
+    draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
+    return (draw >= round(dropout * 2**16)).view(np.uint8)
+
+
+def dropout_operation(x, dropout: float):
+    kept, out = draw_kept(x.shape, dropout), paddle.empty(x.shape)
+
+    def write(source, result):
+        onednn().run("binary", algorithm=MULTIPLY, src=source, src_1=kept, dst=result)
+        result *= np.float32(1 / (1 - dropout))
+
+    write(array_of(x), array_of(out))
+    return out, write
+
+
+def layer_norm_operation(x, weight, bias, epsilon: float):
+    src, out, options = array_of(x), paddle.empty(x.shape), dict(epsilon=epsilon, flags=SCALE_AND_SHIFT)
+    mean, variance = np.empty((2, *x.shape[:-1]), np.float32)
+    also = dict(variance=variance, scale=array_of(weight), shift=array_of(bias))
+    values = dict(src=src, dst=array_of(out), mean=mean, **options)
+    onednn().run("layer_normalization_forward", also, prop=FORWARD, **values)
+
+    def write(by_out, by_x, by_weight, by_bias):
+        values = dict(diff_src=by_x, diff_dst=by_out, src=src, mean=mean, **options, hint=None)
+        more = dict(diff_scale=by_weight, diff_shift=by_bias)
+        onednn().run("layer_normalization_backward", also | more, prop=BACKWARD, **values)
+
+    return out, write
+
+
+def cpu_attend(layer, query, key, value, mask, dropout: float):
+    mask = None if mask is None else mask.numpy()
+    return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
+
+
+CPU_LAYERS = {
+    nn.Linear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
+    TransposedLinear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
+    nn.LayerNorm: lambda layer, x: Function.apply(layer_norm_operation, x, layer.weight, layer.bias, layer._epsilon),
+    nn.Dropout: lambda layer, x: Function.apply(dropout_operation, x, layer.p) if layer.training and layer.p else x,
+    nn.MultiHeadAttention: attention,
+}
 
 
 if __name__ == "__main__":

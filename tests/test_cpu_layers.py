@@ -180,6 +180,17 @@ def test_attentions_dropout_keeps_its_share_and_the_mean():
     assert context.std() == pytest.approx(deviation, rel=0.1)
 
 
+def test_dropout_keeps_the_mean_and_its_gradient_the_mask():
+    paddle.seed(3)
+    x = paddle.ones([500, 1001])
+    x.stop_gradient = False
+    y = run_pretrain.Function.apply(run_pretrain.dropout_operation, x, 0.1)
+    y.sum().backward()
+    assert (y == 0).astype("float32").mean().item() == pytest.approx(0.1, abs=2e-3)
+    assert y.mean().item() == pytest.approx(1, abs=3e-3)
+    assert np.array_equal(x.grad.numpy(), y.numpy())
+
+
 def test_attention_with_dropout_has_the_gradient_of_what_it_computed():
     attention = paddle.nn.MultiHeadAttention(32, 2, dropout=0.3)
     run_pretrain.use_fast_layers(attention, SimpleNamespace(device="cpu", precision="float32"), padded=False)
