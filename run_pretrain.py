@@ -585,8 +585,7 @@ def output_directory(args):
             with explaining(f"cannot write --output_dir {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
                 problem = f"another run is using --output_dir {folder}: wait for it, or choose another"
-                lock = utils.locked(str(folder), problem)
-                stack.enter_context(lock)
+                stack.enter_context(utils.lock(f"{folder}/.lock", problem))
                 (folder / "metrics.jsonl").touch()
             for path in folder.glob(f"paddle_*{utils.BESIDE}"):
                 utils.recover_directory(str(path).removesuffix(utils.BESIDE))

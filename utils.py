@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -28,6 +27,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pyarrow.compute
 import safetensors.numpy
@@ -317,7 +317,7 @@ def atomic_directory(path: str):
     beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
     try:
         os.makedirs(beside, exist_ok=True)
-        with locked(beside, f"another process is writing {path}: wait for it, or choose another --output_dir"):
+        with lock(f"{beside}/.lock", f"another process is writing {path}: wait for it, or choose another --output_dir"):
             recover_directory(path)
             try:
                 os.mkdir(new)
@@ -359,28 +359,15 @@ def fsync(path: str) -> None:
     os.close(descriptor)
 
 
-@contextlib.contextmanager
-def locked(folder: str, message: str):
-    """Holds a lock on a file in the directory; raises UserError(message) where another process has it.
+def lock(path: str, message: str):
+    """Returns a context that holds a lock on a file; raises UserError(message) where another process has it.
 
-    The kernel frees it when the process ends, however that ends. Some network file systems lock nothing.
+    However the process ends, the kernel frees it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(os.path.join(folder, ".lock"), "a"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
-        except (BlockingIOError, FileNotFoundError):  # its holder may remove it at the end
-            is_ours = False
-        except PermissionError:
-            raise
-        except OSError:  # the file system has no locks
-            is_ours = True
-        require(is_ours, message)
-        try:
-            yield
-        finally:
-            Path(folder, ".lock").unlink(missing_ok=True)
+    try:
+        return filelock.FileLock(path, timeout=0).acquire()
+    except (filelock.Timeout, FileNotFoundError):  # its holder may just have removed the directory
+        raise UserError(message) from None
 
 
 # ---------------------------------------------------------------- checksums

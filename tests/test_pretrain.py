@@ -830,7 +830,6 @@ def test_a_second_run_in_one_output_directory_is_refused(pretrain, monkeypatch):
     output = pretrain("--max_steps", "2")
     assert refused == [f"another run is using --output_dir {output}: wait for it, or choose another"] * 2
     assert [record["step"] for record in metrics(output, "train")] == [1, 2]
-    assert not list(output.glob("*lock*"))
 
 
 def whole_state(**changes):
