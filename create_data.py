@@ -69,15 +69,10 @@ def main(argv: list | None = None) -> None:
         require(4 <= length <= longest, f"--max_seq_length {length} is above the tokenizer's limit {longest}")
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
         check_splits(args, splits)
-        files = {}
-        for name in (f"{split}/{ARROW}" for split in SPLITS):
-            path = f"{folder}/{name}"
-            files[name] = {"bytes": os.path.getsize(path), "sha256": utils.sha256_of(path)}
         card = {
             "command": shlex.join(["python", "create_data.py", *(sys.argv[1:] if argv is None else argv)]),
             "source": corpus,
             "splits": splits,
-            "files": files,
             "tokenizer": save_tokenizer(tokenizer, args, f"{folder}/tokenizer"),
             "arguments": vars(args),
             "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},

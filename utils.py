@@ -39,7 +39,6 @@ MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 SPACE = "Ġ"  # stands for a space in the vocabulary of a byte-level BPE
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
-NEEDED = {"config.json", "model.safetensors", "training_state/optimizer.safetensors", "training_state/state.json"}
 TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and transformers'; longer ones first
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
@@ -370,50 +369,28 @@ def lock(path: str, message: str):
         raise UserError(message) from None
 
 
-# ---------------------------------------------------------------- checksums
-
-
 def write_checksums(folder: str) -> None:
     """Writes SHA256SUMS, as `sha256sum --check` reads it, over every file below the folder."""
-    Path(folder, CHECKSUMS).write_text("".join(f"{line}\n" for line in sorted(checksums(folder))))
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files if path.name != CHECKSUMS]
+    Path(folder, CHECKSUMS).write_text("".join(sorted(lines)))
 
 
 def damage_of(folder: str) -> str | None:
     """Says what is wrong with a checkpoint that write_checksums() sealed, or None."""
     try:
-        expected = set(Path(folder, CHECKSUMS).read_text().splitlines())
-        damaged = sorted(line.partition("  ")[2] for line in expected - checksums(folder))
-    except (OSError, ValueError) as error:
+        lines = Path(folder, CHECKSUMS).read_text().splitlines()
+        for digest, name in (line.split("  ", 1) for line in lines):
+            if sha256_of(Path(folder, name)) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError) as error:  # a file is missing, or a line cut off
         return f"it cannot be read ({brief(error)})"
-    if lacking := NEEDED - {line.partition("  ")[2] for line in expected}:
-        return f"{CHECKSUMS} is cut off: it lacks {' '.join(sorted(lacking))}"
-    return f"damaged or missing: {' '.join(damaged)}" if damaged else None
-
-
-def checksums(folder: str) -> set:
-    """The lines of SHA256SUMS."""
-    files = (path for path in Path(folder).rglob("*") if path.name != CHECKSUMS and not path.is_dir())
-    return {f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}" for path in files}
+    return None if lines else f"{CHECKSUMS} is empty"
 
 
 def sha256_of(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def rows_digests(folder: str, check: bool) -> dict:
-    """ "SIZE bytes, SHA-256" of each Arrow file of a data set, by its name; as data_card.json has it, or with `check`
-    (and where the card lacks it) as the file is now."""
-    card, path = {}, Path(folder, "data_card.json")
-    if path.exists() and not check:
-        with explaining(f"{path} is damaged: prepare the data anew, or remove it"):
-            card = dict(json.loads(path.read_bytes()).get("files", {}))
-    digests = {}
-    for path in sorted(Path(folder).glob("*/*.arrow")):
-        name = path.relative_to(folder).as_posix()
-        digest = card[name]["sha256"] if name in card else sha256_of(path)
-        digests[name] = f"{path.stat().st_size} bytes, {digest}"
-    return digests
 
 
 # ---------------------------------------------------------------- errors and arguments
@@ -522,14 +499,16 @@ def is_full_disk(error: BaseException) -> bool:
 def prepare_for_paddle() -> None:
     """Settings that must precede `import paddle`; what the user has set stays.
 
-    - Paddle computes with one thread unless told otherwise: one per core (shared by the ranks of this machine).
-    - glibc returns large tensors to the system, and fetches them anew, at each step unless told to keep them; above
-      32 MB it still does, for kept blocks of all sizes take twice the memory that is in use.
-    - Paddle and PaddleNLP create directories in the home directory: where it cannot be written, in a temporary one.
-    - This module's imports include zlib, without which Paddle 2.6.2 crashes at its first use by another library.
+    - Paddle computes with one thread: now one per core (shared by this machine's ranks).
+    - glibc returns large tensors to the system at each step, and fetches them anew: now only those above 32 MB, for
+      kept blocks of all sizes take twice the memory in use.
+    - Paddle and PaddleNLP create directories in the home directory: in a temporary one if it cannot be written.
+    - This module's imports include zlib: Paddle 2.6.2 crashes where another library uses it first.
     """
-    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores() // ranks)))
+    import joblib  # paddlenlp brings it along
+
+    cores = joblib.cpu_count(only_physical_cores=True) // int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
             libc = ctypes.CDLL(None)
@@ -540,17 +519,6 @@ def prepare_for_paddle() -> None:
     except OSError:
         os.environ["HOME"] = tempfile.mkdtemp()
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
-
-
-def physical_cores() -> int:
-    """The cores this process may use, hyper-threads of one core counted once where the system tells."""
-    siblings = set()
-    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1):
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            siblings.add(cpu)
-    return len(siblings)
 
 
 def peak_memory() -> float:

@@ -693,7 +693,6 @@ BROKEN_DATA = {
             {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
         )
     ),
-    "data_card.json is damaged": lambda data: (data / "data_card.json").write_text("{"),
     "or damaged": lambda data: os.truncate(data / "train/data-00000-of-00001.arrow", 1000),
 }
 
@@ -879,13 +878,9 @@ def test_the_loader_yields_the_samplers_rows_with_their_masks(packed_data):
 
 @pytest.fixture
 def two_data_sets(packed_data, tmp_path):
-    """Two with one tokenizer and other rows; the second's card has its files' digests."""
+    """Two with one tokenizer and other rows."""
     (tmp_path / "more.txt").write_text(text_of_words(100, seed=5))
     more = create(tmp_path / "more.txt", tmp_path / "more", "--tokenizer_name", str(packed_data / "tokenizer"))
-    names = [f"{split}/data-00000-of-00001.arrow" for split in ("train", "validation")]
-    card = json.loads((more / "data_card.json").read_text())
-    card["files"] = {name: {"sha256": utils.sha256_of(str(more / name))} for name in names}
-    (more / "data_card.json").write_text(json.dumps(card))
     return packed_data, more
 
 
@@ -916,7 +911,7 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
     arrow = two_data_sets[1] / "train" / "data-00000-of-00001.arrow"
     content = bytearray(arrow.read_bytes())
     content[len(content) // 2] ^= 1
-    arrow.write_bytes(content)  # behind an unchanged data_card.json
+    arrow.write_bytes(content)
     shutil.rmtree(resumed / "paddle_4")
     with pytest.raises(UserError, match=r"data\.1\.train"):
         pretrain(*arguments, *resume)

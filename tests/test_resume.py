@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -304,14 +305,14 @@ def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pr
 
 
 DAMAGE = {
-    "damaged or missing: model.safetensors": lambda path: flip_bit(path / "model.safetensors"),
-    "damaged or missing: training_state/optimizer.safetensors": lambda path: os.truncate(
+    "model.safetensors is damaged": lambda path: flip_bit(path / "model.safetensors"),
+    "training_state/optimizer.safetensors is damaged": lambda path: os.truncate(
         path / "training_state/optimizer.safetensors", 1000
     ),
-    "damaged or missing: training_state/state.json": lambda path: (path / "training_state/state.json").unlink(),
-    "damaged or missing: config.json": lambda path: (path / "config.json").unlink(),
-    "No such file or directory": lambda path: (path / "SHA256SUMS").unlink(),
-    "SHA256SUMS is cut off": lambda path: os.truncate(path / "SHA256SUMS", 0),
+    "No such file or directory: .*/state.json": lambda path: (path / "training_state/state.json").unlink(),
+    "No such file or directory: .*/SHA256SUMS": lambda path: (path / "SHA256SUMS").unlink(),
+    "SHA256SUMS is empty": lambda path: os.truncate(path / "SHA256SUMS", 0),
+    "it cannot be read .not enough values": lambda path: os.truncate(path / "SHA256SUMS", 50),
     "it cannot be read": lambda path: (path / "config.json").unlink() or (path / "config.json").symlink_to("none"),
     "'utf-8' codec": lambda path: (path / "SHA256SUMS").write_bytes(b"\xff\n"),
 }
@@ -354,9 +355,8 @@ def test_a_damaged_checkpoint_is_named_and_auto_takes_the_one_before(pretrain, t
     capsys.readouterr()
     pretrain(*TWO_THEN_FOUR, *RESUME)
     shown = capsys.readouterr()
-    assert (
-        "paddle_4" in shown.err and damage in shown.err and "continuing from" in shown.out and "paddle_2" in shown.out
-    )
+    assert "paddle_4" in shown.err and re.search(damage, shown.err)
+    assert "continuing from" in shown.out and "paddle_2" in shown.out
     assert result(output) == expected
 
 
@@ -409,12 +409,9 @@ def test_a_flag_that_nobody_listed_may_not_change(pretrain, monkeypatch):
     assert set(run_pretrain.MAY_CHANGE) <= set(arguments)  # none that is gone is listed
 
 
-@pytest.mark.parametrize("with_card", [True, False])
-def test_swapped_rows_are_refused_and_the_same_rows_elsewhere_are_not(pretrain, packed_data, tmp_path, with_card):
+def test_swapped_rows_are_refused_and_the_same_rows_elsewhere_are_not(pretrain, packed_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(packed_data, data)
-    if not with_card:
-        (data / "data_card.json").unlink()
     output = pretrain(*TWO_THEN_FOUR)
     shutil.rmtree(output / "paddle_4")
     expected = metrics(output, "train")[-1]["loss"]
@@ -561,7 +558,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(pretrain):
     output = pretrain("--max_steps", "2")
     flip_bit(output / "paddle_2/model.safetensors")
     before = (output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()
-    with pytest.raises(UserError, match=r"paddle_2: damaged or missing: .* there is no other"):
+    with pytest.raises(UserError, match=r"paddle_2: model\.safetensors is damaged; there is no other"):
         pretrain("--max_steps", "2", *RESUME)
     assert ((output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()) == before
 

@@ -19,9 +19,11 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
+
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 
-from utils import ArgumentParser, UserError, command_line, number, physical_cores
+from utils import ArgumentParser, UserError, command_line, number
 
 RUN_WITH_FAST_LAYERS = """
 import runpy, sys, types
@@ -54,7 +56,7 @@ def parse_arguments(argv: list | None):
     add("--batch_size", type=positive, default=32, help="sentences or pairs per update")
     add("--learning_rate", type=number(float, 0), default=1e-4, help="the peak")
     add("--seeds", nargs="+", type=positive, default=[1, 2, 3], help="of the classifier's weights and dropout")
-    add("--processes", type=positive, default=physical_cores(), help="runs under way at once")
+    add("--processes", type=positive, default=joblib.cpu_count(only_physical_cores=True), help="runs under way at once")
     add("--output", required=True, help="results, .json")
     args = parser.parse_args(argv)
     if len(args.max_steps) != len(args.tasks):
