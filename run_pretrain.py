@@ -600,7 +600,7 @@ class Report:
 
     def __init__(self, args, validation: TokenRows, tokenizer):
         self.output_dir, self.visualdl = args.output_dir, None
-        below, best = utils.yardsticks(utils.token_shares(validation, tokenizer))
+        below, best = utils.yardsticks(validation.token_counts, tokenizer)
         self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
         say(f"yardsticks: below {below:.3f} the model uses the context; {best:.3f} is the best from word frequencies")
 

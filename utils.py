@@ -51,6 +51,10 @@ TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and t
     (".norm2.", ".output.LayerNorm."),
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
+TIED = {  # weights that transformers leaves out, and those that they are
+    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
 BESIDE = ".being_written"  # suffix of the directory where one is written, and its old one waits
 
 
@@ -174,12 +178,10 @@ class TokenRows:
     """
 
     def __init__(self, *splits):
-        def joined(name: str):
-            columns = [split.data.column(name) for split in splits]
-            kind = pyarrow.list_(columns[0].type.value_type)  # rows of one length are stored as another type
-            return pyarrow.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
-
-        self.input_ids, self.special_tokens_mask = joined("input_ids"), joined("special_tokens_mask")
+        tables = [split.data.table.select(["input_ids", "special_tokens_mask"]) for split in splits]
+        # "permissive" also joins packed rows, which are stored as lists of one length, with others.
+        rows = pyarrow.concat_tables(tables, promote_options="permissive")
+        self.input_ids, self.special_tokens_mask = rows.columns
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -198,28 +200,21 @@ class TokenRows:
 
     @functools.cached_property
     def token_counts(self) -> np.ndarray:
-        """How often each id occurs (int64 [largest id + 1])."""
+        """How often each id occurs (float64 [largest id + 1])."""
         found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(self.input_ids))
-        ids, counts = found.field("values").to_numpy(), found.field("counts").to_numpy()
-        result = np.zeros(max(ids, default=-1) + 1, dtype=np.int64)
-        result[ids] = counts
-        return result
+        return np.bincount(found.field("values"), weights=found.field("counts"))
 
 
-def token_shares(rows: TokenRows, tokenizer) -> np.ndarray:
-    """How often each token occurs in the rows, special ones left out: shares (float64 [vocab_size - special ones])."""
-    counts = np.pad(rows.token_counts, (0, tokenizer.vocab_size - len(rows.token_counts)))
-    counts = np.delete(counts, tokenizer.all_special_ids)
-    return counts / counts.sum()
-
-
-def yardsticks(shares: np.ndarray) -> tuple:
+def yardsticks(token_counts: np.ndarray, tokenizer) -> tuple:
     """The lowest losses (nats, expected) of a model that sees only the place it predicts, and of one that sees nothing.
 
-    The second is the entropy of the shares. For the first, MASKED of the places hold <mask> and tell nothing. The
-    others show a token r, kept with weight `kept` shares[r] or drawn with weight `drawn`, and the optimal model
-    predicts with these odds. A loss below the first shows that a model uses the context.
+    The second is the entropy of the shares that the tokens have, special ones left out. For the first, MASKED of the
+    places hold <mask> and tell nothing. The others show a token r, kept with weight `kept` shares[r] or drawn with
+    weight `drawn`, and the optimal model predicts with these odds. Only a model that uses the context has a lower loss.
     """
+    counts = np.pad(token_counts, (0, tokenizer.vocab_size - len(token_counts)))
+    counts = np.delete(counts, tokenizer.all_special_ids)
+    shares = counts / counts.sum()
     occurring = shares[shares > 0]
     entropy = -np.sum(occurring * np.log(occurring))
     kept, drawn = 1 - MASKED - RANDOMIZED, max(RANDOMIZED, 1e-12) / len(shares)
@@ -243,12 +238,12 @@ def main(argv: list | None = None) -> None:
     require(damage is None, f"--checkpoint {checkpoint}: {damage}")
     require(not os.path.exists(output_dir), f"--output_dir {output_dir} exists: choose another")
     config = json.loads(Path(checkpoint, "config.json").read_bytes())
-    for name in ("paddlenlp_version", "dtype", "torch_dtype"):
+    for name in ("dtype", "torch_dtype"):  # of weights that the training started from
         config.pop(name, None)
-    config.update(architectures=["RobertaForMaskedLM"], model_type="roberta")
     weights = to_transformers(read_weights(checkpoint))
-    if config.get("tie_word_embeddings", True):  # the embeddings and lm_head.bias are the decoder
-        del weights["lm_head.decoder.weight"], weights["lm_head.decoder.bias"]
+    if config.get("tie_word_embeddings", True):
+        for name in TIED:
+            del weights[name]
     with atomic_directory(output_dir) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=lambda *_: ["training_state", CHECKSUMS])
         safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
@@ -282,9 +277,9 @@ def read_weights(folder: str) -> dict | None:
     weights = {name: array.astype(np.float32) for name, array in safetensors.numpy.load_file(path).items()}
     if any(".encoder.layer." in name for name in weights):  # transformers', which leave tied weights out
         weights = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
-        embeddings = weights.get("roberta.embeddings.word_embeddings.weight")
-        tied = {"lm_head.decoder.weight": embeddings, "lm_head.decoder.bias": weights.get("lm_head.bias")}
-        weights = {name: array for name, array in tied.items() if array is not None} | weights
+        for name, source in TIED.items():
+            if source in weights:
+                weights.setdefault(name, weights[source])
     return weights
 
 
@@ -295,7 +290,7 @@ def vocabulary_of(folder: str) -> dict | None:
     vocabulary, definition = Path(folder, "vocab.json"), Path(folder, "tokenizer.json")
     with explaining(f"cannot read the tokenizer in {folder}"):
         if vocabulary.exists():
-            return dict(json.loads(vocabulary.read_bytes()))
+            return json.loads(vocabulary.read_bytes())
         return Tokenizer.from_file(str(definition)).get_vocab() if definition.exists() else None
 
 

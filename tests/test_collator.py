@@ -87,6 +87,10 @@ def test_whole_words_are_masked_on_real_text(data_dir, tmp_path):
     assert np.array_equal(alone["labels"][0], batch["labels"][7])
 
 
+def yardsticks_of(shares) -> tuple:
+    return yardsticks(np.array(shares), SimpleNamespace(vocab_size=len(shares), all_special_ids=[]))
+
+
 def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_place_shows():
     words = np.arange(4, 54)  # of a vocabulary of 50 words, whose frequencies are known
     tokenizer = SimpleNamespace(mask_token_id=54, pad_token_id=PAD, vocab_size=55, all_special_ids=[0, 1, 2, 3, 54])
@@ -101,15 +105,17 @@ def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_pla
     seen = np.zeros((55, 50))  # how often a word is right where a token is shown: the best guess's odds
     np.add.at(seen, (shown, right), 1)
     odds = seen[shown, right] / seen.sum(axis=1)[shown]
-    assert -np.log(odds).mean() == pytest.approx(yardsticks(shares)[0], rel=0.005)
-    assert yardsticks(shares)[0] < 0.95 * yardsticks(shares)[1]
-    assert yardsticks(shares)[1] == pytest.approx(-np.log(shares[right]).mean(), rel=0.005)
+    without_context, entropy = yardsticks(np.bincount(ids.ravel()), tokenizer)
+    assert -np.log(odds).mean() == pytest.approx(without_context, rel=0.005)
+    assert without_context < 0.95 * entropy
+    assert entropy == pytest.approx(-np.log(shares[right]).mean(), rel=0.005)
+    assert (without_context, entropy) == pytest.approx(yardsticks_of(shares), rel=0.005)
 
 
 def test_where_all_other_places_keep_their_token_the_best_loss_is_that_of_the_masked_ones(monkeypatch):
     monkeypatch.setattr(utils, "MASKED", 0.9)
     monkeypatch.setattr(utils, "RANDOMIZED", 0.0)
-    without_context, entropy = yardsticks(np.array([0.5, 0.3, 0.2, 0.0]))
+    without_context, entropy = yardsticks_of([0.5, 0.3, 0.2, 0.0])
     assert without_context == pytest.approx(0.9 * entropy, rel=1e-6)
 
 
