@@ -13,7 +13,6 @@ Run as a script, it turns a checkpoint into a model directory of Hugging Face tr
 import argparse
 import contextlib
 import ctypes
-import errno
 import functools
 import hashlib
 import json
@@ -301,17 +300,17 @@ def vocabulary_of(folder: str) -> dict | None:
 def atomic_directory(path: str):
     """Yields a new directory to fill; it takes the name `path` when the block ends without an error.
 
-    Whatever kills the process, `path` is what it was before or complete: the files are flushed to disk in a directory
-    beside it, where an old `path` waits until the new one has its name. What a kill leaves, the next call puts right.
-    A second process that would write `path` gets a UserError.
+    Whatever kills the process, `path` is what it was before or complete and flushed to disk: all is written in a
+    directory beside it, where an old `path` waits until the new one has its name. What a kill leaves, the next call
+    puts right. A second process that would write `path` gets a UserError.
     """
     path = os.path.realpath(path)
-    holds_us = f"{os.getcwd()}{os.sep}".startswith(f"{path}{os.sep}")  # also where the name is empty
-    require(not holds_us, f"{path} is the working directory, or holds it: choose another --output_dir")
     beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
+    elsewhere = "choose another --output_dir"
+    require(not Path.cwd().is_relative_to(path), f"{path} is the working directory, or holds it: {elsewhere}")
     try:
         os.makedirs(beside, exist_ok=True)
-        with lock(f"{beside}/.lock", f"another process is writing {path}: wait for it, or choose another --output_dir"):
+        with lock(f"{beside}/.lock", f"another process is writing {path}: wait for it, or {elsewhere}"):
             recover_directory(path)
             try:
                 os.mkdir(new)
@@ -323,15 +322,14 @@ def atomic_directory(path: str):
                 fsync(os.path.dirname(path))
             finally:
                 recover_directory(path)
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(beside, ignore_errors=True)  # the lock's file, which must be the last
     except Exception as error:
-        if isinstance(error, OSError) or is_full_disk(error):
-            raise UserError(f"cannot write {path} ({brief(error)}); what was there is unchanged") from error
+        require(not is_system_error(error), f"cannot write {path} ({brief(error)}); what was there is unchanged")
         raise
 
 
 def recover_directory(path: str) -> None:
-    """Puts `path` back if a run was killed while replacing it, and empties the directory beside it."""
+    """Puts `path` back if a run was killed while replacing it, and removes what it was writing."""
     new, old = f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
     if os.path.isdir(old) and not os.path.isdir(path):
         os.rename(old, path)
@@ -453,8 +451,7 @@ def command_line(main) -> None:
     It ends at once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken down as
     usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
     """
-    streams, status = [stream for stream in (sys.stdout, sys.stderr) if stream], 0  # a process may start without
-    for stream in streams:
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
         status = int(main() or 0)
@@ -462,13 +459,13 @@ def command_line(main) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        if isinstance(error, UserError) or is_full_disk(error):
+        if isinstance(error, UserError) or is_system_error(error):
             print(f"error: {error}", file=sys.stderr)
             status = 2
         else:
             traceback.print_exc()
             status = 1
-    for stream in streams:
+    for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed pipe
             stream.flush()
     os._exit(status)
@@ -483,9 +480,10 @@ def say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """By its text, as the errors of safetensors and tokenizers carry no errno."""
-    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+def is_system_error(error: BaseException) -> bool:
+    """Whether the operating system refused, as on a full disk; safetensors and tokenizers say so in the text alone."""
+    is_of_rust = "(os error " in str(error) and not isinstance(error, UserError)
+    return isinstance(error, OSError) or is_of_rust
 
 
 # ---------------------------------------------------------------- settings before Paddle is imported
@@ -504,7 +502,7 @@ def prepare_for_paddle() -> None:
 
     cores = joblib.cpu_count(only_physical_cores=True) // int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
-    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+    if not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
             libc = ctypes.CDLL(None)
             libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
