@@ -404,11 +404,12 @@ def load_model(source: str, config) -> tuple:
         return RobertaForMaskedLM(config), "training from scratch"
     if not os.path.isdir(source):
         return RobertaForMaskedLM.from_pretrained(source, config=config), f"continuing from {source}"
-    model, weights = RobertaForMaskedLM(config), utils.read_weights(source)
-    if weights is None:
+    model = RobertaForMaskedLM(config)
+    if not os.path.exists(os.path.join(source, "model.safetensors")):
         others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams", ".safetensors"))]
         require(not others, f"{source} has {' '.join(others)}: save it as one model.safetensors")
         return model, f"training from scratch with the configuration of {source}"
+    weights = utils.read_weights(source)
     for name, parameter in model.state_dict().items():
         require(name in weights, f"{source} has no {name}: a RobertaForMaskedLM, with its head, is needed")
         is_same = list(weights[name].shape) == list(parameter.shape)
@@ -565,11 +566,12 @@ def find_checkpoint(args) -> str | None:
     if args.resume_from_checkpoint != "auto":
         found, remedy = [args.resume_from_checkpoint], "give `auto`, or a directory paddle_STEP"
     for path in reversed(found):
-        damage = utils.damage_of(path)
-        if damage is None:
+        try:
+            utils.check_checksums(path)
             return path
-        problem = f"cannot resume from {path}: {damage}"
-        print(f"warning: {problem}", file=sys.stderr)
+        except utils.UserError as error:
+            problem = f"cannot resume from {error}"
+            print(f"warning: {problem}", file=sys.stderr)
     require(problem is None, f"{problem}; {remedy}")
     return None
 

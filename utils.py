@@ -64,21 +64,21 @@ class DataCollatorMLM:
     """Masks rows for masked language modelling, afresh in each epoch (RoBERTa, section 4.1; BERT, section 3.1).
 
     Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become <mask>, 10 % a
-    token drawn evenly from the vocabulary without the special tokens, 10 % stay. A row's mask is a function of
-    (seed, epoch, row) alone, so it is the same in any batch, on any device and after a restart. An example without
-    "epoch" and "row" is keyed by a hash of its ids and by the attribute `epoch` (0 unless set).
+    token drawn evenly from all that are not special, 10 % stay. A row's mask depends on (seed, epoch, row) alone, so
+    it is the same in any batch, on any device and after a restart; without "epoch" and "row", on a hash of the ids
+    and on the attribute `epoch` (0 unless set).
 
     Args:
-        tokenizer: has `mask_token_id`, `pad_token_id`, `vocab_size`, `all_special_ids` and `convert_ids_to_tokens`.
+        tokenizer: has `mask_token_id`, `pad_token_id`, `vocab_size`, `all_special_ids`, `convert_ids_to_tokens`.
         mlm_probability: share of the positions to predict, 0 < p <= 1.
         seed: a non-negative int.
-        whole_words: choose words rather than tokens. A word is a token that begins with a space, or follows a
-            special token, and all up to the next such one; the tokenizer is a byte-level BPE.
+        whole_words: choose words (of a byte-level BPE), not tokens. A word begins with a space or after a special
+            token, and ends before the next.
 
-    Called on a list of mappings with "input_ids" [length] and, if present, "special_tokens_mask" [length], it
-    returns int64 arrays: "input_ids" [batch, longest], padded with the pad id; "labels" [batch, longest], -100 where
-    not chosen; "masked_positions" [n], the flat indices of the chosen ones and of one that is not, repeated until n
-    is a multiple of 128 (so a GPU's allocator sees few sizes).
+    Takes mappings with "input_ids" [length] and, if need be, "special_tokens_mask" [length]. Returns int64 arrays:
+    "input_ids" [batch, longest], padded; "labels" [batch, longest], -100 where not chosen; "masked_positions" [n],
+    the flat indices of the chosen ones, filled up with one that is not until n is a multiple of 128 (so a GPU's
+    allocator sees few sizes).
     """
 
     def __init__(self, tokenizer, mlm_probability: float = 0.15, seed: int = 0, whole_words: bool = False):
@@ -96,29 +96,30 @@ class DataCollatorMLM:
             self.begins_word = np.array([token.startswith(SPACE) for token in tokens])
 
     def __call__(self, examples: list) -> dict:
-        rows = [np.asarray(example["input_ids"], dtype=np.int64) for example in examples]
-        shape = len(rows), max(map(len, rows))
+        rows = [self._mask(example) for example in examples]
+        shape = len(rows), max(len(ids) for ids, _ in rows)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-        for i, (example, ids) in enumerate(zip(examples, rows)):
-            special = example.get("special_tokens_mask")
-            special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
-            chosen, masked_ids = self._mask(ids, special, self._generator(example, ids))
-            input_ids[i, : len(ids)] = masked_ids
-            labels[i, : len(ids)][chosen] = ids[chosen]
+        for i, (ids, targets) in enumerate(rows):
+            input_ids[i, : len(ids)] = ids
+            labels[i, : len(ids)] = targets
         positions, ignored = np.flatnonzero(labels != IGNORE_INDEX), np.flatnonzero(labels == IGNORE_INDEX)
         filler = ignored[:1].repeat(POSITIONS_MULTIPLE - len(positions) % POSITIONS_MULTIPLE)
         return {"input_ids": input_ids, "labels": labels, "masked_positions": np.append(positions, filler)}
 
-    def _mask(self, ids: np.ndarray, special: np.ndarray, generator: np.random.Generator) -> tuple:
-        """Returns which positions are chosen (bool [length]) and the ids with these replaced, as a copy."""
+    def _mask(self, example) -> tuple:
+        """Returns a row's ids with the chosen ones replaced, and its labels (int64 [length])."""
+        ids = np.asarray(example["input_ids"], dtype=np.int64)
+        special = example.get("special_tokens_mask")
+        special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
+        generator = self._generator(example, ids)
         word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position; a special token begins one, too
         chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
         draw = generator.random(len(ids))
         masked_ids = np.where(chosen & (draw < MASKED), self.mask_token_id, ids)
         randomized = np.flatnonzero(chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED))
         masked_ids[randomized] = self.regular_ids[generator.integers(len(self.regular_ids), size=len(randomized))]
-        return chosen, masked_ids
+        return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
 
     def _generator(self, example, ids: np.ndarray) -> np.random.Generator:
         """The random numbers of one row: a counter-based generator (Salmon et al., 2011)."""
@@ -232,22 +233,17 @@ def main(argv: list | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP that run_pretrain.py wrote")
     parser.add_argument("--output_dir", required=True, help="directory to write")
     args = parser.parse_args(argv)
-    checkpoint, output_dir = args.checkpoint, args.output_dir
-    damage = damage_of(checkpoint)
-    require(damage is None, f"--checkpoint {checkpoint}: {damage}")
-    require(not os.path.exists(output_dir), f"--output_dir {output_dir} exists: choose another")
-    config = json.loads(Path(checkpoint, "config.json").read_bytes())
-    for name in ("dtype", "torch_dtype"):  # of weights that the training started from
-        config.pop(name, None)
-    weights = to_transformers(read_weights(checkpoint))
-    if config.get("tie_word_embeddings", True):
+    check_checksums(args.checkpoint)
+    require(not os.path.exists(args.output_dir), f"--output_dir {args.output_dir} exists: choose another")
+    weights = to_transformers(read_weights(args.checkpoint))
+    if json.loads(Path(args.checkpoint, "config.json").read_bytes()).get("tie_word_embeddings", True):
         for name in TIED:
             del weights[name]
-    with atomic_directory(output_dir) as folder:
-        shutil.copytree(checkpoint, folder, dirs_exist_ok=True, ignore=lambda *_: ["training_state", CHECKSUMS])
+    with atomic_directory(args.output_dir) as folder:
+        left_out = shutil.ignore_patterns("training_state", CHECKSUMS)
+        shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
         safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-        Path(folder, "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    print(f"written: {output_dir}")
+    say(f"written: {args.output_dir}")
 
 
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
@@ -265,15 +261,13 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
     return converted
 
 
-def read_weights(folder: str) -> dict | None:
+def read_weights(folder: str) -> dict:
     """The float32 arrays by PaddleNLP's names in a model directory of PaddleNLP's or transformers' layout.
 
-    Reads model.safetensors, in single or half precision (numpy has no bfloat16); None where there is none.
+    Reads model.safetensors, in single or half precision (numpy has no bfloat16).
     """
-    path = Path(folder, "model.safetensors")
-    if not path.exists():
-        return None
-    weights = {name: array.astype(np.float32) for name, array in safetensors.numpy.load_file(path).items()}
+    weights = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
     if any(".encoder.layer." in name for name in weights):  # transformers', which leave tied weights out
         weights = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
         for name, source in TIED.items():
@@ -369,16 +363,13 @@ def write_checksums(folder: str) -> None:
     Path(folder, CHECKSUMS).write_text("".join(sorted(lines)))
 
 
-def damage_of(folder: str) -> str | None:
-    """Says what is wrong with a checkpoint that write_checksums() sealed, or None."""
-    try:
+def check_checksums(folder: str) -> None:
+    """Raises UserError where a checkpoint is not as write_checksums() sealed it."""
+    with explaining(f"{folder}: no checkpoint, or damaged"):
         lines = Path(folder, CHECKSUMS).read_text().splitlines()
+        require(lines, f"{folder}: {CHECKSUMS} is empty")
         for digest, name in (line.split("  ", 1) for line in lines):
-            if sha256_of(Path(folder, name)) != digest:
-                return f"{name} is damaged"
-    except (OSError, ValueError) as error:  # a file is missing, or a line cut off
-        return f"it cannot be read ({brief(error)})"
-    return None if lines else f"{CHECKSUMS} is empty"
+            require(sha256_of(Path(folder, name)) == digest, f"{folder}: {name} is damaged")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -451,8 +442,7 @@ def command_line(main) -> None:
     It ends at once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken down as
     usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
         status = int(main() or 0)
     except KeyboardInterrupt:
@@ -465,9 +455,8 @@ def command_line(main) -> None:
         else:
             traceback.print_exc()
             status = 1
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a closed pipe
-            stream.flush()
+    with contextlib.suppress(OSError):  # a closed pipe
+        sys.stdout.flush()
     os._exit(status)
 
 
