@@ -112,7 +112,12 @@ class DataCollatorMLM:
         ids = np.asarray(example["input_ids"], dtype=np.int64)
         special = example.get("special_tokens_mask")
         special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
-        generator = self._generator(example, ids)
+        # The row's own random numbers, of a counter-based generator (Salmon et al., 2011).
+        keyed_by_hash, row = "row" not in example, example.get("row")
+        if keyed_by_hash:
+            row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+        counter = [0, keyed_by_hash, row, example.get("epoch", self.epoch)]
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
         word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position; a special token begins one, too
         chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
         draw = generator.random(len(ids))
@@ -120,14 +125,6 @@ class DataCollatorMLM:
         randomized = np.flatnonzero(chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED))
         masked_ids[randomized] = self.regular_ids[generator.integers(len(self.regular_ids), size=len(randomized))]
         return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
-
-    def _generator(self, example, ids: np.ndarray) -> np.random.Generator:
-        """The random numbers of one row: a counter-based generator (Salmon et al., 2011)."""
-        keyed_by_hash, row = "row" not in example, example.get("row")
-        if keyed_by_hash:
-            row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
-        epoch = example.get("epoch", self.epoch)
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, keyed_by_hash, row, epoch]))
 
 
 # ---------------------------------------------------------------- rows and their order
@@ -182,6 +179,8 @@ class TokenRows:
         # "permissive" also joins packed rows, which are stored as lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
+        ends = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self.input_ids)).as_py()
+        self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and of the longest row
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -191,12 +190,6 @@ class TokenRows:
         ids = self.input_ids[row].values.to_numpy()
         special = self.special_tokens_mask[row].values.to_numpy(zero_copy_only=False)
         return {"input_ids": ids, "special_tokens_mask": special, "epoch": epoch, "row": row}
-
-    @functools.cached_property
-    def lengths(self) -> tuple:
-        """The lengths of the shortest and of the longest row."""
-        ends = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self.input_ids)).as_py()
-        return ends["min"] or 0, ends["max"] or 0
 
     @functools.cached_property
     def token_counts(self) -> np.ndarray:
@@ -302,24 +295,21 @@ def atomic_directory(path: str):
     beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
     elsewhere = "choose another --output_dir"
     require(not Path.cwd().is_relative_to(path), f"{path} is the working directory, or holds it: {elsewhere}")
-    try:
-        os.makedirs(beside, exist_ok=True)
-        with lock(f"{beside}/.lock", f"another process is writing {path}: wait for it, or {elsewhere}"):
+    failure = f"cannot write {path}, what was there is unchanged"
+    busy = f"another process is writing {path}: wait for it, or {elsewhere}"
+    with explaining(failure, is_system_error), lock(f"{beside}/.lock", busy):
+        recover_directory(path)
+        try:
+            os.mkdir(new)
+            yield new
+            flush(new)
+            if os.path.isdir(path):
+                os.rename(path, old)
+            os.rename(new, path)
+            fsync(os.path.dirname(path))
+        finally:
             recover_directory(path)
-            try:
-                os.mkdir(new)
-                yield new
-                flush(new)
-                if os.path.isdir(path):
-                    os.rename(path, old)
-                os.rename(new, path)
-                fsync(os.path.dirname(path))
-            finally:
-                recover_directory(path)
-                shutil.rmtree(beside, ignore_errors=True)  # the lock's file, which must be the last
-    except Exception as error:
-        require(not is_system_error(error), f"cannot write {path} ({brief(error)}); what was there is unchanged")
-        raise
+            shutil.rmtree(beside, ignore_errors=True)  # the lock's file, which must be the last
 
 
 def recover_directory(path: str) -> None:
@@ -346,7 +336,7 @@ def fsync(path: str) -> None:
 
 
 def lock(path: str, message: str):
-    """Returns a context that holds a lock on a file; raises UserError(message) where another process has it.
+    """A context that holds a lock on a file, and creates its directory; UserError(message) if another process has it.
 
     However the process ends, the kernel frees it.
     """
@@ -390,14 +380,19 @@ def require(condition, message: str) -> None:
 
 
 @contextlib.contextmanager
-def explaining(what: str):
-    """Turns any error of the block into a UserError that begins with `what`; for loaders that raise all kinds."""
+def explaining(what: str, is_meant=lambda error: True):
+    """Turns an error of the block, if it is meant, into a UserError that begins with `what`."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or not is_meant(error):
+            raise
         raise UserError(f"{what} ({brief(error)})") from error
+
+
+def is_system_error(error: BaseException) -> bool:
+    """Whether the operating system refused, as on a full disk; in Rust's libraries, the text alone says so."""
+    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def brief(error: BaseException) -> str:
@@ -449,12 +444,8 @@ def command_line(main) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        if isinstance(error, UserError) or is_system_error(error):
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-        else:
-            traceback.print_exc()
-            status = 1
+        status = 2 if isinstance(error, UserError) or is_system_error(error) else 1
+        print(f"error: {error}" if status == 2 else traceback.format_exc().rstrip(), file=sys.stderr)
     with contextlib.suppress(OSError):  # a closed pipe
         sys.stdout.flush()
     os._exit(status)
@@ -467,12 +458,6 @@ def say(line: str) -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def is_system_error(error: BaseException) -> bool:
-    """Whether the operating system refused, as on a full disk; safetensors and tokenizers say so in the text alone."""
-    is_of_rust = "(os error " in str(error) and not isinstance(error, UserError)
-    return isinstance(error, OSError) or is_of_rust
 
 
 # ---------------------------------------------------------------- settings before Paddle is imported
