@@ -1,11 +1,11 @@
-"""What create_data.py and run_pretrain.py share: masking, the order of rows, export, and what keeps files whole.
+"""What create_data.py and run_pretrain.py share: masking, order of rows, export, whole files.
 
 Nothing here imports Paddle, so DataCollatorMLM works in anyone's loop:
 
     collator = DataCollatorMLM(tokenizer, mlm_probability=0.15, seed=42)
     batch = collator([{"input_ids": [0, 31414, 232, 328, 2]}, ...])
 
-Run as a script, it turns a checkpoint into a model directory of Hugging Face transformers:
+As a script, it turns a checkpoint into a model directory of Hugging Face transformers:
 
     python utils.py --checkpoint ckp/paddle_10000 --output_dir ckp_transformers
 """
@@ -13,7 +13,6 @@ Run as a script, it turns a checkpoint into a model directory of Hugging Face tr
 import argparse
 import contextlib
 import ctypes
-import functools
 import hashlib
 import json
 import math
@@ -35,10 +34,9 @@ from tqdm import tqdm
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 POSITIONS_MULTIPLE = 128
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
-SPACE = "Ġ"  # stands for a space in the vocabulary of a byte-level BPE
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
-TRANSFORMERS_NAMES = (  # parts of PaddleNLP's names of RoBERTa's weights, and transformers'; longer ones first
+TRANSFORMERS_NAMES = (  # parts of weights' names in PaddleNLP and transformers; longer ones first
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
     (".self_attn.k_proj.", ".attention.self.key."),
@@ -54,31 +52,32 @@ TIED = {  # weights that transformers leaves out, and those that they are
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
-BESIDE = ".being_written"  # suffix of the directory where one is written, and its old one waits
+BESIDE = ".being_written"  # suffix of where a directory is written, and its old one waits
 
 
 # ---------------------------------------------------------------- masking
 
 
 class DataCollatorMLM:
-    """Masks rows for masked language modelling, afresh in each epoch (RoBERTa, section 4.1; BERT, section 3.1).
+    """Masks rows for masked language modelling, afresh in each epoch (RoBERTa, section 4.1).
 
-    Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become <mask>, 10 % a
-    token drawn evenly from all that are not special, 10 % stay. A row's mask depends on (seed, epoch, row) alone, so
-    it is the same in any batch, on any device and after a restart; without "epoch" and "row", on a hash of the ids
-    and on the attribute `epoch` (0 unless set).
+    Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become
+    <mask>, 10 % a token drawn evenly from all that are not special, 10 % stay (BERT, section 3.1).
+    A row's mask depends on (seed, epoch, row) alone, not on the batch, the device or a restart; if
+    it has no "epoch" and "row", on a hash of its ids and on the attribute `epoch` (0 unless set).
 
     Args:
-        tokenizer: has `mask_token_id`, `pad_token_id`, `vocab_size`, `all_special_ids`, `convert_ids_to_tokens`.
+        tokenizer: one with `mask_token_id`, `pad_token_id`, `vocab_size`, `all_special_ids` and
+            `convert_ids_to_tokens`.
         mlm_probability: share of the positions to predict, 0 < p <= 1.
         seed: a non-negative int.
-        whole_words: choose words (of a byte-level BPE), not tokens. A word begins with a space or after a special
-            token, and ends before the next.
+        whole_words: choose words of a byte-level BPE, not tokens. A word begins with a space or
+            after a special token, and ends where the next begins.
 
-    Takes mappings with "input_ids" [length] and, if need be, "special_tokens_mask" [length]. Returns int64 arrays:
-    "input_ids" [batch, longest], padded; "labels" [batch, longest], -100 where not chosen; "masked_positions" [n],
-    the flat indices of the chosen ones, filled up with one that is not until n is a multiple of 128 (so a GPU's
-    allocator sees few sizes).
+    Takes a list of {"input_ids": [length]}, if need be with "special_tokens_mask" [length]. Returns
+    int64 arrays: "input_ids" [batch, longest], padded; "labels" [batch, longest], -100 where not
+    chosen; "masked_positions" [n], the flat indices of the chosen ones, filled up with one that is
+    not to a multiple of 128 (so a GPU's allocator sees few sizes).
     """
 
     def __init__(self, tokenizer, mlm_probability: float = 0.15, seed: int = 0, whole_words: bool = False):
@@ -88,12 +87,12 @@ class DataCollatorMLM:
             raise ValueError("the tokenizer lacks a mask token or a pad token, which masking and padding need")
         self.mlm_probability, self.seed, self.epoch = mlm_probability, seed, 0
         self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
-        self.special_ids = np.unique(np.asarray(tokenizer.all_special_ids))
+        self.special_ids = np.array(tokenizer.all_special_ids)
         self.regular_ids = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special_ids)
         self.begins_word = np.ones(tokenizer.vocab_size, dtype=bool)  # each token is a word of its own
         if whole_words:
             tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
-            self.begins_word = np.array([token.startswith(SPACE) for token in tokens])
+            self.begins_word = np.array([token.startswith("Ġ") for token in tokens])  # a space
 
     def __call__(self, examples: list) -> dict:
         rows = [self._mask(example) for example in examples]
@@ -131,12 +130,12 @@ class DataCollatorMLM:
 
 
 class UpdateSampler:
-    """The batch sampler of a training run: for each micro-batch of this rank, a list of (epoch, row) pairs.
+    """A training run's batch sampler: for each micro-batch of this rank, a list of (epoch, row).
 
-    An epoch is a permutation of the rows drawn from (seed, epoch), cut into global batches (the last incomplete
-    one is dropped); a global batch is cut into `accumulation` micro-steps, each into `world_size` micro-batches of
-    `batch_size` rows. So an update's rows depend on the global batch alone, and an iteration may start at any
-    update (`first_update`) without reading what was passed. It ends before `updates`.
+    An epoch is a permutation of the rows drawn from (seed, epoch), cut into global batches (the last
+    incomplete one is dropped); each is cut into `accumulation` micro-steps, and these into
+    `world_size` micro-batches. So an update's rows depend on the global batch alone, and iterating
+    from `first_update` to `updates` reads nothing that was passed.
     """
 
     def __init__(self, num_rows, batch_size, accumulation=1, rank=0, world_size=1, seed=0, first_update=0, updates=0):
@@ -156,11 +155,8 @@ class UpdateSampler:
                 yield [(epoch, row) for row in micro_batch.tolist()]
 
 
-def evaluation_batches(num_rows: int, batch_size: int, rank: int = 0, world_size: int = 1, max_rows: int = 0) -> list:
-    """The batch sampler of an evaluation: this rank's share of the rows, each row once on exactly one rank.
-
-    Of more than `max_rows` rows (0: no limit) so many are drawn, always the same.
-    """
+def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
+    """An evaluation's batch sampler: this rank's share of all rows, or of `max_rows` drawn ones, always the same."""
     rows = list(range(num_rows))
     if 0 < max_rows < num_rows:
         rows = sorted(np.random.default_rng(0).choice(num_rows, max_rows, replace=False).tolist())
@@ -169,14 +165,14 @@ def evaluation_batches(num_rows: int, batch_size: int, rank: int = 0, world_size
 
 
 class TokenRows:
-    """One split of one or more of create_data.py's outputs. `rows[epoch, i]` is row i as arrays, from the memory map.
+    """A split of one or more data sets. `rows[epoch, i]` is row i, its arrays from the memory map:
 
-    Items: {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch": int, "row": int}.
+    {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}.
     """
 
     def __init__(self, *splits):
         tables = [split.data.table.select(["input_ids", "special_tokens_mask"]) for split in splits]
-        # "permissive" also joins packed rows, which are stored as lists of one length, with others.
+        # "permissive" joins packed rows, which are stored as lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
         ends = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self.input_ids)).as_py()
@@ -191,21 +187,19 @@ class TokenRows:
         special = self.special_tokens_mask[row].values.to_numpy(zero_copy_only=False)
         return {"input_ids": ids, "special_tokens_mask": special, "epoch": epoch, "row": row}
 
-    @functools.cached_property
-    def token_counts(self) -> np.ndarray:
-        """How often each id occurs (float64 [largest id + 1])."""
-        found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(self.input_ids))
-        return np.bincount(found.field("values"), weights=found.field("counts"))
 
+def yardsticks(rows: TokenRows, tokenizer) -> tuple:
+    """The lowest losses (nats) of a model that sees the place it predicts alone, and that sees nothing.
 
-def yardsticks(token_counts: np.ndarray, tokenizer) -> tuple:
-    """The lowest losses (nats, expected) of a model that sees only the place it predicts, and of one that sees nothing.
-
-    The second is the entropy of the shares that the tokens have, special ones left out. For the first, MASKED of the
-    places hold <mask> and tell nothing. The others show a token r, kept with weight `kept` shares[r] or drawn with
-    weight `drawn`, and the optimal model predicts with these odds. Only a model that uses the context has a lower loss.
+    The second is the entropy of the tokens' shares, without special ones. For the first, MASKED of the
+    places hold <mask> and tell nothing. The others show a token r, kept with weight `kept` shares[r] or
+    drawn with weight `drawn`, and the optimal model predicts with these odds. Only one that uses the
+    context has a lower loss.
     """
-    counts = np.pad(token_counts, (0, tokenizer.vocab_size - len(token_counts)))
+    found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(rows.input_ids))
+    counts = np.bincount(found.field("values"), found.field("counts"), minlength=tokenizer.vocab_size)
+    is_known = len(counts) == tokenizer.vocab_size
+    require(is_known, "the rows have ids beyond their tokenizer's vocabulary: prepare the data anew")
     counts = np.delete(counts, tokenizer.all_special_ids)
     shares = counts / counts.sum()
     occurring = shares[shares > 0]
@@ -240,10 +234,9 @@ def main(argv: list | None = None) -> None:
 
 
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
-    """PaddleNLP's weights of a RobertaForMaskedLM (arrays by name) under transformers' names and in its layout.
+    """A RobertaForMaskedLM's weights (arrays by name) with transformers' names and layout.
 
-    Matrices of linear layers are [in, out] in Paddle and [out, in] in transformers; embeddings are alike. With
-    the pairs of `names` swapped, it is its own inverse.
+    Linear layers are [in, out] in Paddle, [out, in] in transformers. With swapped pairs, the inverse.
     """
     converted = {}
     for name, array in weights.items():
@@ -255,9 +248,9 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
 
 
 def read_weights(folder: str) -> dict:
-    """The float32 arrays by PaddleNLP's names in a model directory of PaddleNLP's or transformers' layout.
+    """The float32 weights in a directory of PaddleNLP or transformers, by PaddleNLP's names.
 
-    Reads model.safetensors, in single or half precision (numpy has no bfloat16).
+    Reads model.safetensors in float32 or float16 (numpy has no bfloat16).
     """
     weights = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
     weights = {name: array.astype(np.float32) for name, array in weights.items()}
@@ -270,7 +263,7 @@ def read_weights(folder: str) -> dict:
 
 
 def vocabulary_of(folder: str) -> dict | None:
-    """The ids by token of the tokenizer in a directory, added ones included; None where there is none."""
+    """The ids by token, with added ones, of the tokenizer in a directory, if there is one."""
     from tokenizers import Tokenizer
 
     vocabulary, definition = Path(folder, "vocab.json"), Path(folder, "tokenizer.json")
@@ -285,11 +278,11 @@ def vocabulary_of(folder: str) -> dict | None:
 
 @contextlib.contextmanager
 def atomic_directory(path: str):
-    """Yields a new directory to fill; it takes the name `path` when the block ends without an error.
+    """Yields a new directory to fill; it becomes `path` when the block ends without an error.
 
-    Whatever kills the process, `path` is what it was before or complete and flushed to disk: all is written in a
-    directory beside it, where an old `path` waits until the new one has its name. What a kill leaves, the next call
-    puts right. A second process that would write `path` gets a UserError.
+    Whatever kills the process, `path` is what it was before, or complete and flushed to disk: it is
+    written in a directory beside, where an old `path` waits until the new one has its name. What a
+    kill leaves, the next call puts right. A second process that would write `path` is refused.
     """
     path = os.path.realpath(path)
     beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
@@ -302,7 +295,11 @@ def atomic_directory(path: str):
         try:
             os.mkdir(new)
             yield new
-            flush(new)
+            for file in Path(new).rglob("*"):
+                if file.is_file():
+                    file.chmod(os.stat(new).st_mode & 0o666)  # safetensors' is 0o600
+                fsync(file)
+            fsync(new)
             if os.path.isdir(path):
                 os.rename(path, old)
             os.rename(new, path)
@@ -321,28 +318,17 @@ def recover_directory(path: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def flush(root: str) -> None:
-    for folder, _, names in os.walk(root):
-        for path in (os.path.join(folder, name) for name in names):
-            os.chmod(path, os.stat(folder).st_mode & 0o666)  # safetensors' is 0o600
-            fsync(path)
-        fsync(folder)
-
-
-def fsync(path: str) -> None:
+def fsync(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
 
 def lock(path: str, message: str):
-    """A context that holds a lock on a file, and creates its directory; UserError(message) if another process has it.
-
-    However the process ends, the kernel frees it.
-    """
+    """Locks a file in a directory, which it creates; for `with`, or until the process ends, however that is."""
     try:
         return filelock.FileLock(path, timeout=0).acquire()
-    except (filelock.Timeout, FileNotFoundError):  # its holder may just have removed the directory
+    except (filelock.Timeout, FileNotFoundError, FileExistsError):  # its holder just removed the directory
         raise UserError(message) from None
 
 
@@ -367,7 +353,7 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------- errors and arguments
+# ---------------------------------------------------------------- errors, arguments, settings
 
 
 class UserError(Exception):
@@ -381,23 +367,19 @@ def require(condition, message: str) -> None:
 
 @contextlib.contextmanager
 def explaining(what: str, is_meant=lambda error: True):
-    """Turns an error of the block, if it is meant, into a UserError that begins with `what`."""
+    """Turns an error in the block, of those that are meant, into UserError(what and why)."""
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not is_meant(error):
             raise
-        raise UserError(f"{what} ({brief(error)})") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise UserError(f"{what} ({reason})") from error
 
 
 def is_system_error(error: BaseException) -> bool:
-    """Whether the operating system refused, as on a full disk; in Rust's libraries, the text alone says so."""
+    """Whether the system refused, as on a full disk; of libraries in Rust, the text alone says so."""
     return isinstance(error, OSError) or "(os error " in str(error)
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error's text, at most 300 characters of it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -432,10 +414,10 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
 
 
 def command_line(main) -> None:
-    """Runs main() and ends the process, with status 2 and one line for a user's error, 1 and the traceback for a bug.
+    """Runs main() and exits: with status 2 and one line for a user's error, 1 and the traceback for a bug.
 
-    It ends at once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken down as
-    usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
+    At once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken
+    down as usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
     try:
@@ -452,7 +434,7 @@ def command_line(main) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line, above a progress bar if there is one; a closed pipe or a full disk behind it ends no run."""
+    """Prints a line, above any progress bar; a closed pipe or a full disk behind it ends no run."""
     try:
         tqdm.write(line)
         sys.stdout.flush()
@@ -460,28 +442,21 @@ def say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# ---------------------------------------------------------------- settings before Paddle is imported
-
-
 def prepare_for_paddle() -> None:
-    """Settings that must precede `import paddle`; what the user has set stays.
+    """Settings that must precede `import paddle`; what the user has set stays."""
+    import joblib  # paddlenlp needs it, too; it imports zlib, which Paddle 2.6.2 must not be the first to use
 
-    - Paddle computes with one thread: now one per core (shared by this machine's ranks).
-    - glibc returns large tensors to the system at each step, and fetches them anew: now only those above 32 MB, for
-      kept blocks of all sizes take twice the memory in use.
-    - Paddle and PaddleNLP create directories in the home directory: in a temporary one if it cannot be written.
-    - This module's imports include zlib: Paddle 2.6.2 crashes where another library uses it first.
-    """
-    import joblib  # paddlenlp brings it along
-
+    # One thread per core, shared by this machine's ranks; Paddle's default is one.
     cores = joblib.cpu_count(only_physical_cores=True) // int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+    # glibc returns large tensors to the system at each step, and fetches them anew: only those above
+    # 32 MB now, for kept blocks of all sizes take twice the memory in use.
     if not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
             libc = ctypes.CDLL(None)
             libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
             libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
-    try:
+    try:  # Paddle and PaddleNLP create directories there
         os.makedirs(os.path.expanduser("~/.cache"), exist_ok=True)
     except OSError:
         os.environ["HOME"] = tempfile.mkdtemp()

@@ -688,7 +688,7 @@ BROKEN_DATA = {
     "damaged.*tokenizer_config.json": lambda data: shutil.rmtree(data / "tokenizer"),
     "not a data set of create_data.py, or damaged": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
     "damaged.*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
-    "beyond its tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
+    "beyond their tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
         json.dumps(
             {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
         )
@@ -892,7 +892,6 @@ def test_several_data_sets_are_one(two_data_sets):
         item = together[3, row]
         assert item["input_ids"].tolist() == joined[row]["input_ids"] and (item["epoch"], item["row"]) == (3, row)
     assert together.lengths == (32, 32)
-    assert np.array_equal(together.token_counts, np.bincount(np.concatenate(joined["input_ids"])))
 
 
 def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretrain, two_data_sets, tmp_path, capsys):
