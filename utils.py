@@ -67,12 +67,11 @@ class DataCollatorMLM:
     it has no "epoch" and "row", on a hash of its ids and on the attribute `epoch` (0 unless set).
 
     Args:
-        tokenizer: one with `mask_token_id`, `pad_token_id`, `vocab_size`, `all_special_ids` and
-            `convert_ids_to_tokens`.
+        tokenizer: has mask_token_id, pad_token_id, vocab_size, all_special_ids, convert_ids_to_tokens.
         mlm_probability: share of the positions to predict, 0 < p <= 1.
         seed: a non-negative int.
-        whole_words: choose words of a byte-level BPE, not tokens. A word begins with a space or
-            after a special token, and ends where the next begins.
+        whole_words: choose words (of a byte-level BPE), not tokens. A word begins with a space or
+            behind a special token.
 
     Takes a list of {"input_ids": [length]}, if need be with "special_tokens_mask" [length]. Returns
     int64 arrays: "input_ids" [batch, longest], padded; "labels" [batch, longest], -100 where not
@@ -80,16 +79,16 @@ class DataCollatorMLM:
     not to a multiple of 128 (so a GPU's allocator sees few sizes).
     """
 
-    def __init__(self, tokenizer, mlm_probability: float = 0.15, seed: int = 0, whole_words: bool = False):
+    def __init__(self, tokenizer, mlm_probability=0.15, seed=0, whole_words=False):
         if not 0 < mlm_probability <= 1:
             raise ValueError(f"mlm_probability is {mlm_probability}, not in (0, 1]")
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-            raise ValueError("the tokenizer lacks a mask token or a pad token, which masking and padding need")
+            raise ValueError("the tokenizer lacks a mask token or a pad token")
         self.mlm_probability, self.seed, self.epoch = mlm_probability, seed, 0
         self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
         self.special_ids = np.array(tokenizer.all_special_ids)
         self.regular_ids = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special_ids)
-        self.begins_word = np.ones(tokenizer.vocab_size, dtype=bool)  # each token is a word of its own
+        self.begins_word = np.ones(tokenizer.vocab_size, dtype=bool)  # each token is a word
         if whole_words:
             tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
             self.begins_word = np.array([token.startswith("Ġ") for token in tokens])  # a space
@@ -102,7 +101,8 @@ class DataCollatorMLM:
         for i, (ids, targets) in enumerate(rows):
             input_ids[i, : len(ids)] = ids
             labels[i, : len(ids)] = targets
-        positions, ignored = np.flatnonzero(labels != IGNORE_INDEX), np.flatnonzero(labels == IGNORE_INDEX)
+        positions = np.flatnonzero(labels != IGNORE_INDEX)
+        ignored = np.flatnonzero(labels == IGNORE_INDEX)
         filler = ignored[:1].repeat(POSITIONS_MULTIPLE - len(positions) % POSITIONS_MULTIPLE)
         return {"input_ids": input_ids, "labels": labels, "masked_positions": np.append(positions, filler)}
 
@@ -117,12 +117,13 @@ class DataCollatorMLM:
             row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
         counter = [0, keyed_by_hash, row, example.get("epoch", self.epoch)]
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
-        word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position; a special token begins one, too
+        word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position
         chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
         draw = generator.random(len(ids))
         masked_ids = np.where(chosen & (draw < MASKED), self.mask_token_id, ids)
         randomized = np.flatnonzero(chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED))
-        masked_ids[randomized] = self.regular_ids[generator.integers(len(self.regular_ids), size=len(randomized))]
+        drawn = generator.integers(len(self.regular_ids), size=len(randomized))
+        masked_ids[randomized] = self.regular_ids[drawn]
         return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
 
 
@@ -156,11 +157,11 @@ class UpdateSampler:
 
 
 def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
-    """An evaluation's batch sampler: this rank's share of all rows, or of `max_rows` drawn ones, always the same."""
-    rows = list(range(num_rows))
+    """An evaluation's batch sampler: this rank's rows, of all or of `max_rows` drawn ones, always the same."""
+    rows = np.arange(num_rows)
     if 0 < max_rows < num_rows:
-        rows = sorted(np.random.default_rng(0).choice(num_rows, max_rows, replace=False).tolist())
-    keys = [(EVALUATION_EPOCH, row) for row in rows[rank::world_size]]
+        rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
+    keys = [(EVALUATION_EPOCH, row) for row in rows[rank::world_size].tolist()]
     return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
 
@@ -189,17 +190,16 @@ class TokenRows:
 
 
 def yardsticks(rows: TokenRows, tokenizer) -> tuple:
-    """The lowest losses (nats) of a model that sees the place it predicts alone, and that sees nothing.
+    """The lowest losses (nats) of models that see the place they predict alone, and nothing.
 
-    The second is the entropy of the tokens' shares, without special ones. For the first, MASKED of the
-    places hold <mask> and tell nothing. The others show a token r, kept with weight `kept` shares[r] or
-    drawn with weight `drawn`, and the optimal model predicts with these odds. Only one that uses the
-    context has a lower loss.
+    The second is the entropy of the tokens' shares. For the first, MASKED of the places tell nothing.
+    The others show a token r, kept with weight `kept` shares[r] or drawn with weight `drawn`, and the
+    best model predicts with these odds. Only one that uses the context has a lower loss.
     """
     found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(rows.input_ids))
     counts = np.bincount(found.field("values"), found.field("counts"), minlength=tokenizer.vocab_size)
-    is_known = len(counts) == tokenizer.vocab_size
-    require(is_known, "the rows have ids beyond their tokenizer's vocabulary: prepare the data anew")
+    fits = len(counts) == tokenizer.vocab_size
+    require(fits, "--input_file: rows have ids beyond their tokenizer's vocabulary: prepare them anew")
     counts = np.delete(counts, tokenizer.all_special_ids)
     shares = counts / counts.sum()
     occurring = shares[shares > 0]
@@ -207,7 +207,8 @@ def yardsticks(rows: TokenRows, tokenizer) -> tuple:
     kept, drawn = 1 - MASKED - RANDOMIZED, max(RANDOMIZED, 1e-12) / len(shares)
     odds_of_right = occurring * (kept + drawn)
     of_right = np.sum(odds_of_right * np.log((kept * occurring + drawn) / odds_of_right))
-    of_others = np.sum((1 - shares) * np.log((kept * shares + drawn) / drawn)) + (len(shares) - 1) * entropy
+    of_others = np.sum((1 - shares) * np.log((kept * shares + drawn) / drawn))
+    of_others += (len(shares) - 1) * entropy
     return float(MASKED * entropy + of_right + drawn * of_others), float(entropy)
 
 
@@ -216,46 +217,43 @@ def yardsticks(rows: TokenRows, tokenizer) -> tuple:
 
 def main(argv: list | None = None) -> None:
     """Writes a checkpoint's model and tokenizer as transformers' from_pretrained() reads them."""
-    parser = ArgumentParser("Turns a checkpoint into a model directory of Hugging Face transformers.")
-    parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP that run_pretrain.py wrote")
+    parser = ArgumentParser("Turns a checkpoint into a model directory of transformers.")
+    parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP")
     parser.add_argument("--output_dir", required=True, help="directory to write")
     args = parser.parse_args(argv)
     check_checksums(args.checkpoint)
-    require(not os.path.exists(args.output_dir), f"--output_dir {args.output_dir} exists: choose another")
+    is_new = not os.path.exists(args.output_dir)
+    require(is_new, f"--output_dir {args.output_dir} exists: choose another")
+    config = json.loads(Path(args.checkpoint, "config.json").read_bytes())
     weights = to_transformers(read_weights(args.checkpoint))
-    if json.loads(Path(args.checkpoint, "config.json").read_bytes()).get("tie_word_embeddings", True):
+    if config.get("tie_word_embeddings", True):
         for name in TIED:
             del weights[name]
     with atomic_directory(args.output_dir) as folder:
         left_out = shutil.ignore_patterns("training_state", CHECKSUMS)
         shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
-        safetensors.numpy.save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+        safetensors.numpy.save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     say(f"written: {args.output_dir}")
 
 
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
-    """A RobertaForMaskedLM's weights (arrays by name) with transformers' names and layout.
-
-    Linear layers are [in, out] in Paddle, [out, in] in transformers. With swapped pairs, the inverse.
-    """
+    """A RobertaForMaskedLM's arrays with transformers' names and layout; with swapped names, back."""
     converted = {}
     for name, array in weights.items():
         for old, new in names:
             name = name.replace(old, new)
+        # Linear layers are [in, out] in Paddle, [out, in] in transformers.
         is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
         converted[name] = np.ascontiguousarray(array.T) if is_linear else array
     return converted
 
 
 def read_weights(folder: str) -> dict:
-    """The float32 weights in a directory of PaddleNLP or transformers, by PaddleNLP's names.
-
-    Reads model.safetensors in float32 or float16 (numpy has no bfloat16).
-    """
+    """The arrays of a PaddleNLP or transformers directory in float32, by PaddleNLP's names."""
     weights = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
     weights = {name: array.astype(np.float32) for name, array in weights.items()}
-    if any(".encoder.layer." in name for name in weights):  # transformers', which leave tied weights out
-        weights = to_transformers(weights, [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES])
+    if any(".encoder.layer." in name for name in weights):  # transformers'
+        weights = to_transformers(weights, [(new, old) for old, new in TRANSFORMERS_NAMES])
         for name, source in TIED.items():
             if source in weights:
                 weights.setdefault(name, weights[source])
@@ -325,18 +323,19 @@ def fsync(path: str | Path) -> None:
 
 
 def lock(path: str, message: str):
-    """Locks a file in a directory, which it creates; for `with`, or until the process ends, however that is."""
+    """Locks a file, in a directory that it creates, for `with` or until the process ends."""
     try:
         return filelock.FileLock(path, timeout=0).acquire()
-    except (filelock.Timeout, FileNotFoundError, FileExistsError):  # its holder just removed the directory
+    except (filelock.Timeout, FileNotFoundError, FileExistsError):  # the holder removes it
         raise UserError(message) from None
 
 
 def write_checksums(folder: str) -> None:
     """Writes SHA256SUMS, as `sha256sum --check` reads it, over every file below the folder."""
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files if path.name != CHECKSUMS]
-    Path(folder, CHECKSUMS).write_text("".join(sorted(lines)))
+    sums = Path(folder, CHECKSUMS)
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path != sums]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files]
+    sums.write_text("".join(sorted(lines)))
 
 
 def check_checksums(folder: str) -> None:
@@ -357,7 +356,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of their machine's: one line that names the thing and the remedy."""
+    """A mistake of the user's or their machine's: a line that names the thing and the remedy."""
 
 
 def require(condition, message: str) -> None:
@@ -378,7 +377,7 @@ def explaining(what: str, is_meant=lambda error: True):
 
 
 def is_system_error(error: BaseException) -> bool:
-    """Whether the system refused, as on a full disk; of libraries in Rust, the text alone says so."""
+    """Whether the system refused, as on a full disk; libraries in Rust say so in the text alone."""
     return isinstance(error, OSError) or "(os error " in str(error)
 
 
@@ -414,7 +413,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
 
 
 def command_line(main) -> None:
-    """Runs main() and exits: with status 2 and one line for a user's error, 1 and the traceback for a bug.
+    """Runs main() and exits, with 2 and one line for a user's error, 1 and the traceback for a bug.
 
     At once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken
     down as usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
@@ -444,13 +443,13 @@ def say(line: str) -> None:
 
 def prepare_for_paddle() -> None:
     """Settings that must precede `import paddle`; what the user has set stays."""
-    import joblib  # paddlenlp needs it, too; it imports zlib, which Paddle 2.6.2 must not be the first to use
+    import joblib  # imports zlib, too, which Paddle 2.6.2 must not be the first to use
 
     # One thread per core, shared by this machine's ranks; Paddle's default is one.
-    cores = joblib.cpu_count(only_physical_cores=True) // int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
-    # glibc returns large tensors to the system at each step, and fetches them anew: only those above
-    # 32 MB now, for kept blocks of all sizes take twice the memory in use.
+    cores, ranks = joblib.cpu_count(only_physical_cores=True), os.environ.get("PADDLE_LOCAL_SIZE", 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(ranks))))
+    # glibc returns large tensors to the system at each step, and fetches them anew: now only those
+    # above 32 MB, for kept blocks of all sizes take twice the memory in use.
     if not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
             libc = ctypes.CDLL(None)
@@ -465,7 +464,8 @@ def prepare_for_paddle() -> None:
 
 def peak_memory() -> float:
     """The process's largest resident memory so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 if __name__ == "__main__":
