@@ -1,4 +1,4 @@
-"""What create_data.py and run_pretrain.py share: masking, order of rows, export, whole files.
+"""What the two other scripts share: masking, the order of rows, export, whole files.
 
 Nothing here imports Paddle, so DataCollatorMLM works in anyone's loop:
 
@@ -36,7 +36,7 @@ POSITIONS_MULTIPLE = 128
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
-TRANSFORMERS_NAMES = (  # parts of weights' names in PaddleNLP and transformers; longer ones first
+TRANSFORMERS_NAMES = (  # parts of names, PaddleNLP's and transformers'; longer ones first
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
     (".self_attn.k_proj.", ".attention.self.key."),
@@ -52,14 +52,14 @@ TIED = {  # weights that transformers leaves out, and those that they are
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
-BESIDE = ".being_written"  # suffix of where a directory is written, and its old one waits
+BESIDE = ".being_written"  # where a directory is written, and its old one waits
 
 
 # ---------------------------------------------------------------- masking
 
 
 class DataCollatorMLM:
-    """Masks rows for masked language modelling, afresh in each epoch (RoBERTa, section 4.1).
+    """Masks rows of tokens, afresh in each epoch (RoBERTa, section 4.1).
 
     Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become
     <mask>, 10 % a token drawn evenly from all that are not special, 10 % stay (BERT, section 3.1).
@@ -107,11 +107,11 @@ class DataCollatorMLM:
         return {"input_ids": input_ids, "labels": labels, "masked_positions": np.append(positions, filler)}
 
     def _mask(self, example) -> tuple:
-        """Returns a row's ids with the chosen ones replaced, and its labels (int64 [length])."""
+        """Returns a row's masked ids and its labels (int64 [length])."""
         ids = np.asarray(example["input_ids"], dtype=np.int64)
         special = example.get("special_tokens_mask")
         special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
-        # The row's own random numbers, of a counter-based generator (Salmon et al., 2011).
+        # The row's random numbers are those of a counter (Salmon et al., 2011).
         keyed_by_hash, row = "row" not in example, example.get("row")
         if keyed_by_hash:
             row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
@@ -157,7 +157,7 @@ class UpdateSampler:
 
 
 def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
-    """An evaluation's batch sampler: this rank's rows, of all or of `max_rows` drawn ones, always the same."""
+    """An evaluation's batch sampler: this rank's share of all rows, or of `max_rows` drawn ones."""
     rows = np.arange(num_rows)
     if 0 < max_rows < num_rows:
         rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
@@ -166,18 +166,18 @@ def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -
 
 
 class TokenRows:
-    """A split of one or more data sets. `rows[epoch, i]` is row i, its arrays from the memory map:
+    """A split of one or more data sets. `rows[epoch, i]` is row i, from the memory map:
 
     {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}.
     """
 
     def __init__(self, *splits):
         tables = [split.data.table.select(["input_ids", "special_tokens_mask"]) for split in splits]
-        # "permissive" joins packed rows, which are stored as lists of one length, with others.
+        # "permissive" joins lists of one length, as packed rows are stored, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
         ends = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self.input_ids)).as_py()
-        self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and of the longest row
+        self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and longest row
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -216,28 +216,27 @@ def yardsticks(rows: TokenRows, tokenizer) -> tuple:
 
 
 def main(argv: list | None = None) -> None:
-    """Writes a checkpoint's model and tokenizer as transformers' from_pretrained() reads them."""
+    """Writes a checkpoint as transformers' from_pretrained() reads it."""
     parser = ArgumentParser("Turns a checkpoint into a model directory of transformers.")
     parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP")
     parser.add_argument("--output_dir", required=True, help="directory to write")
     args = parser.parse_args(argv)
     check_checksums(args.checkpoint)
-    is_new = not os.path.exists(args.output_dir)
-    require(is_new, f"--output_dir {args.output_dir} exists: choose another")
+    require(not os.path.exists(args.output_dir), f"--output_dir {args.output_dir} exists: choose another")
     config = json.loads(Path(args.checkpoint, "config.json").read_bytes())
     weights = to_transformers(read_weights(args.checkpoint))
     if config.get("tie_word_embeddings", True):
         for name in TIED:
             del weights[name]
     with atomic_directory(args.output_dir) as folder:
-        left_out = shutil.ignore_patterns("training_state", CHECKSUMS)
-        shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
+        others = shutil.ignore_patterns("training_state", CHECKSUMS)
+        shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=others)
         safetensors.numpy.save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     say(f"written: {args.output_dir}")
 
 
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
-    """A RobertaForMaskedLM's arrays with transformers' names and layout; with swapped names, back."""
+    """PaddleNLP's arrays of a RobertaForMaskedLM as transformers'; with `names` swapped, back."""
     converted = {}
     for name, array in weights.items():
         for old, new in names:
@@ -249,7 +248,7 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
 
 
 def read_weights(folder: str) -> dict:
-    """The arrays of a PaddleNLP or transformers directory in float32, by PaddleNLP's names."""
+    """The arrays in a directory of PaddleNLP or transformers, as PaddleNLP's in float32."""
     weights = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
     weights = {name: array.astype(np.float32) for name, array in weights.items()}
     if any(".encoder.layer." in name for name in weights):  # transformers'
@@ -261,7 +260,7 @@ def read_weights(folder: str) -> dict:
 
 
 def vocabulary_of(folder: str) -> dict | None:
-    """The ids by token, with added ones, of the tokenizer in a directory, if there is one."""
+    """The ids by token, with added ones, of a directory's tokenizer, if there is one."""
     from tokenizers import Tokenizer
 
     vocabulary, definition = Path(folder, "vocab.json"), Path(folder, "tokenizer.json")
@@ -284,20 +283,19 @@ def atomic_directory(path: str):
     """
     path = os.path.realpath(path)
     beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
-    elsewhere = "choose another --output_dir"
-    require(not Path.cwd().is_relative_to(path), f"{path} is the working directory, or holds it: {elsewhere}")
-    failure = f"cannot write {path}, what was there is unchanged"
-    busy = f"another process is writing {path}: wait for it, or {elsewhere}"
-    with explaining(failure, is_system_error), lock(f"{beside}/.lock", busy):
+    holds_us = Path.cwd().is_relative_to(path)
+    require(not holds_us, f"{path} holds the working directory: choose another --output_dir")
+    busy = f"another process is writing {path}: wait for it, or choose another --output_dir"
+    writing = explaining(f"cannot write {path}, what was there is unchanged", is_system_error)
+    with writing, lock(f"{beside}/.lock", busy):
         recover_directory(path)
         try:
             os.mkdir(new)
             yield new
-            for file in Path(new).rglob("*"):
+            for file in [*Path(new).rglob("*"), Path(new)]:
                 if file.is_file():
                     file.chmod(os.stat(new).st_mode & 0o666)  # safetensors' is 0o600
                 fsync(file)
-            fsync(new)
             if os.path.isdir(path):
                 os.rename(path, old)
             os.rename(new, path)
@@ -308,7 +306,7 @@ def atomic_directory(path: str):
 
 
 def recover_directory(path: str) -> None:
-    """Puts `path` back if a run was killed while replacing it, and removes what it was writing."""
+    """Puts `path` back if a kill left it aside, and removes what was half-written."""
     new, old = f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
     if os.path.isdir(old) and not os.path.isdir(path):
         os.rename(old, path)
@@ -323,7 +321,7 @@ def fsync(path: str | Path) -> None:
 
 
 def lock(path: str, message: str):
-    """Locks a file, in a directory that it creates, for `with` or until the process ends."""
+    """Locks a file for `with`, or until the process ends; creates its directory."""
     try:
         return filelock.FileLock(path, timeout=0).acquire()
     except (filelock.Timeout, FileNotFoundError, FileExistsError):  # the holder removes it
@@ -331,7 +329,7 @@ def lock(path: str, message: str):
 
 
 def write_checksums(folder: str) -> None:
-    """Writes SHA256SUMS, as `sha256sum --check` reads it, over every file below the folder."""
+    """Writes SHA256SUMS over all files below the folder, for `sha256sum --check`, too."""
     sums = Path(folder, CHECKSUMS)
     files = [path for path in Path(folder).rglob("*") if path.is_file() and path != sums]
     lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files]
@@ -356,7 +354,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 class UserError(Exception):
-    """A mistake of the user's or their machine's: a line that names the thing and the remedy."""
+    """A mistake of the user's or their machine's: one line with the thing and the remedy."""
 
 
 def require(condition, message: str) -> None:
@@ -366,7 +364,7 @@ def require(condition, message: str) -> None:
 
 @contextlib.contextmanager
 def explaining(what: str, is_meant=lambda error: True):
-    """Turns an error in the block, of those that are meant, into UserError(what and why)."""
+    """Turns an error in the block, if it is meant, into a UserError: what, and why."""
     try:
         yield
     except Exception as error:
@@ -377,12 +375,12 @@ def explaining(what: str, is_meant=lambda error: True):
 
 
 def is_system_error(error: BaseException) -> bool:
-    """Whether the system refused, as on a full disk; libraries in Rust say so in the text alone."""
+    """Whether the system refused, as on a full disk; Rust's libraries say so in the text."""
     return isinstance(error, OSError) or "(os error " in str(error)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the defaults shown in the help, no abbreviations, and errors of one line."""
+    """argparse with defaults in the help, no abbreviations, and errors of one line."""
 
     def __init__(self, description: str):
         shows_defaults = argparse.ArgumentDefaultsHelpFormatter
@@ -413,7 +411,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
 
 
 def command_line(main) -> None:
-    """Runs main() and exits, with 2 and one line for a user's error, 1 and the traceback for a bug.
+    """Runs main() and exits: with 2 and a line for a user's error, 1 and a traceback for a bug.
 
     At once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken
     down as usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
@@ -433,7 +431,7 @@ def command_line(main) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line, above any progress bar; a closed pipe or a full disk behind it ends no run."""
+    """Prints a line above any progress bar; no closed pipe or full disk ends the run."""
     try:
         tqdm.write(line)
         sys.stdout.flush()
@@ -443,11 +441,12 @@ def say(line: str) -> None:
 
 def prepare_for_paddle() -> None:
     """Settings that must precede `import paddle`; what the user has set stays."""
-    import joblib  # imports zlib, too, which Paddle 2.6.2 must not be the first to use
+    import joblib  # brings zlib along, which Paddle 2.6.2 must not be the first to use
 
     # One thread per core, shared by this machine's ranks; Paddle's default is one.
-    cores, ranks = joblib.cpu_count(only_physical_cores=True), os.environ.get("PADDLE_LOCAL_SIZE", 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(ranks))))
+    cores = joblib.cpu_count(only_physical_cores=True)
+    cores //= int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
     # glibc returns large tensors to the system at each step, and fetches them anew: now only those
     # above 32 MB, for kept blocks of all sizes take twice the memory in use.
     if not any(name.startswith("MALLOC_") for name in os.environ):
@@ -464,8 +463,7 @@ def prepare_for_paddle() -> None:
 
 def peak_memory() -> float:
     """The process's largest resident memory so far, in MB."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 if __name__ == "__main__":

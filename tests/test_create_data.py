@@ -688,7 +688,7 @@ def test_the_working_directory_is_never_replaced(create, tmp_path, monkeypatch):
     out = create(path)
     before = contents(out)
     monkeypatch.chdir(out)
-    with pytest.raises(UserError, match="is the working directory"):
+    with pytest.raises(UserError, match="holds the working directory"):
         create_data.main(["--data_files", str(path), "--output_dir", ".", "--overwrite_output_dir", "True"])
     assert contents(out) == before
 

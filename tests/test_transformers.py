@@ -295,7 +295,7 @@ def test_a_directory_that_cannot_be_continued_is_named_with_the_cause(exported, 
 
 def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, exported, tmp_path, monkeypatch):
     before = (exported / "config.json").read_bytes()
-    with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="is the working directory"):
+    with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="holds the working directory"):
         elsewhere.chdir(exported)
         utils.main(["--checkpoint", str(checkpoint), "--output_dir", ""])
     assert (exported / "config.json").read_bytes() == before
