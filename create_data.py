@@ -1,17 +1,15 @@
-"""Turn text into rows of tokens for masked language modelling: one streaming pass, memory bounded.
+"""Turn text into rows of tokens for masked language modelling, in one pass.
 
-    python create_data.py --dataset_name demo --tokenizer_name train --vocab_size 8192 --output_dir demo_data
-    python create_data.py --data_files corpus/*.txt --tokenizer_name roberta-base --output_dir data
+    python create_data.py --dataset_name demo --tokenizer_name train --output_dir demo_data
+    python create_data.py --data_files corpus/*.txt --output_dir data
     python create_data.py --output_dir wiki  # all of Wikipedia
 
-The output is what `datasets.load_from_disk` reads (splits train and validation, columns input_ids and
-special_tokens_mask), with the tokenizer in OUTPUT_DIR/tokenizer and a record of the run in data_card.json.
+The output is what `datasets.load_from_disk` reads: splits train and validation, columns
+input_ids and special_tokens_mask. Beside them are the tokenizer and data_card.json.
 """
 
 import ast
-import codecs
 import csv
-import functools
 import gc
 import glob
 import io
@@ -19,19 +17,17 @@ import json
 import os
 import random
 import re
-import shlex
-import string
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import chain, dropwhile, groupby, islice
+from itertools import chain, dropwhile, groupby, islice, pairwise, starmap
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pyarrow.parquet
 from tqdm import tqdm
 
@@ -40,127 +36,101 @@ from utils import UserError, boolean, explaining, number, require, say
 
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
-ARROW = "data-00000-of-00001.arrow"  # the file of a split
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
-AHEAD = 4  # buffers that are read, and as many that are encoded, before they are needed
-PIECE = 250_000  # bytes: a longer text is encoded in pieces
-# ASCII that is no space, or the last byte of a longer character that is none.
-NO_SPACE = rb"[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf]"
-CACHE_MB = 250  # what gigatoken's cache, which it never empties, may take
-CHECKED_FIRST, CHECKED = 20_000, 500  # bytes of the first and each other buffer that are encoded twice
-TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from, about
-SEARCHED = 10_000  # lines of a text file in which an empty one is looked for
-BLOCK = 250_000  # bytes of a file that are read at a time
-WHITE = string.whitespace.encode() + "\u00a0\u3000".encode()  # with the no-break and the ideographic space
-# Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
-codecs.register_error("to_fffd", lambda error: ("\ufffd".encode() * (error.end - error.start), error.end))
+# Cuts long texts before white space, as RoBERTa's pre-tokenizer always does: behind ASCII, or
+# behind a byte that ends longer characters, but no white ones.
+PIECES = re.compile(rb"(?s).{250000}.*?[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf](?=\s)|.+")
+CACHE = 250_000_000  # bytes that gigatoken's cache, which it never empties, may take
+CHECKED_FIRST, CHECKED = 20_000, 500  # bytes of the first and of other buffers
+TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
+is_blank = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+").fullmatch  # also wide spaces
 
 
 def main(argv: list | None = None) -> None:
-    args, start = parse_arguments(argv), time.perf_counter()
-    os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's threads
+    args = parse_arguments(argv)
+    os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's
     corpus = find_files(args.data_files) if args.data_files else [args.dataset_name]
     held_out = find_files(args.validation_files or [])
     with utils.atomic_directory(args.output_dir) as folder:
         check_output_dir(args.output_dir, args.overwrite_output_dir)
-        tokenizer, longest = load_tokenizer(args, corpus)
-        length = args.max_seq_length = args.max_seq_length or min(512, longest)
-        require(4 <= length <= longest, f"--max_seq_length {length} is above the tokenizer's limit {longest}")
+        tokenizer = load_tokenizer(args, corpus)
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
-        check_splits(args, splits)
+        report(args, splits)
+        save_tokenizer(tokenizer, args, f"{folder}/tokenizer")
+        files = sorted(Path(folder).glob("*/*"))
+        packages = "datasets", "gigatoken", "tokenizers"
         card = {
-            "command": shlex.join(["python", "create_data.py", *(sys.argv[1:] if argv is None else argv)]),
             "source": corpus,
-            "splits": splits,
-            "tokenizer": save_tokenizer(tokenizer, args, f"{folder}/tokenizer"),
             "arguments": vars(args),
-            "versions": {name: version(name) for name in ("datasets", "gigatoken", "numpy", "pyarrow", "tokenizers")},
+            "splits": splits,
+            "files": {str(p.relative_to(folder)): {"sha256": utils.sha256_of(p)} for p in files},
+            "versions": {package: version(package) for package in packages},
         }
-        Path(folder, "data_card.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
-    print_summary(args, splits, time.perf_counter() - start)
-
-
-# ---------------------------------------------------------------- from documents to rows
+        Path(folder, "data_card.json").write_text(json.dumps(card, indent=2))
+    say(f"written: {args.output_dir}")
 
 
 def write_rows(args, corpus: list, held_out: list, tokenizer, folder: str) -> dict:
-    """Writes the rows of both splits below `folder`; returns what it counted in each."""
+    """Writes the rows of both splits; returns what it counted in each."""
     encoder, writers = Encoder(tokenizer), create_writers(args, tokenizer, folder)
     counts = {split: writer.counts for split, writer in writers.items()}
-    gc.freeze()  # the collector need not walk what the imports made: 0.1 s
-    sys.setswitchinterval(5e-4)  # seconds: the encoding thread need not wait for the others
-    # Two more threads: one reads documents and fills buffers, the other encodes them.
+    gc.freeze()  # the collector need not walk what the imports made
+    sys.setswitchinterval(5e-4)  # seconds: the encoder seldom waits for another thread
+    # One more thread fills buffers, another encodes them.
     documents = assign_splits(args, corpus, held_out)
-    buffers = ahead(fill_buffers(documents, args.line_by_line, encoder, counts))
+    buffers = ahead(fill_buffers(documents, args.line_by_line, counts))
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
-        for split, size, ids, ends in ahead(encode_buffers(buffers, encoder)):
-            writers[split].add(ids, ends)
+        for split, size, ids, ends in ahead(starmap(encoder.encode, buffers)):
+            writers[split].add(size, ids, ends)
             progress.update(size)
     for writer in writers.values():
         writer.close()
     return counts
 
 
-def assign_splits(args, corpus: list, held_out: list) -> Iterator[tuple]:
-    """Yields (split, document): held out are files, or else a draw's documents, or else the last."""
+def assign_splits(args, corpus: list, held_out: list) -> Iterator:
+    """Yields (split, document): held out are files, or drawn documents, or else the last."""
     for document in read_documents(args, held_out):
         yield "validation", document
     share = 0 if held_out else args.validation_split_percentage / 100
-    draw, last, any_held_out = random.Random(args.seed), None, bool(held_out)
-    for document in islice(read_documents(args, corpus), args.max_documents):
-        if draw.random() < share:
-            any_held_out = True
-            yield "validation", document
-        else:
-            if last:
-                yield "train", last
-            last = document  # to train on, unless it stays the last and none was held out
-    if last:
-        yield "train" if any_held_out else "validation", last
+    draw, any_held_out = random.Random(args.seed), bool(held_out)
+    documents = islice(read_documents(args, corpus), args.max_documents)
+    for document, following in pairwise(chain(documents, [None])):
+        is_needed = following is None and not any_held_out
+        is_held_out = draw.random() < share or is_needed
+        any_held_out |= is_held_out
+        yield "validation" if is_held_out else "train", document
 
 
-def fill_buffers(documents: Iterator[tuple], line_by_line: bool, encoder, counts: dict) -> Iterator[tuple]:
-    """Yields (split, [(text, whether a document or line ends with it)]), about BUFFER bytes."""
+def fill_buffers(documents: Iterator, line_by_line: bool, counts: dict) -> Iterator:
+    """Yields (split, [(piece of text, whether a document or line ends with it)])."""
     buffers, size = {split: [] for split in SPLITS}, Counter()
     for split, document in documents:
         counts[split]["documents"] += 1
-        counts[split]["bytes"] += len(document)
-        for piece in pieces(document, line_by_line, encoder):
+        for piece in pieces(document, line_by_line):
             buffers[split].append(piece)
             size[split] += len(piece[0])
             if size[split] >= BUFFER:
                 yield split, buffers[split]
                 buffers[split], size[split] = [], 0
-    for split, buffer in buffers.items():
-        if buffer:
-            yield split, buffer
+    yield from ((split, buffer) for split, buffer in buffers.items() if buffer)
 
 
-def pieces(document: bytes, line_by_line: bool, encoder) -> Iterator[tuple]:
-    """Yields (piece, whether it is the last) of the document, or of each line that is not blank."""
-    for text in document.split(b"\n") if line_by_line else [document]:
-        start = 0
-        while start + PIECE < len(text) and (place := encoder.safe_cut.search(text, start + PIECE)):
-            yield text[start : place.end()], False
-            start = place.end()
-        if not line_by_line or text.decode().strip():
-            yield text[start:], True
-
-
-def encode_buffers(buffers: Iterator[tuple], encoder) -> Iterator[tuple]:
-    """Yields (split, bytes of text, token ids, where in them documents or lines end)."""
-    for split, buffer in buffers:
-        texts, is_end = zip(*buffer)
-        ids, lengths = encoder.encode(list(texts))
-        yield split, sum(map(len, texts)), ids, np.cumsum(lengths)[np.array(is_end)]
+def pieces(document: list, line_by_line: bool) -> list:
+    """Pairs (piece, whether it is the last) of the document, or of each of its lines."""
+    texts = [document]
+    if line_by_line:
+        lines = b"".join(document).split(b"\n")
+        texts = [PIECES.findall(line) for line in lines if line.decode().strip()]
+    return [(piece, piece is text[-1]) for text in texts for piece in text]
 
 
 def ahead(items: Iterator) -> Iterator:
-    """Yields the items; a thread makes the next ones while this one is used."""
+    """Yields the items; meanwhile a thread makes the next four."""
     thread = ThreadPoolExecutor(1)
     try:
-        making = deque(thread.submit(next, items, None) for _ in range(AHEAD))
+        making = deque(thread.submit(next, items, None) for _ in range(4))
         while (item := making.popleft().result()) is not None:
             making.append(thread.submit(next, items, None))
             yield item
@@ -169,57 +139,58 @@ def ahead(items: Iterator) -> Iterator:
 
 
 def create_writers(args, tokenizer, folder: str) -> dict:
-    """Has `datasets` write a placeholder and what describes it; opens its files for all rows."""
+    """Has `datasets` write a placeholder; opens its files anew."""
     import datasets
 
-    dtype = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "int32"
+    kind = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "int32"
     length = -1 if args.line_by_line else args.max_seq_length
     features = datasets.Features(
-        input_ids=datasets.List(datasets.Value(dtype), length=length),
-        special_tokens_mask=datasets.List(datasets.Value("bool"), length=length),
+        input_ids=datasets.List(datasets.Value(kind), length),
+        special_tokens_mask=datasets.List(datasets.Value("bool"), length),
     )
     row = {name: [[0] * args.max_seq_length] for name in features}
     placeholder = datasets.Dataset.from_dict(row, features=features)
     datasets.disable_progress_bars()
     datasets.DatasetDict(dict.fromkeys(SPLITS, placeholder)).save_to_disk(folder)
-    return {split: SplitWriter(f"{folder}/{split}", features.arrow_schema, tokenizer, args) for split in SPLITS}
+    schema = features.arrow_schema
+    return {name: SplitWriter(f"{folder}/{name}", schema, tokenizer, args) for name in SPLITS}
 
 
 class SplitWriter:
-    """Makes rows of a split's tokens and writes them to its file, an Arrow stream."""
+    """Writes the tokens of a split as rows of an Arrow stream."""
 
     def __init__(self, folder: str, schema, tokenizer, args):
         self.schema, self.packed = schema, not args.line_by_line
-        self.stream = pyarrow.ipc.new_stream(f"{folder}/{ARROW}", schema)
-        special = [tokenizer.token_to_id(token) for token in SPECIAL]
+        self.stream = pyarrow.ipc.new_stream(f"{folder}/data-00000-of-00001.arrow", schema)
+        self.bos, _, self.eos, *_ = special = list(map(tokenizer.token_to_id, SPECIAL))
         self.is_special = np.isin(np.arange(tokenizer.get_vocab_size()), special)
-        self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-        self.room = args.max_seq_length - 2  # <s> and </s> take two places of a row
-        self.rest = np.empty(0, schema.field("input_ids").type.value_type.to_pandas_dtype())
+        self.room = args.max_seq_length - 2  # beside <s> and </s>
+        self.rest = np.empty(0, schema.field(0).type.value_type.to_pandas_dtype())
         self.counts = dict.fromkeys(("documents", "bytes", "tokens", "rows", "dropped_tokens"), 0)
 
-    def add(self, ids: np.ndarray, ends: np.ndarray) -> None:
-        """Takes token ids (integers [tokens]) and where documents or lines end (int [number])."""
+    def add(self, size: int, ids: np.ndarray, ends: np.ndarray) -> None:
+        """Takes token ids of `size` bytes and where in these documents or lines end."""
+        self.counts["bytes"] += size
         self.counts["tokens"] += len(ids)
-        ids, ends = np.concatenate([self.rest, ids.astype(self.rest.dtype)]), len(self.rest) + ends
-        if self.packed:  # documents, a </s> after each, are one stream; `room` tokens are a row
+        ends = len(self.rest) + ends
+        ids = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
+        if self.packed:  # documents, a </s> after each, are one stream, cut into rows
             ids = np.insert(ids, ends, self.eos)
-            ids, self.rest = np.split(ids, [len(ids) // self.room * self.room])
-            rows = ids.reshape(-1, self.room)
-            ids = np.pad(rows, ((0, 0), (1, 1)), constant_values=(self.bos, self.eos)).ravel()
-            lengths = np.full(len(rows), self.room)
-        else:
-            ids, self.rest = np.split(ids, [ends[-1] if len(ends) else 0])
-            lengths = np.diff(ends, prepend=0)
-            place_in_line = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
-            fits = place_in_line < self.room
+            ends = np.arange(self.room, len(ids) + 1, self.room)
+        ids, self.rest = np.split(ids, [ends.max(initial=0)])
+        lengths = np.diff(ends, prepend=0)
+        if lengths.max(initial=0) > self.room:  # a line is longer than a row
+            fits = np.arange(len(ids)) - np.repeat(ends - lengths, lengths) < self.room
             self.counts["dropped_tokens"] += len(ids) - int(fits.sum())
-            lengths = np.minimum(lengths, self.room)
-            ids = np.insert(ids[fits], np.cumsum(lengths) - lengths, self.bos)
-            ids = np.insert(ids, np.cumsum(lengths + 1), self.eos)
+            ids, lengths = ids[fits], np.minimum(lengths, self.room)
+        ends = np.cumsum(lengths)
+        places = np.column_stack([ends - lengths, ends]).ravel()
+        ids = np.insert(ids, places, np.tile([self.bos, self.eos], len(ends)))
         starts = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
-        columns = [pyarrow.ListArray.from_arrays(starts, values) for values in (ids, self.is_special[ids])]
-        self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
+        flat = ids, self.is_special[ids]
+        columns = [pyarrow.ListArray.from_arrays(starts, values) for values in flat]
+        table = pyarrow.table(columns, names=self.schema.names)
+        self.stream.write_table(table.cast(self.schema))
         self.counts["rows"] += len(lengths)
 
     def close(self) -> None:
@@ -231,69 +202,46 @@ class SplitWriter:
 
 
 class Encoder:
-    """gigatoken, compared with `tokenizers` on a sample of each buffer."""
+    """gigatoken, compared with `tokenizers` at the beginning of each buffer."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.definition = tokenizer, tokenizer.to_str()
-        self.to_check, self.draw = CHECKED_FIRST, random.Random(0)
+        self.tokenizer, self.to_check = tokenizer, CHECKED_FIRST
         self.renew()
 
     def renew(self) -> None:
         import gigatoken
 
-        self.gigatoken = None  # its cache goes before the new one's comes
-        with explaining("gigatoken cannot read the tokenizer: use one like RoBERTa's"):
-            self.gigatoken = gigatoken.Tokenizer.from_json(self.definition)
-        self.memory_without_cache = memory_in_use()
+        self.gigatoken = None  # frees its cache
+        with explaining("--tokenizer_name is not like RoBERTa's: choose another"):
+            self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
+        self.memory_allowed = psutil.Process().memory_info().rss + CACHE
 
-    def encode(self, texts: list) -> tuple:
-        """Returns the texts' token ids (uint32 [all]) and numbers of tokens (int64 [len(texts)])."""
-        if memory_in_use() - self.memory_without_cache > CACHE_MB:
+    def encode(self, split: str, buffer: list) -> tuple:
+        """Returns (split, bytes, token ids, where in these documents or lines end)."""
+        if psutil.Process().memory_info().rss > self.memory_allowed:
             self.renew()
-        layout = self.gigatoken.encode_batch(texts).layout
+        texts, is_end = zip(*buffer)
+        layout = self.gigatoken.encode_batch(list(texts)).layout
         ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
-        text = b"\0".join(texts)
-        start = self.draw.randrange(max(1, len(text) - self.to_check))
-        sample = text[start : start + self.to_check].decode(errors="ignore")
+        sample = b"\0".join(texts)[: self.to_check].decode(errors="ignore")
         self.to_check = CHECKED
         expected = self.tokenizer.encode(sample, add_special_tokens=False).ids
         same = self.gigatoken.encode(sample.encode()).tolist() == expected
-        require(same, f"gigatoken and tokenizers encode {sample[:60]!r} differently: use another tokenizer")
-        return ids[bounds[0] : bounds[-1]], np.diff(bounds)
-
-    @functools.cached_property
-    def safe_cut(self) -> re.Pattern:
-        """Matches the end of a piece: where a text is cut there, its tokens stay.
-
-        That is before white space, where RoBERTa's pre-tokenizer, which looks forward only, always cuts; and between
-        two letters or digits that no token has side by side (not after an apostrophe: contractions).
-        """
-        characters = string.ascii_letters + string.digits
-        pairs = {token[i : i + 2] for token in self.tokenizer.get_vocab() for i in range(len(token) - 1)}
-        cuts = [NO_SPACE.decode("latin-1") + r"(?=\s)"]
-        for first in characters:
-            seconds = "".join(second for second in characters if first + second not in pairs)
-            cuts += [f"(?<=[a-zA-Z0-9]){first}(?=[{seconds}])"] if seconds else []
-        return re.compile("|".join(cuts).encode("latin-1"))
+        require(same, f"gigatoken encodes {sample[:60]!r} differently: use another tokenizer")
+        return split, sum(map(len, texts)), ids, bounds[1:][np.array(is_end)]
 
 
-def memory_in_use() -> float:
-    """Resident memory in MB; elsewhere than on Linux, the largest so far."""
-    if sys.platform != "linux":
-        return utils.peak_memory()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def load_tokenizer(args, corpus: list) -> tuple:
-    """Learns a tokenizer, or loads that of a directory or hub id; returns it and its longest row."""
+def load_tokenizer(args, corpus: list):
+    """Learns a tokenizer, or loads one."""
     from tokenizers import AddedToken, Tokenizer, processors
     from tokenizers.implementations import ByteLevelBPETokenizer
 
-    name, config = args.tokenizer_name, Path(args.tokenizer_name, "tokenizer_config.json")
-    with explaining(f"cannot load the tokenizer {name}: give `train`, a hub id, or a directory with tokenizer.json"):
+    name, first = args.tokenizer_name, [BOS, PAD, EOS, UNK]  # ids 0 to 3
+    remedy = "give `train`, a hub id, or a directory with tokenizer.json"
+    with explaining(f"cannot load the tokenizer {name}: {remedy}"):
         if name == "train":
-            tokenizer = ByteLevelBPETokenizer()  # with all 256 bytes: any text is encoded without loss
-            sample, first = training_sample(args, corpus), [BOS, PAD, EOS, UNK]  # ids 0 to 3
+            sample = islice(training_sample(args, corpus), args.max_documents)
+            tokenizer = ByteLevelBPETokenizer()  # knows all bytes, so any text
             tokenizer.train_from_iterator(sample, args.vocab_size - 1, 0, sys.stderr.isatty(), first)
         elif not os.path.isdir(name):
             tokenizer = Tokenizer.from_pretrained(name)
@@ -301,66 +249,57 @@ def load_tokenizer(args, corpus: list) -> tuple:
             tokenizer = Tokenizer.from_file(f"{name}/tokenizer.json")
         else:
             tokenizer = ByteLevelBPETokenizer.from_file(f"{name}/vocab.json", f"{name}/merges.txt")
-        settings = json.loads(config.read_bytes()) if config.exists() else {}
-        longest = int(settings.get("model_max_length") or 10**9)
     if isinstance(tokenizer, ByteLevelBPETokenizer):  # give it what makes it RoBERTa's
-        tokenizer.add_special_tokens([BOS, PAD, EOS, UNK, AddedToken(MASK, lstrip=True)])
+        tokenizer.add_special_tokens([*first, AddedToken(MASK, lstrip=True)])
         bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
         tokenizer.post_processor = processors.RobertaProcessing(eos, bos, True, False)
-    tokenizer.no_truncation()  # which transformers' save_pretrained() may have stored
+    tokenizer.no_truncation()  # which transformers may have stored
     tokenizer.no_padding()
     check_kind(name, tokenizer)
-    say(f"tokenizer: {name}, {tokenizer.get_vocab_size():,} tokens")
-    return tokenizer, longest
+    return tokenizer
 
 
 def check_kind(name: str, tokenizer) -> None:
-    """Refuses what gigatoken does not follow, and what allows no cut at Encoder.safe_cut."""
-    from tokenizers import models, pre_tokenizers
-
-    splitter = tokenizer.pre_tokenizer
-    is_byte_level = isinstance(tokenizer.model, models.BPE) and isinstance(splitter, pre_tokenizers.ByteLevel)
+    """Refuses what gigatoken ignores, and what has tokens across the cuts of PIECES."""
+    splitter, ids = tokenizer.pre_tokenizer, range(tokenizer.get_vocab_size())
+    added = tokenizer.get_added_tokens_decoder().values()
+    odd = [t.content for t in added if t.single_word or t.rstrip or re.search(r"\s", t.content)]
     expected = {
-        "ByteLevel BPE": is_byte_level,
+        "ByteLevel with use_regex": getattr(splitter, "use_regex", False),
+        "no add_prefix_space": not getattr(splitter, "add_prefix_space", False),
         "no normalizer": tokenizer.normalizer is None,
-        "add_prefix_space False": is_byte_level and not splitter.add_prefix_space,
-        "use_regex True": is_byte_level and splitter.use_regex,
-        "ids without gaps": None not in map(tokenizer.id_to_token, range(tokenizer.get_vocab_size())),
+        "ids without gaps": None not in map(tokenizer.id_to_token, ids),
         " ".join(SPECIAL): None not in map(tokenizer.token_to_id, SPECIAL),
+        f"no single_word, rstrip or spaces as in {odd}": not odd,
     }
-    for token in tokenizer.get_added_tokens_decoder().values():
-        is_plain = not (token.single_word or token.rstrip or re.search(r"\s", token.content))
-        expected[f"{token.content!r} without single_word, rstrip or spaces"] = is_plain
     lacking = ", ".join(what for what, is_there in expected.items() if not is_there)
-    require(not lacking, f"{name} is not like RoBERTa's tokenizer ({lacking}): choose another --tokenizer_name")
+    require(not lacking, f"{name} is not like RoBERTa's tokenizer ({lacking:.300}): choose another")
 
 
 def training_sample(args, corpus: list) -> Iterator[str]:
-    """About TRAINING_SAMPLE bytes: the first documents of each file, or of a data set."""
-    documents = used = 0
+    """About TRAINING_SAMPLE bytes: the first documents of each file or data set."""
+    used = 0
     for files, path in enumerate(corpus, start=1):
         for document in read_documents(args, [path]):
-            if documents == args.max_documents or used >= TRAINING_SAMPLE * files / len(corpus):
+            if used >= TRAINING_SAMPLE * files / len(corpus):
                 break
-            yield document.decode()
-            documents += 1
-            used += len(document)
-    say(f"the tokenizer is learned from {used:,} bytes")
+            yield b"".join(document).decode()
+            used += sum(map(len, document))
 
 
-def save_tokenizer(tokenizer, args, folder: str) -> dict:
-    """Writes what `tokenizers`, transformers and PaddleNLP load; returns what the card says of it."""
+def save_tokenizer(tokenizer, args, folder: str) -> None:
+    """Writes what `tokenizers`, transformers and PaddleNLP load."""
     os.mkdir(folder)
     tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
     tokenizer.model.save(folder)  # merges.txt, and vocab.json without the added tokens
     vocab = {tokenizer.id_to_token(i): i for i in range(tokenizer.get_vocab_size())}
     config = {"tokenizer_class": "RobertaBPETokenizer"}  # PaddleNLP's
-    config.update(model_max_length=max(512, args.max_seq_length), bos_token=BOS, cls_token=BOS, eos_token=EOS)
-    config.update(sep_token=EOS, unk_token=UNK, pad_token=PAD, mask_token=MASK, add_prefix_space=False)
+    config.update(model_max_length=max(512, args.max_seq_length), bos_token=BOS, cls_token=BOS)
+    config.update(eos_token=EOS, sep_token=EOS, unk_token=UNK, pad_token=PAD, mask_token=MASK)
+    config.update(add_prefix_space=False)
     for file, content in (("vocab", vocab), ("tokenizer_config", config)):
-        Path(folder, f"{file}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    sha256 = utils.sha256_of(f"{folder}/tokenizer.json")
-    return {"name": args.tokenizer_name, "vocab_size": len(vocab), "sha256": sha256}
+        text = json.dumps(content, ensure_ascii=False)
+        Path(folder, f"{file}.json").write_bytes(text.encode())
 
 
 # ---------------------------------------------------------------- readers
@@ -368,72 +307,54 @@ def save_tokenizer(tokenizer, args, folder: str) -> dict:
 
 def find_files(patterns: list) -> list:
     """The files that paths, globs, URLs and directories stand for, each once."""
-    found, skipped = [], 0
+    found = {}
     for pattern in patterns:
         is_known = "://" in pattern or os.path.exists(pattern)
         matches = [pattern] if is_known else glob.glob(pattern, recursive=True)
-        files = sorted({file for match in matches for file in files_at(match)})
-        readable = [file for file in files if reader_of(file)]
+        below = [path for match in matches for path in Path(match).rglob("*") if path.is_file()]
+        prepared = {path.parent for path in below if path.name == "dataset_dict.json"}
+        files = {str(path) for path in below if prepared.isdisjoint(path.parents)}
+        files.update(path for path in matches if not os.path.isdir(path))
+        readable = sorted(filter(reader_of, files))
         require(readable, f"nothing to read at {pattern}: no file, or none of {TYPES}")
-        found += readable
-        skipped += len(files) - len(readable)
-    if skipped:
-        say(f"not read: {skipped} files of other types than {TYPES}")
-    by_real_path = {}
-    for path in found:
-        by_real_path.setdefault(path if "://" in path else os.path.realpath(path), path)
-    return list(by_real_path.values())
+        found |= {os.path.realpath(path): path for path in readable}
+    return list(found.values())
 
 
-def files_at(path: str) -> Iterator[str]:
-    """A file, or those below a directory; without prepared data and linked directories."""
-    if not os.path.isdir(path):
-        yield path
-    for folder, folders, names in os.walk(path):
-        if "dataset_dict.json" in names:
-            folders.clear()
-        else:
-            yield from filter(os.path.isfile, (os.path.join(folder, name) for name in names))
-
-
-def read_documents(args, paths: list) -> Iterator[bytes]:
-    """The documents of files, or of a data set, in UTF-8. Errors say what was read."""
+def read_documents(args, paths: list) -> Iterator[list]:
+    """The documents of files, or of a data set, each in PIECES."""
     for path in paths:
         reader, position = reader_of(path) or read_data_set, 0
         try:
-            texts = (utf8_of(record, args.text_column) for record in reader(path, args))
-            for position, text in enumerate(texts, start=1):  # noqa: B007
-                if text:
-                    yield text
-        except Exception as error:  # unpacking and fetching raise errors of many kinds
-            # What is exactly a ValueError is raised here, and says the remedy.
-            remedy = "" if type(error) is ValueError else ": it must be well-formed and in UTF-8"
+            documents = (pieces_of(record, args.text_column) for record in reader(path, args))
+            for position, document in enumerate(documents, start=1):  # noqa: B007
+                if document:
+                    yield document
+        except Exception as error:  # of many kinds
+            remedy = "it must be well-formed, in UTF-8, with text in --text_column"
             if reader is read_data_set:
-                options = f"--dataset_config_name {args.dataset_config_name}, --split {args.split}"
-                remedy = f": check {options}, or use --data_files or --dataset_name demo"
-            reason = " ".join(str(error).split())[:500]  # the hub's lists the configurations
-            raise UserError(f"cannot read {path} after record {position} ({reason}){remedy}") from error
+                remedy = "check --dataset_config_name and --split, or use --data_files"
+            reason = " ".join(str(error).split())[:500]  # lists the hub's configurations
+            found = f"cannot read {path} after record {position} ({reason})"
+            raise UserError(f"{found}: {remedy}") from error
 
 
-def utf8_of(record, column: str) -> bytes:
-    """The text of a record, or of its column, without line ends around it; nothing for white space."""
+def pieces_of(record, column: str) -> list:
+    """The text of a record, or of its column; [] for white space alone."""
     text = record.get(column, record) if isinstance(record, dict) else record
     if isinstance(text, str | None):
-        text = (text or "").encode(errors="to_fffd")
+        text = (text or "").encode(errors="replace")  # lone surrogates: ?
     if not isinstance(text, bytes):
         found = ", ".join(text) if isinstance(text, dict) else type(text).__name__
-        raise ValueError(f"no text in column {column!r}, but {found:.300}: see --text_column")
-    start, is_white = 0, True
-    while start < len(text):  # a piece at a time, as wide text takes four times the memory as a str
-        part = text[start : start + PIECE]
-        characters, used = codecs.utf_8_decode(part, "strict", start + len(part) == len(text))
-        start, is_white = start + used, is_white and characters.isspace()
-    return b"" if is_white else text.strip(b"\r\n")
+        raise ValueError(f"no text in column {column!r}, but {found:.300}")
+    pieces = PIECES.findall(text.strip(b"\r\n"))
+    white = [piece for piece in pieces if piece.decode().isspace()]  # raises if not UTF-8
+    return [] if white == pieces else pieces
 
 
 def lines_of(path: str) -> Iterator[bytes]:
-    with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw, BLOCK) as file:
-        yield file.readline().removeprefix(codecs.BOM_UTF8)
+    with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw, 2**18) as file:
+        yield file.readline().removeprefix(b"\xef\xbb\xbf")  # the byte-order mark
         yield from file
 
 
@@ -441,46 +362,33 @@ def read_txt(path: str, args) -> Iterator[bytes]:
     """Documents end at empty lines, at each line or with the file."""
     separator = args.document_separator
     if separator is None:
-        start = groupby(islice(lines_of(path), SEARCHED), is_blank)
+        start = groupby(islice(lines_of(path), 10_000), is_blank)
         separator = "empty_line" if sum(not is_empty for is_empty, _ in start) > 1 else "line"
     args.separators[path] = separator
     documents = lines = lines_of(path)
-    if separator == "file":
-        documents = map(joined, [lines])
-    elif separator == "empty_line":
-        documents = (joined(group) for is_empty, group in groupby(lines, is_blank) if not is_empty)
-    # The condition is quicker than to look for two characters.
-    yield from (text.replace(b"\r\n", b"\n") if b"\r" in text else text for text in documents)
-
-
-def is_blank(line: bytes) -> bool:
-    return not line.lstrip(WHITE)
-
-
-def joined(lines: Iterator[bytes]) -> bytes:
-    """Without having all lines of a long document in memory besides."""
-    document = io.BytesIO()
-    document.writelines(lines)
-    return document.getvalue()
+    if separator != "line":
+        ends = is_blank if separator == "empty_line" else lambda line: False
+        documents = (b"".join(group) for is_end, group in groupby(lines, ends) if not is_end)
+    for text in documents:
+        yield text.replace(b"\r\n", b"\n") if b"\r" in text else text
 
 
 def read_json(path: str, args) -> Iterator:
     """One JSON value a line, or one array, which is read whole."""
-    lines = dropwhile(bytes.isspace, lines_of(path))
-    first = next(lines, b"")
+    lines = filter(bytes.strip, lines_of(path))
+    first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        yield from json.loads(b"".join([first, *lines]))
-    else:
-        yield from (json.loads(line.strip()) if line.strip() else "" for line in chain([first], lines))
+        return iter(json.loads(b"".join([first, *lines])))
+    return map(json.loads, chain([first], lines))
 
 
 def read_csv(path: str, args) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(map(bytes.decode, dropwhile(bytes.isspace, lines_of(path))), strict=True)
+    lines = map(bytes.decode, dropwhile(bytes.isspace, lines_of(path)))
+    reader = csv.DictReader(lines, strict=True)
     for record in reader:
         if None in record or None in record.values():
-            problem = f"line {reader.line_num} has not {len(reader.fieldnames)} fields"
-            raise ValueError(f"{problem}: quote those with commas")
+            raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} fields")
         yield record
 
 
@@ -493,28 +401,30 @@ def read_parquet(path: str, args) -> Iterator[dict]:
 
 
 def read_data_set(name: str, args) -> Iterator:
-    """Streams a data set of the hub, so memory and disk do not grow with it."""
+    """Streams a data set of the hub: memory and disk do not grow with it."""
     import datasets
 
     if name == "demo":
         return demo_documents()
-    pyarrow.set_cpu_count(1)  # more threads of its would only keep the encoder waiting
-    return iter(datasets.load_dataset(name, args.dataset_config_name, split=args.split, streaming=True))
+    pyarrow.set_cpu_count(1)  # more threads would only keep the encoder waiting
+    config, split = args.dataset_config_name, args.split
+    return iter(datasets.load_dataset(name, config, split=split, streaming=True))
 
 
 def demo_documents() -> Iterator[str]:
-    """English prose in every Python: the language reference and the standard library's docstrings."""
+    """English prose in every Python: the language reference and docstrings."""
     from pydoc_data.topics import topics
 
     yield from topics.values()
     library = Path(os.__file__).parent
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    left_out = {"test", "tests", "idlelib", "lib2to3"}
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
     for module in sorted(sys.stdlib_module_names):
-        for path in sorted([library / f"{module}.py", *(library / module).rglob("*.py")]):
-            left_out = {"test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts)
-            if path.is_file() and not left_out:
+        for path in sorted([*library.glob(f"{module}.py"), *library.glob(f"{module}/**/*.py")]):
+            if left_out.isdisjoint(path.relative_to(library).parts):
                 nodes = ast.walk(ast.parse(path.read_bytes()))
-                yield "\n".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented))
+                nodes = (node for node in nodes if isinstance(node, documented))
+                yield "\n".join(ast.get_docstring(node) or "" for node in nodes)
 
 
 READERS = {".txt": read_txt, ".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
@@ -527,74 +437,62 @@ def reader_of(path: str):
     return READERS.get(os.path.splitext(unpacked)[1])
 
 
-# ---------------------------------------------------------------- arguments, checks and reports
+# ---------------------------------------------------------------- arguments, checks, report
 
 
 def parse_arguments(argv: list | None):
-    parser = utils.ArgumentParser("Turn text into rows of tokens for masked language modelling.")
-    parser.set_defaults(separators={})  # what documents of each text file end at
-    add = parser.add_argument_group("source of the text").add_mutually_exclusive_group().add_argument
-    add("--data_files", nargs="+", metavar="PATH", help=f"files, globs, URLs, directories of {TYPES}")
+    parser = utils.ArgumentParser("Turn text into rows of tokens.")
+    parser.set_defaults(separators={})  # of each text file
+    group = parser.add_argument_group
+    add = group("source of the text").add_mutually_exclusive_group().add_argument
+    add("--data_files", nargs="+", help=f"files, globs, URLs, directories of {TYPES}")
     add("--dataset_name", default=WIKIPEDIA, help="data set on the hub, or `demo`")
-    add = parser.add_argument_group("data").add_argument
+    add = group("data").add_argument
     add("--output_dir", default="wiki", help="directory to write")
     add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set")
-    add("--validation_files", nargs="+", metavar="PATH", help="held out, instead of a drawn share")
-    add("--document_separator", choices=["empty_line", "line", "file"], help="between texts of a file")
-    add("--dataset_config_name", help=f"configuration of a data set ({DUMP}.en of Wikipedia)")
+    add("--validation_files", nargs="+", help="held out instead of a share")
+    add("--document_separator", choices=["empty_line", "line", "file"], help="in text files")
+    add("--dataset_config_name", help=f"configuration ({DUMP}.en of Wikipedia)")
     add("--split", default="train", help="split of a data set")
     add("--text_column", default="text", help="column with the text")
-    add("--max_documents", type=number(int, 1), help="take so many documents only")
-    add("--validation_split_percentage", type=number(float, 0, 100), default=1, help="held out; one at least")
-    add("--seed", type=number(int, 0, 2**63), default=42, help="draws the documents held out")
-    add = parser.add_argument_group("tokens").add_argument
-    kinds = "directory with tokenizer.json or vocab.json and merges.txt, hub id, or `train`"
-    add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help=kinds)  # ---: the original page's
-    add("--vocab_size", type=number(int, 262), default=50265, help="tokens that `train` learns")
-    add("--max_seq_length", type=number(int, 4), help="tokens in a row (512, or the tokenizer's longest)")
+    add("--max_documents", type=number(int, 1), help="take so many only")
+    add("--validation_split_percentage", type=number(float, 0, 100), default=1, help="held out")
+    add("--seed", type=number(int, 0, 2**63), default=42, help="draws what is held out")
+    add = group("tokens").add_argument
+    # The original page has three hyphens once.
+    kinds = "`train`, hub id, or directory (tokenizer.json, or vocab.json and merges.txt)"
+    add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help=kinds)
+    add("--vocab_size", type=number(int, 262), default=50265, help="tokens to `train`")
+    add("--max_seq_length", type=number(int, 4), default=512, help="tokens in a row")
     add("--line_by_line", type=boolean, default=False, help="a row for each line, not packed")
     add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="threads")
     args = parser.parse_args(argv)
-    with explaining("--output_dir is not UTF-8: choose another name"):
-        args.output_dir.encode()
     config = args.dataset_config_name or f"{DUMP}.en"
     if args.dataset_name == "wikipedia":  # on the original page; it can no longer be loaded
-        gone, config = f"wikipedia {config}", f"{DUMP}.{config.rpartition('.')[2]}"
-        args.dataset_name = WIKIPEDIA
-        print(f"warning: {gone} is gone: using {WIKIPEDIA} {config}", file=sys.stderr)
-    if args.dataset_name == WIKIPEDIA and not args.data_files:
+        args.dataset_name, config = WIKIPEDIA, f"{DUMP}.{config.rpartition('.')[2]}"
+        print(f"warning: wikipedia is gone: using {WIKIPEDIA} {config}", file=sys.stderr)
+    if args.dataset_name == WIKIPEDIA:
         args.dataset_config_name = config
     return args
 
 
 def check_output_dir(path: str, overwrite: bool) -> None:
-    if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
-        is_data = os.path.exists(f"{path}/dataset_dict.json")
-        require(is_data, f"{path} is no data set: choose another --output_dir")
-        remedy = "choose another --output_dir, or --overwrite_output_dir True"
-        require(overwrite, f"{path} holds a data set: {remedy}")
+    is_free = not os.path.exists(path) or not os.listdir(path)
+    is_data = os.path.exists(f"{path}/dataset_dict.json")
+    remedy = "choose another, or, if it is a data set, --overwrite_output_dir True"
+    require(is_free or (is_data and overwrite), f"--output_dir {path} exists: {remedy}")
 
 
-def check_splits(args, splits: dict) -> None:
-    """Each split has rows, but that all text may be held out."""
-    all_held_out = args.validation_split_percentage == 100 and not args.validation_files
+def report(args, splits: dict) -> None:
+    """Prints the counts; refuses an empty split, unless all is held out."""
+    for separator, files in Counter(args.separators.values()).items():
+        say(f"{files} text files read with --document_separator {separator}")
     for split, counts in splits.items():
-        found = f"{split}: {counts['documents']} documents of {counts['tokens']} tokens"
-        remedy = "add text, or divide it with --document_separator line"
-        if counts["documents"]:
-            remedy = f"lower --max_seq_length, {remedy}"
-        is_wanted = split == "train" and all_held_out
-        require(counts["rows"] or is_wanted, f"{found} fill no row of {args.max_seq_length}: {remedy}")
-
-
-def print_summary(args, splits: dict, seconds: float) -> None:
-    for separator, count in Counter(args.separators.values()).items():
-        say(f"documents end at: {separator} in {count} files (--document_separator sets it)")
-    for split, counts in splits.items():
-        say(f"{split:10} " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items()))
-    speed = sum(counts["bytes"] for counts in splits.values()) / 1e6 / seconds
-    say(f"{seconds:.1f} s, {speed:.1f} MB of text a second, {utils.peak_memory():,.0f} MB of memory")
-    say(f"written: {args.output_dir}")
+        found = f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items())
+        say(found)
+        may_be_empty = split == "train" and args.validation_split_percentage == 100
+        remedy = "lower --max_seq_length, set --document_separator, or add text"
+        require(counts["rows"] or may_be_empty, f"{found}: {remedy}")
 
 
 if __name__ == "__main__":

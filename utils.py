@@ -376,7 +376,7 @@ def explaining(what: str, is_meant=lambda error: True):
 
 def is_system_error(error: BaseException) -> bool:
     """Whether the system refused, as on a full disk; Rust's libraries say so in the text."""
-    return isinstance(error, OSError) or "(os error " in str(error)
+    return isinstance(error, OSError | UnicodeEncodeError) or "(os error " in str(error)
 
 
 class ArgumentParser(argparse.ArgumentParser):
