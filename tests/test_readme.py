@@ -162,7 +162,7 @@ def test_fine_tuning_with_the_cpus_layers_gives_the_same_logits(tmp_path):
     logits, forward = json.loads(done.stdout.splitlines()[-1])
     expected = model(paddle.to_tensor(rows)).numpy()
     assert "partial" in forward and np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(logits, expected, atol=0.06 * np.abs(expected).max())  # bfloat16's rounding, of large weights
+    np.testing.assert_allclose(logits, expected, atol=0.06 * np.abs(expected).max())  # bfloat16, large weights
 
 
 def test_every_flag_that_is_named_exists():
