@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Paddle is imported ends the process without a traceback
-    faulthandler.enable()  # signals get a stack of their own: on a kernel's, SIGTERM crashed 7 of 72 processes
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
+    faulthandler.enable()  # gives signals a stack of their own: without it, SIGTERM crashed 7 of 72 processes
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, explaining, number, require
@@ -39,11 +39,11 @@ import paddle.distributed as dist
 import paddle.nn.functional as F
 import safetensors.numpy
 from paddle import nn
-from paddle.distributed.fleet.utils import recompute
 from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
 from tqdm import tqdm
+from visualdl import LogWriter
 
 import datasets  # after paddlenlp, which warns otherwise
 
@@ -53,14 +53,6 @@ ARCHITECTURES = {  # layers, width, attention heads; base and large: RoBERTa, se
     "roberta-en-small": (4, 512, 8),
     "roberta-en-base": (12, 768, 12),
     "roberta-en-large": (24, 1024, 16),
-}
-ROBERTA = {  # every value, as PaddleNLP's defaults are BERT's
-    "hidden_act": "gelu",
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "initializer_range": 0.02,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
 }
 # What a resumed run may have otherwise; where it changes the result, run_identity() compares another form of it.
 MAY_CHANGE = """
@@ -74,23 +66,22 @@ save_total_limit max_eval_rows resume_from_checkpoint device amp amp_dtype
 
 
 def main(argv: list | None = None) -> None:
-    """Trains; or with --max_steps 0 evaluates a model, and writes nothing but a line where --output_dir says so."""
+    """Trains; or with --max_steps 0 evaluates, and writes a line if --output_dir is given."""
     args = parse_arguments(argv)
     set_device(args)
     tokenizer, rows = load_data(args)
     config = build_config(args, tokenizer)
     collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
     report = Report(args, rows["validation"], tokenizer)
-    batch_size, rank, world_size = args.batch_size, dist.get_rank(), dist.get_world_size()
-    held_out = utils.evaluation_batches(len(rows["validation"]), batch_size, rank, world_size, args.max_eval_rows)
+    batch_size, ranks = args.batch_size, (dist.get_rank(), dist.get_world_size())
+    held_out = utils.evaluation_batches(len(rows["validation"]), batch_size, *ranks, args.max_eval_rows)
     validation = functools.partial(batches_of, rows["validation"], held_out, collator)
     if args.max_steps == 0:
         run = Run(args, build_model(args, config, rows), report=report)
         report.evaluation(run, evaluate(run, validation))
         return
 
-    micro_steps = args.gradient_accumulation_steps
-    sampler = UpdateSampler(len(rows["train"]), batch_size, micro_steps, rank, world_size, args.seed)
+    sampler = UpdateSampler(len(rows["train"]), batch_size, args.gradient_accumulation_steps, *ranks, args.seed)
     sampler.updates = count_updates(args, sampler)
     with output_directory(args):
         run = start_or_resume(args, config, rows, sampler, report)
@@ -101,7 +92,7 @@ def main(argv: list | None = None) -> None:
 
 @dataclasses.dataclass
 class Run:
-    """What a run reads and changes. A checkpoint holds the model, the optimizer, the scaler and the fields of STATE."""
+    """What a run reads and changes; a checkpoint holds model, optimizer, scaler and the fields of STATE."""
 
     args: object  # of parse_arguments()
     model: nn.Layer  # RobertaForMaskedLM; with several ranks, inside paddle.DataParallel
@@ -122,14 +113,11 @@ STATE = ("global_step", "warmup_steps", "skipped_in_a_row", "best", "window")
 
 
 def train(run: Run, batches, validation) -> dict | None:
-    """Runs the updates that are left; returns the last evaluation, or None where a signal ended the run.
-
-    The evaluation of a step comes after its checkpoint, so a run that is resumed there begins with it.
-    """
+    """Runs the updates that are left; returns the last evaluation, or None after a signal."""
     args = run.args
     run.model.train()
     while True:
-        if run.global_step and is_due(run):
+        if run.global_step and is_due(run):  # after its checkpoint, so where a run resumes, too
             evaluation = evaluate(run, validation)
             if evaluation is None:
                 return None
@@ -145,8 +133,7 @@ def train(run: Run, batches, validation) -> dict | None:
         run.report.update(run, result, micro_batches, loaded - started, time.perf_counter() - started)
         run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
         problem = f"{run.skipped_in_a_row} updates in a row, up to step {run.global_step}, were not finite"
-        remedy = "lower --learning_rate, or in float16 --scale_loss"
-        require(run.skipped_in_a_row < args.max_skipped_updates, f"{problem}: {remedy}")
+        require(run.skipped_in_a_row < args.max_skipped_updates, f"{problem}: lower --learning_rate or --scale_loss")
         if result["stop"] or is_due(run):
             save_checkpoint(run)
         if result["stop"] and run.global_step < run.total_steps:
@@ -161,8 +148,8 @@ def is_due(run: Run) -> bool:
 def train_update(run: Run, batches: list) -> dict:
     """One optimizer update over this rank's micro-batches; the loss is the mean over all masked tokens of all ranks.
 
-    Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all ranks. The host
-    waits for the device once, to read these (in float16, GradScaler.update() then reads one flag more).
+    Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all ranks, for which
+    the host waits once (in float16, GradScaler.update() waits once more).
     """
     args, model, scaler = run.args, run.model, run.scaler
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -204,7 +191,7 @@ def clip_and_step(run: Run, gradients: list, result: dict) -> None:
     """The optimizer's step with the gradient clipped; or none, where the update is to be skipped."""
     with paddle.no_grad():
         if result["skipped"]:
-            gradients[0].fill_(math.inf)  # so that an enabled scaler finds what was found here, and lowers its scale
+            gradients[0].fill_(math.inf)  # so that an enabled scaler lowers its scale
         elif result["grad_norm"] > run.args.max_grad_norm > 0:
             for gradient in gradients:
                 gradient.scale_(run.args.max_grad_norm / result["grad_norm"])
@@ -215,7 +202,7 @@ def clip_and_step(run: Run, gradients: list, result: dict) -> None:
 
 
 def masked_loss(model, batch: dict) -> tuple:
-    """Returns the sum of the cross entropy over the masked tokens (nats), their logits [n, vocab] and labels [n]."""
+    """The sum of the masked tokens' cross entropy (nats), their logits [n, vocab] and labels [n]."""
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
     logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -224,7 +211,7 @@ def masked_loss(model, batch: dict) -> tuple:
 
 @paddle.no_grad()
 def evaluate(run: Run, batches) -> dict | None:
-    """Mean loss (nats), perplexity and accuracy over the masked validation tokens of all ranks; None after a signal."""
+    """Of the masked validation tokens of all ranks: mean loss (nats) etc.; None after a signal."""
     model = unwrap(run.model)
     model.eval()
     totals = paddle.zeros([4], dtype="float64")
@@ -242,7 +229,7 @@ def evaluate(run: Run, batches) -> dict | None:
         return None
     require(num_masked, "no token of the validation rows was chosen for prediction: hold out more text")
     loss = loss_sum / num_masked
-    require(math.isfinite(loss), f"the evaluation's loss is {loss}: the weights are too large; lower --learning_rate")
+    require(math.isfinite(loss), f"the evaluation's loss is {loss}: lower --learning_rate, or take other weights")
     return {
         "eval_loss": loss,
         "perplexity": math.exp(min(loss, 700)),  # a larger one is not a float64
@@ -252,7 +239,7 @@ def evaluate(run: Run, batches) -> dict | None:
 
 
 def learning_rate_at(step: int, run: Run) -> float:
-    """The rate of update `step`, counted from 1: transformers' schedules one update ahead, so that none has rate 0."""
+    """The rate of update `step` (from 1): transformers' schedules one update ahead, so none is 0."""
     peak, warmup_steps = run.args.learning_rate, run.warmup_steps
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -284,13 +271,10 @@ def wait_for_all() -> None:
 
 
 class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
-    """PaddleNLP's model, its parameters and its checkpoints; given `masked_positions`, it predicts those alone."""
+    """PaddleNLP's model and checkpoints; given `masked_positions`, it predicts those alone."""
 
     def forward(self, input_ids, masked_positions=None, **kwargs):
-        """Returns logits: [batch, seq, vocab], or for masked_positions int64 [n] (flat indices) [n, vocab].
-
-        For RoBERTa-base at 15 %, the head on the masked positions alone saves about a quarter of the arithmetic.
-        """
+        """Logits [batch, seq, vocab], or at masked_positions (flat, [n]) [n, vocab]: a quarter less arithmetic."""
         if masked_positions is None:
             return super().forward(input_ids, **kwargs)
         hidden = self.roberta(input_ids)[0]
@@ -298,37 +282,38 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 
 
 def use_fast_layers(model, args, padded: bool) -> None:
-    """Replaces how PaddleNLP's layers compute; parameters and names stay. Without it all is the same, only slower."""
+    """Replaces how PaddleNLP's layers compute, not what: without it all is the same, only slower."""
     on_cpu = args.device == "cpu" and onednn() is not None
-    fast = CPU_LAYERS if on_cpu else {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
+    fast = {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
+    fast |= CPU_LAYERS if on_cpu else {}
     for layer in model.sublayers(include_self=True):
-        layer.half = args.precision == "bfloat16"
+        layer.on_cpu, layer.half, layer.padded = on_cpu, args.precision == "bfloat16", padded
         if type(layer) in fast:
             layer.forward = functools.partial(fast[type(layer)], layer)
-        if type(layer) is nn.MultiHeadAttention:
-            layer.padded, layer.attend = padded, cpu_attend if on_cpu else attend
         if type(layer) is nn.TransformerEncoderLayer and on_cpu:
             layer.activation = functools.partial(Function.apply, gelu_operation)
 
 
 def linear(layer, x):
-    """The bias takes the product's type: on Paddle 2.6.2, one in float32 makes float32 of a half-precision product.
-
-    The output layer's weight is the embedding's [vocab, width], of which PaddleNLP makes a transposed copy.
-    """
+    """TransposedLinear's weight is the embedding's, [vocab, width]; PaddleNLP would copy it."""
+    if layer.on_cpu:
+        return Function.apply(linear_operation, layer, x, layer.weight, layer.bias)
     product = paddle.matmul(x, layer.weight, transpose_y=isinstance(layer, TransposedLinear))
-    return product + layer.bias.astype(product.dtype)
+    return product + layer.bias.astype(product.dtype)  # else 2.6.2 makes float32 of a half product
 
 
 def attention(layer, hidden, key=None, value=None, attn_mask=None, cache=None):
-    """Of a layer's input to itself. hidden and the result: [batch, seq, width]; attn_mask: [batch, 1, 1, seq]."""
+    """Self-attention: hidden and the result are [batch, seq, width], attn_mask is [batch, 1, 1, seq]."""
     mask, dropout = attn_mask if layer.padded else None, layer.dropout if layer.training else 0.0
     query, key, value = layer.q_proj(hidden), layer.k_proj(hidden), layer.v_proj(hidden)
-    return layer.out_proj(layer.attend(layer, query, key, value, mask, dropout))
+    return layer.out_proj(attend(layer, query, key, value, mask, dropout))
 
 
 def attend(layer, query, key, value, mask, dropout: float):
     """FlashAttention where it can be, else the plain way. All tensors are [batch, seq, width]."""
+    if layer.on_cpu:
+        mask = None if mask is None else mask.numpy()
+        return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
     heads = [x.reshape([*x.shape[:2], layer.num_heads, -1]) for x in (query, key, value)]
     if mask is None and query.dtype != paddle.float32 and has_ampere():
         context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
@@ -345,7 +330,8 @@ def build_config(args, tokenizer):
     name = args.model_name_or_path
     positions = args.max_seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
     if name in ARCHITECTURES:
-        config = transformers.RobertaConfig(vocab_size=tokenizer.vocab_size, **ROBERTA)
+        config = transformers.RobertaConfig(vocab_size=tokenizer.vocab_size)
+        config.type_vocab_size, config.layer_norm_eps = 1, 1e-5  # the defaults are BERT's
         config.num_hidden_layers, config.hidden_size, config.num_attention_heads = ARCHITECTURES[name]
         config.intermediate_size = 4 * config.hidden_size
         config.max_position_embeddings = max(514, positions)
@@ -354,47 +340,37 @@ def build_config(args, tokenizer):
     else:
         with explaining(f"cannot load the model {name}: neither one of {', '.join(ARCHITECTURES)} nor a directory"):
             config = transformers.RobertaConfig.from_pretrained(name)
-        check_config(name, config, tokenizer, positions)
+            kind = config.get_config_dict(name)[0].get("model_type", "roberta")
+        suits = {
+            f"model_type {kind}": kind == "roberta",
+            f"hidden_act {config.hidden_act}": config.hidden_act == "gelu",
+            f"pad_token_id {config.pad_token_id}": config.pad_token_id == tokenizer.pad_token_id,
+            f"vocab_size {config.vocab_size}": config.vocab_size >= tokenizer.vocab_size,  # larger where published
+            f"max_position_embeddings {config.max_position_embeddings}": config.max_position_embeddings >= positions,
+            "another tokenizer": utils.vocabulary_of(name) in (None, tokenizer.get_vocab()),
+        }
+        unsuited = ", ".join(what for what in suits if not suits[what])
+        remedy = f"take a RoBERTa, with data prepared for it (create_data.py --tokenizer_name {name})"
+        require(not unsuited, f"{name} has {unsuited}, which does not suit the data or this script: {remedy}")
     if args.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
     return config
 
 
-def check_config(name: str, config, tokenizer, positions: int) -> None:
-    """Whether a model suits this script and the data. Published models have a few more rows than tokens."""
-    kind = config.get_config_dict(name)[0].get("model_type", "roberta")
-    vocabulary = utils.vocabulary_of(name)
-    for what, suits in (
-        (f"model_type {kind}", kind == "roberta"),
-        (f"hidden_act {config.hidden_act}", config.hidden_act == "gelu"),
-        (f"pad_token_id {config.pad_token_id}", config.pad_token_id == tokenizer.pad_token_id),
-        (f"vocab_size {config.vocab_size}", config.vocab_size >= tokenizer.vocab_size),
-        (f"max_position_embeddings {config.max_position_embeddings}", config.max_position_embeddings >= positions),
-        ("another tokenizer", vocabulary in (None, tokenizer.get_vocab())),
-    ):
-        remedy = f"take a RoBERTa, with data prepared for it (create_data.py --tokenizer_name {name})"
-        require(suits, f"{name} has {what}, which does not suit the data or this script: {remedy}")
-
-
 def build_model(args, config, rows: dict, checkpoint: str | None = None):
-    """The model with a checkpoint's weights, with those of --model_name_or_path, or with new ones; ready to train."""
+    """The model with a checkpoint's weights, those of --model_name_or_path, or new ones; ready to train."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
-    with explaining(f"cannot load the weights of {source}: one model.safetensors in float32 or float16 is needed"):
+    with explaining(f"cannot load the weights of {source}: a RobertaForMaskedLM in one model.safetensors is needed"):
         model, action = load_model(source, config)
-    for name, parameter in model.named_parameters():
-        require(paddle.isfinite(parameter).all().item(), f"{source}: {name} has values that are not finite")
-    padded = any(split.lengths[0] < split.lengths[1] for split in rows.values())
-    use_fast_layers(model, args, padded=padded)
+    use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
         on_gpu = args.device != "cpu" or onednn() is None
         require(on_gpu, "--recompute True is for GPUs: a CPU's layers keep little as they are")
-        has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
-        options = {"use_reentrant": False, "preserve_rng_state": has_dropout}
+        recompute = functools.partial(dist.fleet.utils.recompute, use_reentrant=False)
         for layer in model.roberta.encoder.layers:
-            layer.forward = functools.partial(recompute, layer.forward, **options)
-    size = sum(parameter.size for parameter in model.parameters())
-    say(f"model: {args.model_name_or_path}, {size:,} parameters, {action}")
+            layer.forward = functools.partial(recompute, layer.forward, preserve_rng_state=args.dropout != 0)
+    say(f"model: {args.model_name_or_path}, {sum(p.size for p in model.parameters()):,} parameters, {action}")
     return model
 
 
@@ -408,20 +384,17 @@ def load_model(source: str, config) -> tuple:
     if not os.path.exists(os.path.join(source, "model.safetensors")):
         others = [name for name in os.listdir(source) if name.endswith((".bin", ".pdparams", ".safetensors"))]
         require(not others, f"{source} has {' '.join(others)}: save it as one model.safetensors")
-        return model, f"training from scratch with the configuration of {source}"
+        return model, "training from scratch"
     weights = utils.read_weights(source)
     for name, parameter in model.state_dict().items():
-        require(name in weights, f"{source} has no {name}: a RobertaForMaskedLM, with its head, is needed")
-        is_same = list(weights[name].shape) == list(parameter.shape)
-        require(is_same, f"{source}: {name} has another shape than config.json says, {weights[name].shape}")
         parameter.set_value(weights[name])
     return model, f"continuing from {source}"
 
 
 def build_optimizer(model, args):
-    """AdamW; weight decay on matrices and embeddings only, not on biases and layer normalisation."""
+    """AdamW, decaying matrices and embeddings only; and the loss's scaler, which float16 needs."""
     decayed = {parameter.name for parameter in model.parameters() if parameter.ndim >= 2}
-    return paddle.optimizer.AdamW(
+    optimizer = paddle.optimizer.AdamW(
         learning_rate=args.learning_rate,
         beta1=0.9,
         beta2=0.98,  # RoBERTa, section 3.1
@@ -430,15 +403,12 @@ def build_optimizer(model, args):
         weight_decay=args.weight_decay,
         apply_decay_param_fun=decayed.__contains__,
     )
-
-
-def build_scaler(args):
-    """Loss scaling, which float16 needs and bfloat16 does not; disabled, it does nothing."""
-    return paddle.amp.GradScaler(enable=args.precision == "float16", init_loss_scaling=args.scale_loss)
+    scaler = paddle.amp.GradScaler(enable=args.precision == "float16", init_loss_scaling=args.scale_loss)
+    return optimizer, scaler  # disabled, a scaler does nothing
 
 
 def batches_of(rows: TokenRows, sampler, collator: DataCollatorMLM):
-    """Yields a sampler's batches as dicts of Paddle tensors, masked as they are asked for (16 x 512 take 0.5 ms)."""
+    """Yields a sampler's batches as dicts of tensors, masked when asked for (16 x 512 take 0.5 ms)."""
     for keys in sampler:
         batch = collator([rows[key] for key in keys])
         yield {name: paddle.to_tensor(array) for name, array in batch.items()}
@@ -460,14 +430,20 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
     is_same = steps == state["global_step"] * dist.get_world_size()
     require(is_same, "the processes find different checkpoints: all machines must share one --output_dir")
     model = build_model(args, config, rows, checkpoint)
-    optimizer, scaler = build_optimizer(model, args), build_scaler(args)
+    optimizer, scaler = build_optimizer(model, args)
     if checkpoint:
-        load_optimizer(checkpoint, state, model, optimizer, scaler)
+        with explaining(f"cannot resume from {checkpoint}: its optimizer or scaler state is damaged"):
+            names = moment_names(model)
+            tensors = safetensors.numpy.load_file(Path(checkpoint, "training_state", "optimizer.safetensors"))
+            require(len(tensors) == state["num_moments"], f"{checkpoint}: its optimizer.safetensors lacks tensors")
+            optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
+            if scaler.is_enable():
+                scale = np.array(state["scaler"]["scale"], dtype=np.float32)
+                scaler.load_state_dict({**state["scaler"], "scale": scale})
     if dist.get_world_size() > 1:
         model = paddle.DataParallel(model)  # every rank gets the first one's weights
     run = Run(args, model, optimizer, scaler, sampler.updates, identity, report)
-    share = 1 if args.warmup_steps >= 1 else run.total_steps
-    run.warmup_steps = math.ceil(args.warmup_steps * share)
+    run.warmup_steps = math.ceil(args.warmup_steps * (1 if args.warmup_steps >= 1 else run.total_steps))
     for name in STATE:
         setattr(run, name, state.get(name, getattr(run, name)))
     report.start(run, sampler)
@@ -475,14 +451,13 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
 
 
 def run_identity(args, config, sampler) -> dict:
-    """What the result depends on, by name: all arguments but those in MAY_CHANGE, and what these come to."""
+    """What the result depends on: all arguments but those in MAY_CHANGE, and what these come to."""
     identity = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
     identity["global_batch"] = sampler.global_batch
     if args.lr_scheduler != "constant_with_warmup":  # which may go on for as long as one likes
         identity["total_steps"] = sampler.updates
-    for name, value in config.to_dict().items():
-        if name not in ("architectures", "paddlenlp_version"):
-            identity[f"architecture.{name}"] = value
+    left_out = ("architectures", "paddlenlp_version")
+    identity |= {f"architecture.{name}": value for name, value in config.to_dict().items() if name not in left_out}
     for i, folder in enumerate(args.input_file):
         for path in sorted(Path(folder).glob("*/*.arrow")):
             rows = f"{path.stat().st_size} bytes, {utils.sha256_of(path)}"
@@ -491,7 +466,7 @@ def run_identity(args, config, sampler) -> dict:
 
 
 def save_checkpoint(run: Run) -> None:
-    """Rank 0 writes the checkpoint of this step, whole or not at all, and removes those that are too many."""
+    """Rank 0 writes this step's checkpoint, whole or not at all, and removes those that are too many."""
     args, model = run.args, unwrap(run.model)
     if dist.get_rank() == 0:
         with utils.atomic_directory(os.path.join(args.output_dir, f"paddle_{run.global_step}")) as folder:
@@ -504,13 +479,11 @@ def save_checkpoint(run: Run) -> None:
             safetensors.numpy.save_file(tensors, training_state / "optimizer.safetensors")
             state = {name: getattr(run, name) for name in (*STATE, "identity")}
             state.update(scaler=run.scaler.state_dict(), num_moments=len(tensors), arguments=vars(args))
-            with open(training_state / "state.json", "w") as file:
-                json.dump(state, file, indent=2, default=lambda array: array.tolist())  # the scaler's
+            (training_state / "state.json").write_text(json.dumps(state, indent=2, default=np.ndarray.tolist))
             utils.write_checksums(folder)
         found = checkpoints_in(args.output_dir)
-        older = [step for step in found if step < run.global_step]  # those beyond are of an abandoned run
-        surplus = len(older) + 1 - args.save_total_limit if args.save_total_limit else 0
-        for step in older[: max(0, surplus)]:
+        older = [step for step in reversed(found) if step < run.global_step]  # those beyond: of an abandoned run
+        for step in older[(args.save_total_limit or len(found)) - 1 :]:
             if step != run.best.get("step"):
                 shutil.rmtree(found[step])
     wait_for_all()
@@ -524,61 +497,47 @@ def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
         state = json.loads(Path(checkpoint, "training_state", "state.json").read_bytes())
         defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know yet
         was = {name: defaults.get(name) for name in identity} | state["identity"]
-        is_within = 0 < state["global_step"] <= total_steps
+        step = state["global_step"]
+        require(0 < step <= total_steps, f"{refusal}: step {step} is not within this run's {total_steps} updates")
     changes = [f"{n} (was {was[n]}, is {identity.get(n)})" for n in was if was[n] != identity.get(n)]
     remedy = "undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
     require(not changes, f"{refusal}: these would change the result: {'; '.join(changes)}; {remedy}")
-    require(is_within, f"{refusal}: step {state['global_step']} is not within this run's {total_steps} updates")
     return state
 
 
-def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler) -> None:
-    with explaining(f"cannot resume from {checkpoint}: its optimizer or scaler state is damaged"):
-        names = moment_names(model)
-        tensors = safetensors.numpy.load_file(Path(checkpoint, "training_state", "optimizer.safetensors"))
-        require(len(tensors) == state["num_moments"], f"{checkpoint}: its optimizer.safetensors lacks tensors")
-        optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
-        if scaler.is_enable():
-            scale = np.array(state["scaler"]["scale"], dtype=np.float32)
-            scaler.load_state_dict({**state["scaler"], "scale": scale})
-
-
 def moment_names(model) -> dict:
-    """AdamW's tensors: our names of them ("PARAMETER/moment1"), and Paddle's, which shift with earlier models."""
+    """Our names of AdamW's tensors ("PARAMETER/moment1"), and Paddle's, which earlier models shift."""
     kinds = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
     return {f"{name}/{kind}": f"{p.name}_{kind}_0" for name, p in model.named_parameters() for kind in kinds}
 
 
 def checkpoints_in(output_dir: str) -> dict:
-    """The checkpoints' paths by step, the oldest first; none is half-written, but one may be damaged since."""
+    """The checkpoints' paths by step, the oldest first; none is half-written, but it may be damaged."""
     paths = {path.name.removeprefix("paddle_"): str(path) for path in Path(output_dir).glob("paddle_*")}
     return {int(step): paths[step] for step in sorted(filter(str.isdigit, paths), key=int)}
 
 
 def find_checkpoint(args) -> str | None:
     """The checkpoint to resume from, or None for a fresh start; damaged ones are never used."""
-    found = list(checkpoints_in(args.output_dir).values())
-    if args.resume_from_checkpoint == "no":
-        remedy = "continue with --resume_from_checkpoint auto, or choose another --output_dir"
-        require(not found, f"{args.output_dir} holds checkpoints: {remedy}")
+    found, given = list(checkpoints_in(args.output_dir).values()), args.resume_from_checkpoint
+    if given == "no":
+        require(not found, f"{args.output_dir} holds checkpoints: choose another, or --resume_from_checkpoint auto")
         return None
-    problem, remedy = None, "there is no other: move what is damaged away to start anew"
-    if args.resume_from_checkpoint != "auto":
-        found, remedy = [args.resume_from_checkpoint], "give `auto`, or a directory paddle_STEP"
-    for path in reversed(found):
+    problem = None
+    for path in reversed(found if given == "auto" else [given]):
         try:
             utils.check_checksums(path)
             return path
         except utils.UserError as error:
             problem = f"cannot resume from {error}"
-            print(f"warning: {problem}", file=sys.stderr)
-    require(problem is None, f"{problem}; {remedy}")
+            say(f"warning: {problem}")
+    require(problem is None, f"{problem}; there is no other: give a path, or move it away to start anew")
     return None
 
 
 @contextlib.contextmanager
 def output_directory(args):
-    """Creates --output_dir, removes what killed runs left half-written and locks it; rank 0 does, the others wait."""
+    """Rank 0 creates and locks --output_dir, and removes what killed runs left half-written."""
     folder = Path(args.output_dir)
     with contextlib.ExitStack() as stack:
         if dist.get_rank() == 0:
@@ -586,7 +545,6 @@ def output_directory(args):
                 folder.mkdir(parents=True, exist_ok=True)
                 problem = f"another run is using --output_dir {folder}: wait for it, or choose another"
                 stack.enter_context(utils.lock(f"{folder}/.lock", problem))
-                (folder / "metrics.jsonl").touch()
             for path in folder.glob(f"paddle_*{utils.BESIDE}"):
                 utils.recover_directory(str(path).removesuffix(utils.BESIDE))
                 shutil.rmtree(path, ignore_errors=True)
@@ -598,7 +556,7 @@ def output_directory(args):
 
 
 class Report:
-    """What rank 0 tells: lines on the terminal, and below --output_dir metrics.jsonl and VisualDL's files."""
+    """What rank 0 tells: lines on the terminal, metrics.jsonl and VisualDL's files."""
 
     def __init__(self, args, validation: TokenRows, tokenizer):
         self.output_dir, self.visualdl = args.output_dir, None
@@ -611,10 +569,7 @@ class Report:
         updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs:.3g} epochs)"
         say(f"data: {sampler.num_rows:,} rows, {updates}, the first {run.warmup_steps:,} are the warmup")
         self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=None)
-        if dist.get_rank() == 0:
-            from visualdl import LogWriter
-
-            # VisualDL shows one file of a directory.
+        if dist.get_rank() == 0:  # VisualDL shows one file of a directory
             self.visualdl = LogWriter(os.path.join(self.output_dir, "visualdl", f"from_{run.global_step}"))
 
     def update(self, run: Run, result: dict, batches: list, data_seconds: float, seconds: float) -> None:
@@ -634,20 +589,14 @@ class Report:
         }
         run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
         if skipped:
-            numbers = f"loss {result['loss_sum']:g}, gradient norm {result['grad_norm']:g}"
-            say(f"step {run.global_step:,}: skipped, the weights stay as they were ({numbers})")
+            say("step {:,}: skipped (loss {loss_sum:g}, gradient norm {grad_norm:g})".format(run.global_step, **result))
         self.progress.update()
         if run.global_step % run.args.logging_steps == 0:
             self.training(run, result)
             run.window = {}
 
     def training(self, run: Run, result: dict) -> None:
-        """Speeds are those of all ranks together, their tokens positions of the batches."""
         window, seconds = run.window, run.window["seconds"]
-        eta = (run.total_steps - run.global_step) * seconds / window["updates"]
-        memory = utils.peak_memory() / 1e3
-        if paddle.get_device().startswith("gpu"):
-            memory = paddle.device.cuda.max_memory_allocated() / 1e9
         record = {
             "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
             "learning_rate": run.optimizer.get_lr(),
@@ -655,16 +604,13 @@ class Report:
             "skipped_updates": window["skipped_updates"],
             "loss_scale": result["loss_scale"],
             "steps_per_second": window["updates"] / seconds,
-            "tokens_per_second": window["tokens"] / seconds,
+            "tokens_per_second": window["tokens"] / seconds,  # all positions, of all ranks
             "tflops": window["flops"] / seconds / 1e12,
             "data_wait_percent": 100 * window["data_seconds"] / seconds,
-            "eta_hours": eta / 3600,
-            "peak_memory_gb": memory,
+            "eta_hours": (run.total_steps - run.global_step) * seconds / window["updates"] / 3600,
         }
-        line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s".format(**record)
-        line = f"step {run.global_step:,}/{run.total_steps:,}  {line}  ETA {eta // 3600:.0f}:{eta // 60 % 60:02.0f} h"
-        if window["skipped_updates"]:
-            line += f"  {window['skipped_updates']} skipped"
+        line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s  ETA {eta_hours:.2f} h"
+        line = f"step {run.global_step:,}/{run.total_steps:,}  {line.format(**record)}"
         self.write("train", run.global_step, record, line)
 
     def evaluation(self, run: Run, evaluation: dict) -> None:
@@ -675,9 +621,8 @@ class Report:
         self.write("evaluation", run.global_step, {**evaluation, **self.yardsticks}, line)
 
     def end(self, run: Run, evaluation: dict | None) -> None:
-        if evaluation is None:  # a run resumed from a path may be stopped before anything is saved here
-            resumable = "auto" if checkpoints_in(self.output_dir) else run.args.resume_from_checkpoint
-            say(f"stopped by a signal after step {run.global_step}: --resume_from_checkpoint {resumable} continues")
+        if evaluation is None:
+            say(f"stopped by a signal after step {run.global_step}: continue with --resume_from_checkpoint")
             return
         say("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
         path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
@@ -705,18 +650,15 @@ def say(message: str) -> None:
 
 
 def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
-    """Floating-point operations of one update: forward, and twice that backward (dropout, norms etc. left out).
-
-    For a layer of width h and feed-forward width f, a token costs 2 (4 h^2 + 2 h f) in the matrices and 4 s h in
-    attention over s positions; a masked token costs 2 (h^2 + h V) in the head with vocabulary V.
-    """
+    """Floating-point operations of an update's matrix products: forward, and twice that backward."""
     h, f = config.hidden_size, config.intermediate_size
-    encoder = config.num_hidden_layers * (2 * (4 * h * h + 2 * h * f) + 4 * seq_length * h)
-    return 3 * (tokens * encoder + num_masked * 2 * (h * h + h * config.vocab_size))
+    layer = 2 * (4 * h * h + 2 * h * f) + 4 * seq_length * h  # of a token: its matrices, and attention
+    head = 2 * (h * h + h * config.vocab_size)  # of a masked token
+    return 3 * (tokens * config.num_hidden_layers * layer + num_masked * head)
 
 
 class StopSignal:
-    """Turns SIGTERM, SIGHUP and SIGINT into `requested`, which the loops read; a second SIGINT exits at once."""
+    """SIGTERM, SIGHUP and SIGINT set `requested`, which the loops read; a second SIGINT ends at once."""
 
     def __init__(self):
         self.requested = False
@@ -727,14 +669,14 @@ class StopSignal:
     def handle(self, signum, frame):
         self.requested = True
         if signum == signal.SIGINT:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # ---------------------------------------------------------------- device, data, arguments
 
 
 def set_device(args) -> None:
-    """Selects the device and the precision and prints them; joins the other ranks under paddle.distributed.launch."""
+    """Selects and prints the device and the precision; joins the other ranks of a launcher."""
     paddlenlp_logger.set_level("WARNING")
     version = f"Paddle {paddle.__version__}"
     has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
@@ -742,58 +684,54 @@ def set_device(args) -> None:
     is_present = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
     require(is_present[args.device], f"--device {args.device}: {version} sees none; try --device cpu")
     paddle.set_device(args.device)
+    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher killed by SIGKILL ends no rank; Linux can: PR_SET_PDEATHSIG
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if dist.get_world_size() > 1:
         if args.device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         dist.init_parallel_env()
-    if args.device == "gpu":  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
-        capability = ".".join(map(str, paddle.device.cuda.get_device_capability()))
-        remedy = "install the newest from Paddle's own index, see README"
-        with explaining(f"{version} has no code for compute capability {capability}: {remedy}"):
-            (paddle.ones([2]) + 1).numpy()
-    say(f"device: {args.device}, {dist.get_world_size()} process(es), {version}")
-    say(f"precision: {set_precision(args)}")
+    with explaining(f"{version} does not compute on this device: see the README's Install"):
+        (paddle.ones([2]) + 1).numpy()  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
+    say(f"device: {args.device}, {dist.get_world_size()} process(es), {version}; products in {set_precision(args)}")
 
 
 def set_precision(args) -> str:
-    """Sets args.precision, that of matrix products (all else is float32), and says why it is this one."""
-    if not args.amp:
-        args.precision, reason = "float32", "--amp False"
-    elif args.device == "cpu":
-        is_native = onednn() is not None and onednn().has_bfloat16
-        args.precision = "bfloat16" if is_native else "float32"
-        reason = "native on this processor" if is_native else "no bfloat16 on this processor"
-    else:
-        args.precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
-        reason = "with loss scaling" if args.precision == "float16" else "without loss scaling"
+    """Sets args.precision, that of matrix products (all else is float32); returns it with the reason."""
+    args.precision, reason = "float32", "--amp False"
+    if args.amp and args.device != "cpu":
+        args.precision, reason = args.amp_dtype or ("bfloat16" if has_ampere() else "float16"), "--amp True"
         suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
         require(suits, "--amp_dtype bfloat16: this GPU has none (Ampere and later do); take float16")
+    elif args.amp and onednn() is not None and onednn().has_bfloat16:
+        args.precision, reason = "bfloat16", "native on this processor"
+    elif args.amp:
+        reason = "no bfloat16 on this processor"
     return f"{args.precision} ({reason})"
 
 
 def has_ampere() -> bool:
-    """Whether the device is a GPU with bfloat16 and FlashAttention: of compute capability 8 or later."""
+    """Whether the device is a GPU with bfloat16 and FlashAttention: capability 8 or later."""
     return paddle.get_device().startswith("gpu") and paddle.device.cuda.get_device_capability()[0] >= 8
 
 
 def load_data(args) -> tuple:
-    """Returns the data's tokenizer and {"train": TokenRows, "validation": TokenRows}, of all --input_file together."""
+    """The tokenizer and {"train": TokenRows, "validation": TokenRows} of all --input_file together."""
     data = f"--input_file {' '.join(args.input_file)}"
-    tokenizer_dirs = [os.path.join(folder, "tokenizer") for folder in args.input_file]
+    first, *others = [os.path.join(folder, "tokenizer") for folder in args.input_file]
     with explaining(f"{data}: not a data set of create_data.py, or damaged: prepare it anew"):
         sets = [datasets.load_from_disk(folder) for folder in args.input_file]
         rows = {name: TokenRows(*(splits[name] for splits in sets)) for name in ("train", "validation")}
         for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
-            os.stat(os.path.join(tokenizer_dirs[0], name))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dirs[0])
-    for folder in tokenizer_dirs[1:]:
+            os.stat(os.path.join(first, name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(first)
+    for folder in others:
         is_same = utils.vocabulary_of(folder) == tokenizer.get_vocab()
-        require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {tokenizer_dirs[0]}")
-    validation, longest = rows["validation"], max(split.lengths[1] for split in rows.values())
-    args.max_seq_length = args.max_seq_length or longest
-    limit = args.max_seq_length
+        require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {first}")
+    longest = max(split.lengths[1] for split in rows.values())
+    limit = args.max_seq_length = args.max_seq_length or longest
     require(longest <= limit, f"{data}: rows of {longest} tokens, --max_seq_length {limit}: prepare shorter ones")
-    require(len(validation), f"{data}: the validation split has no rows: hold out more text")
+    require(len(rows["validation"]), f"{data}: the validation split has no rows: hold out more text")
     return tokenizer, rows
 
 
@@ -802,11 +740,9 @@ def count_updates(args, sampler: UpdateSampler) -> int:
     size = f"a global batch of {sampler.global_batch} rows is larger than the data ({sampler.num_rows} rows)"
     require(sampler.updates_per_epoch, f"{size}: lower --batch_size or --gradient_accumulation_steps")
     total = math.floor(args.num_train_epochs * sampler.updates_per_epoch)
-    if args.max_steps > 0:
-        total = min(total, args.max_steps)
+    total = min(total, args.max_steps) if args.max_steps > 0 else total
     require(total, "nothing to train: --num_train_epochs gives no update")
-    warmup = args.warmup_steps
-    require(warmup <= total, f"--warmup_steps {warmup:g} is longer than the training, {total} updates")
+    require(args.warmup_steps <= total, f"--warmup_steps {args.warmup_steps:g} is longer than the training ({total})")
     return total
 
 
@@ -826,8 +762,7 @@ def parse_arguments(argv: list | None):
     add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
     add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
     add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
-    schedules = ["linear", "constant_with_warmup", "cosine"]
-    add("--lr_scheduler", choices=schedules, default="linear", help="with the constant one a run may grow")
+    add("--lr_scheduler", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="of the rate")
     add("--warmup_steps", type=not_negative, default=0.06, help="updates; below 1, a share of all")
     add("--weight_decay", type=not_negative, default=1e-2, help="AdamW's, of matrices and embeddings")
     add("--adam_epsilon", type=number(float, 1e-30), default=1e-6, help="AdamW's")
@@ -850,10 +785,9 @@ def parse_arguments(argv: list | None):
     add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; left out: bfloat16 from Ampere on")
     add("--scale_loss", type=number(float, 1e-30), default=2.0**15, help="first loss scale in float16")
     for gone in ("--num_workers", "--amp_level"):
-        require(gone not in (sys.argv if argv is None else argv), f"{gone} is gone: leave it out")
+        require(gone not in (argv or sys.argv), f"{gone} is gone: leave it out")
     args = parser.parse_args(argv)
-    if args.max_steps != 0:
-        args.output_dir = args.output_dir or "ckp"
+    args.output_dir = args.output_dir or ("ckp" if args.max_steps else None)
     return args
 
 
@@ -862,20 +796,19 @@ def parse_arguments(argv: list | None):
 # They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. uint16
 # stands for bfloat16, to which the operands of products are rounded where a layer's `half` is set; else all is float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
-ARGUMENTS = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41, "diff_src": 129, "diff_dst": 145}
-ARGUMENTS |= {"mean": 49, "variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}
+DESCRIBED = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41, "mean": 49, "diff_src": 129, "diff_dst": 145}
+FURTHER = {"variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}  # of no description
 FORWARD, BACKWARD, GELU, MULTIPLY, SOFTMAX, SCALE_AND_SHIFT = 64, 128, 49, 131057, 196608, 6
 CHUNK = 2**21  # attention weights in memory at a time, unless one row of the batch has more
 
 
 class OneDNN:
-    """Raises OSError or AttributeError where the library or a function is missing, RuntimeError for a bad status."""
-
     def __init__(self):
         self.library = ctypes.CDLL(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3"))
         self.has_bfloat16 = bool(self.library.dnnl_get_effective_cpu_isa() & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
-        self.stream, self.primitives = self.new("stream_create", self.engine, 1), {}
+        self.stream = self.new("stream_create", self.engine, 1)
+        self.primitive = functools.cache(self.make)
 
     def call(self, name: str, *arguments) -> None:
         if status := getattr(self.library, f"dnnl_{name}")(*arguments):
@@ -885,31 +818,28 @@ class OneDNN:
         self.call(name, ctypes.byref(handle := ctypes.c_void_p()), *arguments)
         return handle
 
-    def run(self, kind: str, also: dict | None = None, **described) -> None:
-        """Runs a primitive on arrays. `described` is what its description in C takes, in that order; `also` is not."""
-        values = described | (also or {})
-        arrays = [value for value in values.values() if isinstance(value, np.ndarray)]
-        layouts = ((v.shape, v.strides, v.dtype) if isinstance(v, np.ndarray) else v for v in values.values())
-        key = kind, *layouts
-        if key not in self.primitives:
-            self.primitives[key] = self.make(kind, values, len(described))
-        primitive, memories, arguments = self.primitives[key]
-        for memory, array in zip(memories, arrays):
-            self.call("memory_set_data_handle", memory, ctypes.c_void_p(array.ctypes.data))
+    def run(self, kind: str, **values):
+        """Runs a primitive on what its description takes in C, in that order, and FURTHER arrays; returns dst."""
+        layouts = {n: (v.shape, v.strides, v.dtype) if isinstance(v, np.ndarray) else v for n, v in values.items()}
+        primitive, memories, arguments = self.primitive(kind, **layouts)
+        for name, memory in memories.items():
+            self.call("memory_set_data_handle", memory, ctypes.c_void_p(values[name].ctypes.data))
         self.call("primitive_execute", primitive, self.stream, len(memories), arguments)
+        return values.get("dst")
 
-    def make(self, kind: str, values: dict, num_described: int) -> tuple:
-        described, memories, arguments = [], [], []
+    def make(self, kind: str, **values) -> tuple:
+        described, memories, arguments = [self.engine], {}, []
         for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                numbers, strides = ctypes.c_int64 * value.ndim, (stride // value.itemsize for stride in value.strides)
-                layout = value.ndim, numbers(*value.shape), DATA_TYPES[value.dtype.name], numbers(*strides)
+            if isinstance(value, tuple):
+                shape, strides, dtype = value
+                numbers, strides = ctypes.c_int64 * len(shape), (stride // dtype.itemsize for stride in strides)
+                layout = len(shape), numbers(*shape), DATA_TYPES[dtype.name], numbers(*strides)
                 value = self.new("memory_desc_create_with_strides", *layout)
-                memories.append(self.new("memory_create", value, self.engine, None))
-                arguments += ARGUMENTS[name], memories[-1].value
-            described.append(ctypes.c_float(value) if isinstance(value, float) else value)
-        described = [self.engine, *described[:num_described]]
-        if kind == "reorder":  # each has an engine of its own
+                memories[name] = self.new("memory_create", value, self.engine, None)
+                arguments += (DESCRIBED | FURTHER)[name], memories[name].value
+            if name not in FURTHER:
+                described.append(ctypes.c_float(value) if isinstance(value, float) else value)
+        if kind == "reorder":  # each array has an engine of its own
             described = described[1], self.engine, described[2], self.engine
         primitive = self.new("primitive_create", self.new(f"{kind}_primitive_desc_create", *described, None))
         return primitive, memories, (ctypes.c_uint64 * len(arguments))(*arguments)
@@ -917,7 +847,7 @@ class OneDNN:
 
 @functools.cache
 def onednn() -> OneDNN | None:
-    """Paddle's own oneDNN, or None where it is missing, lacks what is needed or cannot multiply, which is said."""
+    """Paddle's own oneDNN; or None, which is said, where it is missing, lacks something or fails."""
     try:
         library, zero = OneDNN(), np.zeros((1, 1), np.float32)
         library.run("matmul", src=zero, weights=zero, bias=None, dst=zero)
@@ -928,18 +858,19 @@ def onednn() -> OneDNN | None:
 
 
 class Function(paddle.autograd.PyLayer):
-    """Calls an operation, which returns its result and a function that writes its tensors' gradients to arrays."""
+    """Calls operation(out, *arguments) on arrays; it fills out and returns what fills the gradients."""
 
     @staticmethod
     def forward(ctx, operation, *arguments):
-        ctx.shapes = [tensor.shape for tensor in arguments if isinstance(tensor, paddle.Tensor)]
-        result, ctx.write = operation(*arguments)
-        return result
+        ctx.shapes = [x.shape for x in arguments if isinstance(x, paddle.Tensor)]
+        out = paddle.empty([*ctx.shapes[0][:-1], ctx.shapes[-1][-1]])  # as wide as the last
+        ctx.write = operation(*(array_of(x) if isinstance(x, paddle.Tensor) else x for x in (out, *arguments)))
+        return out
 
     @staticmethod
-    def backward(ctx, by_result):
+    def backward(ctx, by_out):
         gradients = [paddle.empty(shape) for shape in ctx.shapes]
-        ctx.write(array_of(by_result), *map(array_of, gradients))
+        ctx.write(*map(array_of, (by_out, *gradients)))
         return tuple(gradients)
 
 
@@ -954,26 +885,22 @@ def array_of(tensor):
 
 def rounded(array, half: bool):
     """The array itself or, with half, its values in bfloat16, rounded to nearest."""
-    if half:
-        onednn().run("reorder", src=array, dst=(result := np.empty(array.shape, np.uint16)))
-    return result if half else array
+    return onednn().run("reorder", src=array, dst=np.empty(array.shape, np.uint16)) if half else array
 
 
-def product(left, right, out=None, bias=None):
-    """The matrix product of two arrays, in float32."""
-    if out is None:
-        out = np.empty((*left.shape[:-1], right.shape[-1]), np.float32)
-    onednn().run("matmul", src=left, weights=right, bias=bias, dst=out)
-    return out
+def product(left, right, out, bias=None):
+    return onednn().run("matmul", src=left, weights=right, bias=bias, dst=out)
 
 
-def linear_operation(layer, x, weight, bias):
-    """The output layer's weight is the embedding's, [out, in]."""
-    half, is_tied = layer.half, isinstance(layer, TransposedLinear)
-    out = paddle.empty([*x.shape[:-1], len(bias)])
-    rows, weights = (rounded(array_of(tensor).reshape(-1, tensor.shape[-1]), half) for tensor in (x, weight))
+def multiply(left, right, out):
+    return onednn().run("binary", algorithm=MULTIPLY, src=left, src_1=right, dst=out)
+
+
+def linear_operation(out, layer, x, weight, bias):
+    half, is_tied = layer.half, isinstance(layer, TransposedLinear)  # to the embedding's weight, [out, in]
+    rows, weights = (rounded(array.reshape(-1, array.shape[-1]), half) for array in (x, weight))
     weights = weights.T if is_tied else weights
-    product(rows, weights, array_of(out).reshape(-1, len(bias)), array_of(bias).reshape(1, -1))
+    product(rows, weights, out.reshape(-1, len(bias)), bias.reshape(1, -1))
 
     def write(by_out, by_x, by_weight, by_bias):
         by_out = by_out.reshape(-1, len(by_bias))
@@ -983,56 +910,71 @@ def linear_operation(layer, x, weight, bias):
         left, right = (by_rows, rows) if is_tied else (rows, by_rows)
         product(left.T, right, by_weight)
 
-    return out, write
+    return write
 
 
-def gelu_operation(x):
-    src, out, zeros = array_of(x), paddle.empty(x.shape), dict(alpha=0.0, beta=0.0)
-    onednn().run("eltwise_forward", prop=FORWARD, algorithm=GELU, src=src, dst=array_of(out), **zeros)
-
-    def write(by_out, by_x):
-        onednn().run("eltwise_backward", algorithm=GELU, diff_src=by_x, diff_dst=by_out, src=src, **zeros, hint=None)
-
-    return out, write
+def gelu_operation(out, x):
+    zeros = dict(alpha=0.0, beta=0.0)
+    onednn().run("eltwise_forward", prop=FORWARD, algorithm=GELU, src=x, dst=out, **zeros)
+    backward = functools.partial(onednn().run, "eltwise_backward", algorithm=GELU)
+    return lambda by_out, by_x: backward(diff_src=by_x, diff_dst=by_out, src=x, **zeros, hint=None)
 
 
-def attention_weights(query, key, mask, kept) -> tuple:
-    """softmax(query key^T + mask), float32 [rows, heads, seq, seq], and the same after dropout."""
-    weights = product(query, key.swapaxes(2, 3))
-    if mask is not None:
-        weights += mask
-    onednn().run("softmax_forward", prop=FORWARD, algorithm=SOFTMAX, src=weights, dst=weights, axis=3)
-    dropped = np.empty_like(weights)
-    onednn().run("binary", algorithm=MULTIPLY, src=weights, src_1=kept, dst=dropped)
-    return weights, dropped
+def layer_norm_operation(out, x, weight, bias, epsilon: float):
+    mean, variance = np.empty((2, *x.shape[:-1]), np.float32)
+    more = dict(mean=mean, epsilon=epsilon, flags=SCALE_AND_SHIFT, variance=variance, scale=weight, shift=bias)
+    onednn().run("layer_normalization_forward", prop=FORWARD, src=x, dst=out, **more)
+
+    def write(by_out, by_x, by_weight, by_bias):
+        values = dict(diff_src=by_x, diff_dst=by_out, src=x, **more, diff_scale=by_weight, diff_shift=by_bias)
+        onednn().run("layer_normalization_backward", prop=BACKWARD, **values, hint=None)
+
+    return write
 
 
-def attention_operation(layer, query, key, value, mask, dropout: float):
-    """A chunk of the batch's rows at a time. The attention's weights are not kept: the backward pass computes them
-    anew (as FlashAttention does: Dao et al., 2022, section 3.1)."""
+def dropout_operation(out, x, dropout: float):
+    kept, factor = draw_kept(x.shape, dropout), np.float32(1 / (1 - dropout))
+    np.multiply(multiply(x, kept, out), factor, out=out)
+    return lambda by_out, by_x: np.multiply(multiply(by_out, kept, by_x), factor, out=by_x)
+
+
+def draw_kept(shape, dropout: float) -> np.ndarray:
+    """Which values dropout keeps, as uint8: not those whose 16 random bits are below the probability."""
+    size, bits = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
+    draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
+    return (draw >= round(dropout * 2**16)).view(np.uint8)
+
+
+def attention_operation(out, layer, query, key, value, mask, dropout: float):
+    """A chunk of rows at a time; the backward pass computes the weights anew (Dao et al., 2022, section 3.1)."""
     (batch, seq, width), heads, half = query.shape, layer.num_heads, layer.half
     number = min(batch, -(-batch * heads * seq**2 // CHUNK))
     masks = [None] * number if mask is None else np.array_split(mask, number)
     kept = np.array_split(draw_kept([batch, heads, seq, seq], dropout), number)
+    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # so that products need none
+    operands = [rounded(x * np.float32(factor), half) for x, factor in zip((query, key, value), factors)]
 
     def chunks(*arrays):
         by_head = (array.reshape(batch, seq, heads, -1).swapaxes(1, 2) for array in arrays)
         return zip(masks, kept, *(np.array_split(array, number) for array in by_head))
 
-    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # of query, key and value, so that products need none
-    scaled = [array_of(x) * np.float32(factor) for x, factor in zip((query, key, value), factors)]
-    operands, context = [rounded(array, half) for array in scaled], paddle.empty(query.shape)
-    for *drawn, q, k, v, out in chunks(*operands, array_of(context)):
-        _, dropped = attention_weights(q, k, *drawn)
-        product(rounded(dropped, half), v, out)
+    def attention_weights(mask, kept, q, k):
+        """softmax(query key^T + mask), float32 [rows, heads, seq, seq], and the same after dropout."""
+        weights = product(q, k.swapaxes(2, 3), np.empty((*q.shape[:3], seq), np.float32))
+        if mask is not None:
+            weights += mask
+        onednn().run("softmax_forward", prop=FORWARD, algorithm=SOFTMAX, src=weights, dst=weights, axis=3)
+        return weights, rounded(multiply(weights, kept, np.empty_like(weights)), half)
 
-    def write(by_context, *gradients):
-        arrays = *operands, rounded(by_context, half), *gradients
-        for mask, kept, q, k, v, by_out, by_q, by_k, by_v in chunks(*arrays):
-            weights, dropped = attention_weights(q, k, mask, kept)
-            product(rounded(dropped, half).swapaxes(2, 3), by_out, by_v)
-            by_weights = product(by_out, v.swapaxes(2, 3))
-            onednn().run("binary", algorithm=MULTIPLY, src=by_weights, src_1=kept, dst=by_weights)
+    for mask, kept_here, q, k, v, context in chunks(*operands, out):
+        product(attention_weights(mask, kept_here, q, k)[1], v, context)
+
+    def write(by_out, *gradients):
+        for mask, kept, q, k, v, by_context, by_q, by_k, by_v in chunks(*operands, rounded(by_out, half), *gradients):
+            weights, dropped = attention_weights(mask, kept, q, k)
+            product(dropped.swapaxes(2, 3), by_context, by_v)
+            by_weights = product(by_context, v.swapaxes(2, 3), np.empty_like(weights))
+            multiply(by_weights, kept, by_weights)
             values = dict(diff_src=by_weights, diff_dst=by_weights, dst=weights, axis=3, hint=None)
             onednn().run("softmax_backward", algorithm=SOFTMAX, **values)
             by_weights = rounded(by_weights, half)
@@ -1041,53 +983,12 @@ def attention_operation(layer, query, key, value, mask, dropout: float):
         for array, factor in zip(gradients, factors):
             array *= np.float32(factor)
 
-    return context, write
-
-
-def draw_kept(shape, dropout: float) -> np.ndarray:
-    """Which values dropout keeps, as uint8; a value is dropped where 16 random bits are below the probability."""
-    size, bits = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())  # so they follow paddle.seed
-    draw = bits.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
-    return (draw >= round(dropout * 2**16)).view(np.uint8)
-
-
-def dropout_operation(x, dropout: float):
-    kept, out = draw_kept(x.shape, dropout), paddle.empty(x.shape)
-
-    def write(source, result):
-        onednn().run("binary", algorithm=MULTIPLY, src=source, src_1=kept, dst=result)
-        result *= np.float32(1 / (1 - dropout))
-
-    write(array_of(x), array_of(out))
-    return out, write
-
-
-def layer_norm_operation(x, weight, bias, epsilon: float):
-    src, out, options = array_of(x), paddle.empty(x.shape), dict(epsilon=epsilon, flags=SCALE_AND_SHIFT)
-    mean, variance = np.empty((2, *x.shape[:-1]), np.float32)
-    also = dict(variance=variance, scale=array_of(weight), shift=array_of(bias))
-    values = dict(src=src, dst=array_of(out), mean=mean, **options)
-    onednn().run("layer_normalization_forward", also, prop=FORWARD, **values)
-
-    def write(by_out, by_x, by_weight, by_bias):
-        values = dict(diff_src=by_x, diff_dst=by_out, src=src, mean=mean, **options, hint=None)
-        more = dict(diff_scale=by_weight, diff_shift=by_bias)
-        onednn().run("layer_normalization_backward", also | more, prop=BACKWARD, **values)
-
-    return out, write
-
-
-def cpu_attend(layer, query, key, value, mask, dropout: float):
-    mask = None if mask is None else mask.numpy()
-    return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
+    return write
 
 
 CPU_LAYERS = {
-    nn.Linear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
-    TransposedLinear: lambda layer, x: Function.apply(linear_operation, layer, x, layer.weight, layer.bias),
     nn.LayerNorm: lambda layer, x: Function.apply(layer_norm_operation, x, layer.weight, layer.bias, layer._epsilon),
     nn.Dropout: lambda layer, x: Function.apply(dropout_operation, x, layer.p) if layer.training and layer.p else x,
-    nn.MultiHeadAttention: attention,
 }
 
 

@@ -172,9 +172,9 @@ def test_a_batch_may_be_taken_in_chunks_of_any_size(monkeypatch):
 def test_attentions_dropout_keeps_its_share_and_the_mean():
     """Of equal weights and values 1, the context is what dropout keeps, scaled by what it leaves out."""
     paddle.seed(3)
-    layer = SimpleNamespace(num_heads=2, half=False)
+    layer = SimpleNamespace(num_heads=2, half=False, on_cpu=True)
     zeros, ones = paddle.zeros([4, 256, 4]), paddle.ones([4, 256, 4])
-    context = run_pretrain.cpu_attend(layer, zeros, zeros, ones, None, 0.1).numpy()
+    context = run_pretrain.attend(layer, zeros, zeros, ones, None, 0.1).numpy()
     assert context.mean() == pytest.approx(1, abs=2e-3)
     deviation = (0.1 / 0.9 / 256) ** 0.5  # of the mean of 256 values that are 1 / 0.9 with probability 0.9, else 0
     assert context.std() == pytest.approx(deviation, rel=0.1)
@@ -226,10 +226,10 @@ def test_nan_in_any_parameter_reaches_the_loss_or_the_gradients(half):
 
 
 def test_bfloat16_is_native_only_where_onednn_has_instructions_for_it():
-    code = "import run_pretrain; print(run_pretrain.set_precision(run_pretrain.parse_arguments(['--device', 'cpu'])))"
+    code = "import run_pretrain; run_pretrain.set_device(run_pretrain.parse_arguments(['--device', 'cpu']))"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "float32 (no bfloat16 on this processor)" in run.stdout, run.stderr
+    assert "products in float32 (no bfloat16 on this processor)\n" in run.stdout, run.stderr
 
 
 @pytest.mark.parametrize("error", [OSError("no libdnnl"), AttributeError("no dnnl_matmul"), RuntimeError("status 3")])

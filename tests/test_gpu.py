@@ -75,10 +75,10 @@ def tiny_run(float16):
     args.device = "cpu"
     paddle.seed(0)
     model = TinyModel()
-    scaler = run_pretrain.build_scaler(args)
+    optimizer, scaler = run_pretrain.build_optimizer(model, args)
     assert scaler.is_enable() and type(scaler) is paddle.amp.GradScaler
     stop = SimpleNamespace(requested=False)
-    run = run_pretrain.Run(args, model, run_pretrain.build_optimizer(model, args), scaler, stop=stop)
+    run = run_pretrain.Run(args, model, optimizer, scaler, stop=stop)
     ids = paddle.to_tensor([[1, 2, 3, 4]])
     labels = paddle.to_tensor([[-100, 2, 3, -100]])
     batch = {"input_ids": ids, "labels": labels, "masked_positions": paddle.to_tensor([1, 2, 0, 0])}
@@ -143,10 +143,7 @@ def test_the_scale_changes_no_update_but_by_rounding(tiny_run, monkeypatch):
     for enabled in (True, False):
         run.model.set_state_dict(start)
         run.args.precision, run.args.max_grad_norm = "float16" if enabled else "float32", 0.01
-        run.optimizer, run.scaler = (
-            run_pretrain.build_optimizer(run.model, run.args),
-            run_pretrain.build_scaler(run.args),
-        )
+        run.optimizer, run.scaler = run_pretrain.build_optimizer(run.model, run.args)
         update = run_pretrain.train_update(run, batches)
         assert update["grad_norm"] > 0.01 and update["loss_scale"] == (2.0**15 if enabled else 1)
         results.append((update["grad_norm"], *weights_of(run)))
@@ -174,7 +171,7 @@ def test_a_non_finite_update_never_reaches_the_weights_and_is_always_reported(
     assert records[0]["loss"] == pytest.approx(math.log(400), rel=0.03)
     assert [record["loss_scale"] for record in records] == ([2.0**15, 2.0**14] if precision else [1, 1])
     shown = capsys.readouterr().out
-    assert "step 3: skipped, the weights stay as they were (loss inf" in shown and "h  1 skipped" in shown
+    assert "step 3: skipped (loss inf" in shown
 
 
 @pytest.mark.parametrize("precision", [[], FLOAT16], ids=["float32", "float16"])
@@ -234,9 +231,9 @@ def test_the_precision_on_a_gpu(monkeypatch, arguments, capability, precision, s
     pretend_gpu(monkeypatch, capability)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", gpu_tracer)
     args, cast = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()]), []
-    reason = run_pretrain.set_precision(args)
-    assert (args.precision, run_pretrain.build_scaler(args).is_enable()) == (precision, scaled)
-    assert precision in reason and (("with loss scaling" in reason) == scaled)
+    run_pretrain.set_precision(args)
+    _, scaler = run_pretrain.build_optimizer(TinyModel(), args)
+    assert (args.precision, scaler.is_enable()) == (precision, scaled)
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: cast.append(options))
     run_pretrain.auto_cast(args)
     assert cast[0]["enable"] == (precision != "float32") and (not cast[0]["enable"] or cast[0]["dtype"] == precision)
@@ -274,8 +271,8 @@ model = run_pretrain.RobertaForMaskedLM(run_pretrain.build_config(args, SimpleNa
 run_pretrain.use_fast_layers(model, args, padded={padded})
 ids = paddle.to_tensor(np.arange(64).reshape(2, 32) + 3)
 batch = dict(input_ids=ids, labels=ids, masked_positions=paddle.arange(128) % 64)
-scaler = paddle.amp.GradScaler(enable=False)
-run = run_pretrain.Run(args, model, run_pretrain.build_optimizer(model, args), scaler)
+optimizer, _ = run_pretrain.build_optimizer(model, args)
+run = run_pretrain.Run(args, model, optimizer, paddle.amp.GradScaler(enable=False))
 print("BEGIN", file=sys.stderr, flush=True)
 run_pretrain.train_update(run, [batch])
 print("END", file=sys.stderr, flush=True)
@@ -377,7 +374,7 @@ def test_flash_attention_gives_the_plain_ones_outputs_and_gradients(monkeypatch)
 # ---------------------------------------------------------------- device and processes
 
 
-def test_a_wheel_without_code_for_the_gpu_ends_in_one_line_that_names_its_capability(pretrain, monkeypatch, tmp_path):
+def test_a_wheel_without_code_for_the_gpu_ends_in_one_line(pretrain, monkeypatch, tmp_path):
     pretend_gpu(monkeypatch, (9, 0))
 
     def no_kernel(*shape):
@@ -385,7 +382,7 @@ def test_a_wheel_without_code_for_the_gpu_ends_in_one_line_that_names_its_capabi
 
     monkeypatch.setattr(paddle, "ones", no_kernel)
     monkeypatch.setattr(run_pretrain, "load_data", None)  # before anything long
-    with pytest.raises(UserError, match=r"compute capability 9\.0: install .* from Paddle's own index") as error:
+    with pytest.raises(UserError, match=r"does not compute on this device: .*no kernel image") as error:
         pretrain("--device", "gpu")
     assert "\n" not in str(error.value)
 
@@ -403,6 +400,7 @@ def one_of_two(monkeypatch):
     environment |= {"PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:1,127.0.0.1:2"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(run_pretrain.ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *death: None))
     monkeypatch.setattr(parallel.core, "is_compiled_with_cuda", lambda: True)
     monkeypatch.setattr(parallel.core, "get_cuda_device_count", lambda: 2, raising=False)
     monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 2)

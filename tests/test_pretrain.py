@@ -232,6 +232,10 @@ def test_every_value_of_the_architecture_is_robertas(packed_data):
         "pad_token_id": 1,
         "bos_token_id": 0,
         "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "initializer_range": 0.02,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
     }
     assert {name: getattr(config, name) for name in expected} == expected
 
@@ -285,8 +289,9 @@ def test_the_warmup_is_a_number_of_updates_or_a_share_of_them(pretrain, given, s
 def test_weight_decay_spares_biases_and_layer_norms(build):
     model = build()
     args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT), "--weight_decay", "0.5"])
+    run_pretrain.set_precision(args)
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
-    optimizer = run_pretrain.build_optimizer(model, args)
+    optimizer, _ = run_pretrain.build_optimizer(model, args)
     (0 * sum(p.sum() for p in model.parameters())).backward()  # no gradient: only decay moves a weight
     optimizer.step()
     for name, parameter in model.named_parameters():
@@ -307,7 +312,7 @@ def test_adams_moments_decay_by_09_and_098(pretrain):
 def test_each_micro_batch_of_each_rank_and_update_has_dropout_of_its_own(build, batch, monkeypatch):
     args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT)])
     args.precision, model, seeds, real = "float32", build(), [], paddle.seed
-    optimizer, scaler = run_pretrain.build_optimizer(model, args), run_pretrain.build_scaler(args)
+    optimizer, scaler = run_pretrain.build_optimizer(model, args)
     run = Run(args, model, optimizer, scaler, stop=SimpleNamespace(requested=False))
     monkeypatch.setattr(paddle, "seed", lambda seed: seeds.append(seed) or real(seed))
     for run.global_step in (0, 1):
@@ -345,11 +350,11 @@ def test_a_run_from_start_to_checkpoint(pretrain, packed_data, capsys):
     assert 0 < evaluations[1]["loss_without_context"] < evaluations[1]["unigram_entropy"] < math.log(400)
     shown = capsys.readouterr().out.splitlines()
     assert any("training from scratch" in line for line in shown)
-    assert "precision: float32 (--amp False)" in shown
+    assert f"device: cpu, 1 process(es), Paddle {paddle.__version__}; products in float32 (--amp False)" in shown
     loss, perplexity = evaluations[1]["eval_loss"], evaluations[1]["perplexity"]
     assert shown[-1] == f"done: {output}/paddle_60, evaluation loss {loss:.4f}, perplexity {perplexity:.2f}"
     lines = [line for line in shown if line.startswith("step ")]
-    pattern = r"step {}/60  loss {:.3f}  rate {:.2e}  [\d,]+ tokens/s  ETA \d+:[0-5]\d h"
+    pattern = r"step {}/60  loss {:.3f}  rate {:.2e}  [\d,]+ tokens/s  ETA \d+\.\d\d h"
     for line, record in zip(lines, train, strict=True):
         assert re.fullmatch(pattern.format(record["step"], record["loss"], record["learning_rate"]), line)
     [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
@@ -537,11 +542,9 @@ def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
     run.window.update(updates=100, tokens=26_214_400, seconds=100.0, data_seconds=1.0, flops=1e15)
     result = {"grad_norm": 1.0, "loss_scale": 1.0}
     report.training(run, result)
-    run.window["skipped_updates"] = 12
-    report.training(run, result)
-    plain, skipped = capsys.readouterr().out.splitlines()[-2:]
-    assert plain == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  ETA 243:30 h"
-    assert skipped == plain + "  12 skipped" and len(skipped) <= 100
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  ETA 243.50 h"
+    assert len(line) <= 100
 
 
 @pytest.mark.slow
@@ -589,7 +592,7 @@ def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     record = metrics(output, "train")[-1]
     assert all(math.isfinite(value) for name, value in record.items() if name != "event")
     assert {"loss", "learning_rate", "grad_norm", "steps_per_second", "tokens_per_second", "tflops"} < set(record)
-    assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale", "peak_memory_gb"} < set(record)
+    assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale"} < set(record)
 
 
 def test_visualdl_shows_each_start_of_a_run_as_a_curve_of_its_own(pretrain):
@@ -750,8 +753,8 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tm
     ("change", "message"),
     [
         ({"vocab_size": 300}, "has vocab_size 300, which does not suit"),
-        ({"vocab_size": 500}, "has another shape"),
-        ({"intermediate_size": 64}, "has another shape"),
+        ({"vocab_size": 500}, "cannot load the weights of .*[sS]hape"),
+        ({"intermediate_size": 64}, "cannot load the weights of .*[sS]hape"),
         ({"max_position_embeddings": 20}, "has max_position_embeddings 20, which does not suit"),
         ({"pad_token_id": 0}, "has pad_token_id 0"),
     ],
@@ -764,14 +767,14 @@ def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pr
         pretrain("--max_steps", "1", "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
-@pytest.mark.parametrize("arguments", [("--max_steps", "0"), ("--max_steps", "2")])
+@pytest.mark.parametrize("arguments", [("--max_steps", "0"), ("--max_steps", "9")])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_refused(pretrain, tmp_path, arguments, value):
+def test_weights_that_are_not_finite_end_a_run(pretrain, tmp_path, arguments, value):
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
     weights = safetensors.numpy.load_file(checkpoint / "model.safetensors")
     weights["lm_head.dense.bias"][3] = value
     safetensors.numpy.save_file(weights, checkpoint / "model.safetensors")
-    with pytest.raises(UserError, match=r"paddle_1: lm_head\.dense\.bias has values that are not finite"):
+    with pytest.raises(UserError, match=r"evaluation's loss is nan|5 updates in a row, .* were not finite"):
         pretrain(*arguments, "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
 
@@ -802,7 +805,7 @@ def test_a_directory_with_a_configuration_alone_is_trained_from_scratch(pretrain
     mine = {**config, "num_hidden_layers": 3, "intermediate_size": 48, "hidden_dropout_prob": 0.2}
     (tmp_path / "mine/config.json").write_text(json.dumps(mine))
     output = pretrain("--max_steps", "1", "--model_name_or_path", str(tmp_path / "mine"), output=tmp_path / "second")
-    assert f"training from scratch with the configuration of {tmp_path}/mine" in capsys.readouterr().out
+    assert re.search(rf"model: {tmp_path}/mine, .* training from scratch\n", capsys.readouterr().out)
     assert metrics(output, "train")[0]["loss"] == pytest.approx(math.log(400), rel=0.03)
     weights = safetensors.numpy.load_file(output / "paddle_1" / "model.safetensors")
     assert weights["roberta.encoder.layers.2.linear1.weight"].shape == (32, 48)

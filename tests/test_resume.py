@@ -279,7 +279,7 @@ def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pr
             real_rmtree(path, *args, **kwargs)
 
     writers = [(os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "makedirs"), (shutil, "copytree"), (shutil, "copy2")]
-    writers += [(run_pretrain.safetensors.numpy, "save_file"), (utils, "write_checksums"), (json, "dump")]
+    writers += [(run_pretrain.safetensors.numpy, "save_file"), (utils, "write_checksums"), (json, "dumps")]
     points = 0
     for point in range(100):
         output = tmp_path / f"{point}"
@@ -357,9 +357,8 @@ def test_a_damaged_checkpoint_is_named_and_auto_takes_the_one_before(pretrain, t
         pretrain(*TWO_THEN_FOUR, "--resume_from_checkpoint", str(output / "paddle_4"))
     capsys.readouterr()
     pretrain(*TWO_THEN_FOUR, *RESUME)
-    shown = capsys.readouterr()
-    assert "paddle_4" in shown.err and re.search(damage, shown.err)
-    assert "continuing from" in shown.out and "paddle_2" in shown.out
+    warned, _, continued = capsys.readouterr().out.partition(f"continuing from {output / 'paddle_2'}")
+    assert f"warning: cannot resume from {output / 'paddle_4'}" in warned and re.search(damage, warned) and continued
     assert result(output) == expected
 
 
@@ -520,16 +519,6 @@ def test_auto_is_a_fresh_start_where_there_is_no_checkpoint_and_nothing_remains_
     assert result(output) == first
 
 
-def test_a_signal_in_the_first_evaluation_of_a_run_resumed_by_a_path_names_the_path(
-    pretrain, monkeypatch, tmp_path, capsys
-):
-    output = pretrain("--max_steps", "4", "--save_steps", "2")
-    monkeypatch.setattr(run_pretrain, "evaluate", lambda *arguments: None)  # as after a signal
-    saved = str(output / "paddle_2")
-    pretrain("--max_steps", "4", "--save_steps", "2", "--resume_from_checkpoint", saved, output=tmp_path / "other")
-    assert f"--resume_from_checkpoint {saved} continues" in capsys.readouterr().out.splitlines()[-1]
-
-
 def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_removed(pretrain, tmp_path):
     output = tmp_path / "ckp"
     (output / "paddle_9.being_written/new/training_state").mkdir(parents=True)
@@ -590,14 +579,10 @@ def infinite_losses(monkeypatch, steps: set) -> None:
     monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
 
 
-def test_a_second_interrupt_exits_at_once(monkeypatch):
-    codes = []
-    monkeypatch.setattr(os, "_exit", codes.append)
+def test_a_second_interrupt_ends_the_process_at_once():
     stop = run_pretrain.StopSignal()
     os.kill(os.getpid(), signal.SIGINT)
-    assert stop.requested and not codes
-    os.kill(os.getpid(), signal.SIGINT)
-    assert codes == [130]
+    assert stop.requested and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
 def test_a_signal_that_is_ignored_stays_so():

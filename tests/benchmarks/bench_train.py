@@ -75,7 +75,7 @@ def ours(args) -> Contestant:
     run_args.max_seq_length = args.max_seq_length
     config = project.build_config(run_args, tokenizer)
     model = project.build_model(run_args, config, rows)
-    optimizer, scaler = project.build_optimizer(model, run_args), project.build_scaler(run_args)
+    optimizer, scaler = project.build_optimizer(model, run_args)
     run = project.Run(run_args, model, optimizer, scaler, args.updates)
     run.warmup_steps = args.warmup_steps
     sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed, updates=args.updates)
