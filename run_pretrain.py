@@ -24,7 +24,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
-    faulthandler.enable()  # gives signals a stack of their own: without it, SIGTERM crashed 7 of 72 processes
+    faulthandler.enable()  # gives signals their own stack: without, SIGTERM crashed 7 of 72 processes
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, explaining, number, require
@@ -33,15 +33,15 @@ utils.prepare_for_paddle()  # threads and memory: read when Paddle is imported
 
 import numpy as np
 
-with contextlib.redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread, which are wanted here
+with contextlib.redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread
     import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
-import safetensors.numpy
 from paddle import nn
 from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 from visualdl import LogWriter
 
@@ -54,12 +54,13 @@ ARCHITECTURES = {  # layers, width, attention heads; base and large: RoBERTa, se
     "roberta-en-base": (12, 768, 12),
     "roberta-en-large": (24, 1024, 16),
 }
-# What a resumed run may have otherwise; where it changes the result, run_identity() compares another form of it.
+# What may change on resuming; what of it changes the result, run_identity() compares in another form.
 MAY_CHANGE = """
 input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps
 num_train_epochs max_steps max_skipped_updates recompute output_dir logging_steps save_steps
 save_total_limit max_eval_rows resume_from_checkpoint device amp amp_dtype
 """.split()
+STATE = ("global_step", "warmup_steps", "skipped_in_a_row", "best", "window")  # a Run's, in its checkpoints
 
 
 # ---------------------------------------------------------------- the task
@@ -73,15 +74,16 @@ def main(argv: list | None = None) -> None:
     config = build_config(args, tokenizer)
     collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
     report = Report(args, rows["validation"], tokenizer)
-    batch_size, ranks = args.batch_size, (dist.get_rank(), dist.get_world_size())
-    held_out = utils.evaluation_batches(len(rows["validation"]), batch_size, *ranks, args.max_eval_rows)
+    ranks = dist.get_rank(), dist.get_world_size()
+    held_out = utils.evaluation_batches(len(rows["validation"]), args.batch_size, *ranks, args.max_eval_rows)
     validation = functools.partial(batches_of, rows["validation"], held_out, collator)
     if args.max_steps == 0:
         run = Run(args, build_model(args, config, rows), report=report)
         report.evaluation(run, evaluate(run, validation))
         return
 
-    sampler = UpdateSampler(len(rows["train"]), batch_size, args.gradient_accumulation_steps, *ranks, args.seed)
+    sizes = len(rows["train"]), args.batch_size, args.gradient_accumulation_steps
+    sampler = UpdateSampler(*sizes, *ranks, args.seed)
     sampler.updates = count_updates(args, sampler)
     with output_directory(args):
         run = start_or_resume(args, config, rows, sampler, report)
@@ -92,7 +94,7 @@ def main(argv: list | None = None) -> None:
 
 @dataclasses.dataclass
 class Run:
-    """What a run reads and changes; a checkpoint holds model, optimizer, scaler and the fields of STATE."""
+    """What a run reads and changes; a checkpoint holds the model, optimizer, scaler and STATE."""
 
     args: object  # of parse_arguments()
     model: nn.Layer  # RobertaForMaskedLM; with several ranks, inside paddle.DataParallel
@@ -105,11 +107,8 @@ class Run:
     global_step: int = 0  # updates done
     warmup_steps: int = 0
     skipped_in_a_row: int = 0
-    best: dict = dataclasses.field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation
+    best: dict = dataclasses.field(default_factory=dict)  # evaluation: {"step", "eval_loss"}
     window: dict = dataclasses.field(default_factory=dict)  # sums since the last report
-
-
-STATE = ("global_step", "warmup_steps", "skipped_in_a_row", "best", "window")
 
 
 def train(run: Run, batches, validation) -> dict | None:
@@ -146,10 +145,10 @@ def is_due(run: Run) -> bool:
 
 
 def train_update(run: Run, batches: list) -> dict:
-    """One optimizer update over this rank's micro-batches; the loss is the mean over all masked tokens of all ranks.
+    """One optimizer update; its loss is the mean over the masked tokens of all micro-batches and ranks.
 
-    Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all ranks, for which
-    the host waits once (in float16, GradScaler.update() waits once more).
+    Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all
+    ranks, for which the host waits once (in float16, GradScaler.update() waits once more).
     """
     args, model, scaler = run.args, run.model, run.scaler
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -159,13 +158,13 @@ def train_update(run: Run, batches: list) -> dict:
     totals = paddle.stack([sum(counts).astype("float32"), paddle.full([], float(run.stop.requested))])
     num_masked, stops = sum_over_ranks(totals)
 
-    # The gradient of (sum of losses) / (number of tokens): DataParallel averages over the ranks, hence the factor.
-    # Only the last micro-batch's backward pass exchanges gradients.
+    # The gradient of (sum of losses) / (number of tokens); DataParallel averages over the ranks,
+    # hence the factor. Only the last micro-batch's backward pass exchanges gradients.
     weight = world_size / paddle.clip(num_masked, min=1)
     loss_sum = paddle.zeros([])
     for micro_step, batch in enumerate(batches):
         key = np.random.SeedSequence((args.seed, run.global_step, micro_step, rank))
-        paddle.seed(int(key.generate_state(1)[0]))  # dropout's; so there is no generator's state to save
+        paddle.seed(int(key.generate_state(1)[0]))  # dropout's, so no state is to be saved
         is_last = micro_step == len(batches) - 1
         with contextlib.nullcontext() if is_last or world_size == 1 else model.no_sync():
             with auto_cast(args):
@@ -188,7 +187,7 @@ def train_update(run: Run, batches: list) -> dict:
 
 
 def clip_and_step(run: Run, gradients: list, result: dict) -> None:
-    """The optimizer's step with the gradient clipped; or none, where the update is to be skipped."""
+    """The optimizer's step with the gradient clipped, or none where the update is skipped."""
     with paddle.no_grad():
         if result["skipped"]:
             gradients[0].fill_(math.inf)  # so that an enabled scaler lowers its scale
@@ -206,7 +205,7 @@ def masked_loss(model, batch: dict) -> tuple:
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
     logits = model(batch["input_ids"], masked_positions=batch["masked_positions"]).astype("float32")
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum(), logits, labels  # on a CPU, Paddle's own makes a number of NaN
+    return loss + 0 * logits.detach().sum(), logits, labels  # a CPU's hides NaN
 
 
 @paddle.no_grad()
@@ -253,18 +252,15 @@ def learning_rate_at(step: int, run: Run) -> float:
 
 def auto_cast(args):
     """Mixed precision on a GPU (Paddle's level O1); a CPU's layers do it themselves."""
-    enable = args.precision != "float32" and args.device != "cpu"
-    return paddle.amp.auto_cast(enable=enable, dtype="float16" if args.precision == "float16" else "bfloat16")
+    is_enabled = args.precision != "float32" and args.device != "cpu"
+    return paddle.amp.auto_cast(enable=is_enabled, dtype=args.precision if is_enabled else "float16")
 
 
 def sum_over_ranks(tensor):
+    """The sum of all ranks' tensors, in place; who reads it waits for all of them."""
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def wait_for_all() -> None:
-    sum_over_ranks(paddle.zeros([1])).numpy()
 
 
 # ---------------------------------------------------------------- model and optimizer
@@ -274,7 +270,7 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
     """PaddleNLP's model and checkpoints; given `masked_positions`, it predicts those alone."""
 
     def forward(self, input_ids, masked_positions=None, **kwargs):
-        """Logits [batch, seq, vocab], or at masked_positions (flat, [n]) [n, vocab]: a quarter less arithmetic."""
+        """Logits [batch, seq, vocab]; or of masked_positions (flat, [n]), a quarter cheaper, [n, vocab]."""
         if masked_positions is None:
             return super().forward(input_ids, **kwargs)
         hidden = self.roberta(input_ids)[0]
@@ -306,23 +302,18 @@ def attention(layer, hidden, key=None, value=None, attn_mask=None, cache=None):
     """Self-attention: hidden and the result are [batch, seq, width], attn_mask is [batch, 1, 1, seq]."""
     mask, dropout = attn_mask if layer.padded else None, layer.dropout if layer.training else 0.0
     query, key, value = layer.q_proj(hidden), layer.k_proj(hidden), layer.v_proj(hidden)
-    return layer.out_proj(attend(layer, query, key, value, mask, dropout))
-
-
-def attend(layer, query, key, value, mask, dropout: float):
-    """FlashAttention where it can be, else the plain way. All tensors are [batch, seq, width]."""
     if layer.on_cpu:
         mask = None if mask is None else mask.numpy()
-        return Function.apply(attention_operation, layer, query, key, value, mask, dropout)
+        return layer.out_proj(Function.apply(attention_operation, layer, query, key, value, mask, dropout))
     heads = [x.reshape([*x.shape[:2], layer.num_heads, -1]) for x in (query, key, value)]
-    if mask is None and query.dtype != paddle.float32 and has_ampere():
+    if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
         context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
     else:
         query_heads, key_heads, value_heads = (x.transpose([0, 2, 1, 3]) for x in heads)
         product = paddle.matmul(query_heads * query_heads.shape[-1] ** -0.5, key_heads, transpose_y=True)
         weights = F.softmax(product if mask is None else product + mask.astype(product.dtype))
         context = paddle.matmul(F.dropout(weights, dropout), value_heads).transpose([0, 2, 1, 3])
-    return context.reshape(query.shape)
+    return layer.out_proj(context.reshape(query.shape))
 
 
 def build_config(args, tokenizer):
@@ -358,7 +349,7 @@ def build_config(args, tokenizer):
 
 
 def build_model(args, config, rows: dict, checkpoint: str | None = None):
-    """The model with a checkpoint's weights, those of --model_name_or_path, or new ones; ready to train."""
+    """The model with a checkpoint's weights, those of --model_name_or_path, or new ones."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
     with explaining(f"cannot load the weights of {source}: a RobertaForMaskedLM in one model.safetensors is needed"):
@@ -408,7 +399,7 @@ def build_optimizer(model, args):
 
 
 def batches_of(rows: TokenRows, sampler, collator: DataCollatorMLM):
-    """Yields a sampler's batches as dicts of tensors, masked when asked for (16 x 512 take 0.5 ms)."""
+    """Yields a sampler's batches as dicts of tensors, masked when asked for."""
     for keys in sampler:
         batch = collator([rows[key] for key in keys])
         yield {name: paddle.to_tensor(array) for name, array in batch.items()}
@@ -434,9 +425,10 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
     if checkpoint:
         with explaining(f"cannot resume from {checkpoint}: its optimizer or scaler state is damaged"):
             names = moment_names(model)
-            tensors = safetensors.numpy.load_file(Path(checkpoint, "training_state", "optimizer.safetensors"))
-            require(len(tensors) == state["num_moments"], f"{checkpoint}: its optimizer.safetensors lacks tensors")
-            optimizer.set_state_dict({names[name]: paddle.to_tensor(array) for name, array in tensors.items()})
+            arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
+            is_whole = len(arrays) == state["num_moments"]
+            require(is_whole, f"{checkpoint}: its optimizer.safetensors lacks tensors")
+            optimizer.set_state_dict({names[name]: paddle.to_tensor(arrays[name]) for name in arrays})
             if scaler.is_enable():
                 scale = np.array(state["scaler"]["scale"], dtype=np.float32)
                 scaler.load_state_dict({**state["scaler"], "scale": scale})
@@ -466,19 +458,19 @@ def run_identity(args, config, sampler) -> dict:
 
 
 def save_checkpoint(run: Run) -> None:
-    """Rank 0 writes this step's checkpoint, whole or not at all, and removes those that are too many."""
+    """Rank 0 writes this step's checkpoint, whole or not at all, and removes older ones."""
     args, model = run.args, unwrap(run.model)
     if dist.get_rank() == 0:
-        with utils.atomic_directory(os.path.join(args.output_dir, f"paddle_{run.global_step}")) as folder:
+        with utils.atomic_directory(f"{args.output_dir}/paddle_{run.global_step}") as folder:
             training_state = Path(folder, "training_state")
             training_state.mkdir()
             model.save_pretrained(folder, safe_serialization=True)
-            shutil.copytree(os.path.join(args.input_file[0], "tokenizer"), folder, dirs_exist_ok=True)
-            moments = run.optimizer.state_dict()
-            tensors = {ours: moments[name].numpy() for ours, name in moment_names(model).items() if name in moments}
-            safetensors.numpy.save_file(tensors, training_state / "optimizer.safetensors")
+            shutil.copytree(f"{args.input_file[0]}/tokenizer", folder, dirs_exist_ok=True)
+            moments, names = run.optimizer.state_dict(), moment_names(model)
+            arrays = {name: moments[names[name]].numpy() for name in names if names[name] in moments}
+            save_file(arrays, training_state / "optimizer.safetensors")
             state = {name: getattr(run, name) for name in (*STATE, "identity")}
-            state.update(scaler=run.scaler.state_dict(), num_moments=len(tensors), arguments=vars(args))
+            state.update(scaler=run.scaler.state_dict(), num_moments=len(arrays), arguments=vars(args))
             (training_state / "state.json").write_text(json.dumps(state, indent=2, default=np.ndarray.tolist))
             utils.write_checksums(folder)
         found = checkpoints_in(args.output_dir)
@@ -486,7 +478,7 @@ def save_checkpoint(run: Run) -> None:
         for step in older[(args.save_total_limit or len(found)) - 1 :]:
             if step != run.best.get("step"):
                 shutil.rmtree(found[step])
-    wait_for_all()
+    sum_over_ranks(paddle.zeros([1])).item()
 
 
 def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
@@ -494,7 +486,7 @@ def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
     refusal = f"cannot resume from {checkpoint}"
     remedy = f"--model_name_or_path {checkpoint} continues from its weights in a new run"
     with explaining(f"{refusal}: its state.json is damaged, or of another version of this script; {remedy}"):
-        state = json.loads(Path(checkpoint, "training_state", "state.json").read_bytes())
+        state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
         defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know yet
         was = {name: defaults.get(name) for name in identity} | state["identity"]
         step = state["global_step"]
@@ -548,7 +540,7 @@ def output_directory(args):
             for path in folder.glob(f"paddle_*{utils.BESIDE}"):
                 utils.recover_directory(str(path).removesuffix(utils.BESIDE))
                 shutil.rmtree(path, ignore_errors=True)
-        wait_for_all()
+        sum_over_ranks(paddle.zeros([1])).item()
         yield
 
 
@@ -570,7 +562,7 @@ class Report:
         say(f"data: {sampler.num_rows:,} rows, {updates}, the first {run.warmup_steps:,} are the warmup")
         self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=None)
         if dist.get_rank() == 0:  # VisualDL shows one file of a directory
-            self.visualdl = LogWriter(os.path.join(self.output_dir, "visualdl", f"from_{run.global_step}"))
+            self.visualdl = LogWriter(f"{self.output_dir}/visualdl/from_{run.global_step}")
 
     def update(self, run: Run, result: dict, batches: list, data_seconds: float, seconds: float) -> None:
         """Counts an update; where --logging_steps are full, reports all since the last report."""
@@ -625,21 +617,21 @@ class Report:
             say(f"stopped by a signal after step {run.global_step}: continue with --resume_from_checkpoint")
             return
         say("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
-        path = os.path.join(self.output_dir, f"paddle_{run.global_step}")
-        say("done: {}, evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(path, **evaluation))
+        line = "evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(**evaluation)
+        say(f"done: {os.path.join(self.output_dir, f'paddle_{run.global_step}')}, {line}")
 
     def write(self, event: str, step: int, record: dict, line: str) -> None:
         say(line)
         if self.output_dir is None or dist.get_rank() != 0:
             return
-        record = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
         os.makedirs(self.output_dir, exist_ok=True)
-        with open(os.path.join(self.output_dir, "metrics.jsonl"), "a") as file:
-            file.write(json.dumps({"event": event, "step": step, **record}) + "\n")
+        finite = {name: value for name, value in record.items() if math.isfinite(value)}
+        record = {"event": event, "step": step} | dict.fromkeys(record) | finite  # JSON has no NaN
+        with open(f"{self.output_dir}/metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
         if self.visualdl:
-            for name, value in record.items():
-                if value is not None:
-                    self.visualdl.add_scalar(f"{event}/{name}", value, step)
+            for name, value in finite.items():
+                self.visualdl.add_scalar(f"{event}/{name}", value, step)
             self.visualdl.flush()  # its thread does so only now and then
 
 
@@ -684,7 +676,7 @@ def set_device(args) -> None:
     is_present = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
     require(is_present[args.device], f"--device {args.device}: {version} sees none; try --device cpu")
     paddle.set_device(args.device)
-    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher killed by SIGKILL ends no rank; Linux can: PR_SET_PDEATHSIG
+    if "PADDLE_TRAINER_ID" in os.environ:  # PR_SET_PDEATHSIG: a rank ends with its launcher
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if dist.get_world_size() > 1:
@@ -697,7 +689,7 @@ def set_device(args) -> None:
 
 
 def set_precision(args) -> str:
-    """Sets args.precision, that of matrix products (all else is float32); returns it with the reason."""
+    """Sets args.precision, that of matrix products; returns it with the reason."""
     args.precision, reason = "float32", "--amp False"
     if args.amp and args.device != "cpu":
         args.precision, reason = args.amp_dtype or ("bfloat16" if has_ampere() else "float16"), "--amp True"
@@ -793,8 +785,9 @@ def parse_arguments(argv: list | None):
 
 # ---------------------------------------------------------------- the CPU's layers (skip on first reading)
 
-# They call Paddle's own oneDNN (numbers from its dnnl_types.h) on numpy arrays that share the tensors' memory. uint16
-# stands for bfloat16, to which the operands of products are rounded where a layer's `half` is set; else all is float32.
+# They call Paddle's own oneDNN (numbers from its dnnl_types.h) on arrays that share the tensors'
+# memory. uint16 stands for bfloat16, to which operands of products are rounded where a layer's
+# `half` is set; all else is float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
 DESCRIBED = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41, "mean": 49, "diff_src": 129, "diff_dst": 145}
 FURTHER = {"variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}  # of no description
@@ -804,7 +797,7 @@ CHUNK = 2**21  # attention weights in memory at a time, unless one row of the ba
 
 class OneDNN:
     def __init__(self):
-        self.library = ctypes.CDLL(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3"))
+        self.library = ctypes.CDLL(f"{os.path.dirname(paddle.__file__)}/libs/libdnnl.so.3")
         self.has_bfloat16 = bool(self.library.dnnl_get_effective_cpu_isa() & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
         self.stream = self.new("stream_create", self.engine, 1)
