@@ -42,6 +42,7 @@ from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from visualdl import LogWriter
 
@@ -332,13 +333,15 @@ def build_config(args, tokenizer):
         with explaining(f"cannot load the model {name}: neither one of {', '.join(ARCHITECTURES)} nor a directory"):
             config = transformers.RobertaConfig.from_pretrained(name)
             kind = config.get_config_dict(name)[0].get("model_type", "roberta")
+            path, vocabulary = Path(name, "tokenizer.json"), tokenizer.get_vocab()
+            is_same = not path.exists() or Tokenizer.from_file(str(path)).get_vocab() == vocabulary
         suits = {
             f"model_type {kind}": kind == "roberta",
             f"hidden_act {config.hidden_act}": config.hidden_act == "gelu",
             f"pad_token_id {config.pad_token_id}": config.pad_token_id == tokenizer.pad_token_id,
             f"vocab_size {config.vocab_size}": config.vocab_size >= tokenizer.vocab_size,  # larger where published
             f"max_position_embeddings {config.max_position_embeddings}": config.max_position_embeddings >= positions,
-            "another tokenizer": utils.vocabulary_of(name) in (None, tokenizer.get_vocab()),
+            "another tokenizer": is_same,
         }
         unsuited = ", ".join(what for what in suits if not suits[what])
         remedy = f"take a RoBERTa, with data prepared for it (create_data.py --tokenizer_name {name})"
@@ -535,8 +538,7 @@ def output_directory(args):
         if dist.get_rank() == 0:
             with explaining(f"cannot write --output_dir {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
-                problem = f"another run is using --output_dir {folder}: wait for it, or choose another"
-                stack.enter_context(utils.lock(f"{folder}/.lock", problem))
+                stack.enter_context(utils.lock(folder))
             for path in folder.glob(f"paddle_*{utils.BESIDE}"):
                 utils.recover_directory(str(path).removesuffix(utils.BESIDE))
                 shutil.rmtree(path, ignore_errors=True)
@@ -717,9 +719,9 @@ def load_data(args) -> tuple:
         for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
             os.stat(os.path.join(first, name))
         tokenizer = transformers.AutoTokenizer.from_pretrained(first)
-    for folder in others:
-        is_same = utils.vocabulary_of(folder) == tokenizer.get_vocab()
-        require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {first}")
+        for folder in others:
+            is_same = json.loads(Path(folder, "vocab.json").read_bytes()) == tokenizer.get_vocab()
+            require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {first}")
     longest = max(split.lengths[1] for split in rows.values())
     limit = args.max_seq_length = args.max_seq_length or longest
     require(longest <= limit, f"{data}: rows of {longest} tokens, --max_seq_length {limit}: prepare shorter ones")

@@ -13,11 +13,11 @@ As a script, it turns a checkpoint into a model directory of Hugging Face transf
 import argparse
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -32,7 +32,6 @@ import safetensors.numpy
 from tqdm import tqdm
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
-POSITIONS_MULTIPLE = 128
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
@@ -48,35 +47,28 @@ TRANSFORMERS_NAMES = (  # parts of names, PaddleNLP's and transformers'; longer 
     (".norm2.", ".output.LayerNorm."),
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
-TIED = {  # weights that transformers leaves out, and those that they are
+TIED = {  # weights that transformers leaves out, and what they are
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
 BESIDE = ".being_written"  # where a directory is written, and its old one waits
 
 
-# ---------------------------------------------------------------- masking
-
-
 class DataCollatorMLM:
     """Masks rows of tokens, afresh in each epoch (RoBERTa, section 4.1).
 
     Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become
-    <mask>, 10 % a token drawn evenly from all that are not special, 10 % stay (BERT, section 3.1).
-    A row's mask depends on (seed, epoch, row) alone, not on the batch, the device or a restart; if
-    it has no "epoch" and "row", on a hash of its ids and on the attribute `epoch` (0 unless set).
+    <mask>, 10 % any token that is not special, 10 % stay (BERT, section 3.1). `whole_words` chooses
+    words: what begins with a space (in a BPE like RoBERTa's) or behind a special token.
 
-    Args:
-        tokenizer: has mask_token_id, pad_token_id, vocab_size, all_special_ids, convert_ids_to_tokens.
-        mlm_probability: share of the positions to predict, 0 < p <= 1.
-        seed: a non-negative int.
-        whole_words: choose words (of a byte-level BPE), not tokens. A word begins with a space or
-            behind a special token.
+    A row's mask depends on (seed, epoch, row) alone, not on the batch, the device or a restart. A
+    row without these is known by a hash of its ids and the attribute `epoch`. ValueError: where
+    mlm_probability is not in (0, 1], or the tokenizer has no mask or padding.
 
-    Takes a list of {"input_ids": [length]}, if need be with "special_tokens_mask" [length]. Returns
-    int64 arrays: "input_ids" [batch, longest], padded; "labels" [batch, longest], -100 where not
-    chosen; "masked_positions" [n], the flat indices of the chosen ones, filled up with one that is
-    not to a multiple of 128 (so a GPU's allocator sees few sizes).
+    Takes [{"input_ids": [length]}, ...], if need be with "special_tokens_mask". Returns in int64:
+        input_ids: [batch, longest], masked and padded
+        labels: [batch, longest], -100 where a position was not chosen
+        masked_positions: [n], flat indices of the chosen ones, filled up with one that is not
     """
 
     def __init__(self, tokenizer, mlm_probability=0.15, seed=0, whole_words=False):
@@ -103,27 +95,31 @@ class DataCollatorMLM:
             labels[i, : len(ids)] = targets
         positions = np.flatnonzero(labels != IGNORE_INDEX)
         ignored = np.flatnonzero(labels == IGNORE_INDEX)
-        filler = ignored[:1].repeat(POSITIONS_MULTIPLE - len(positions) % POSITIONS_MULTIPLE)
+        filler = ignored[:1].repeat(128 - len(positions) % 128)  # few sizes: for GPUs
         return {"input_ids": input_ids, "labels": labels, "masked_positions": np.append(positions, filler)}
 
-    def _mask(self, example) -> tuple:
+    def _mask(self, example: dict) -> tuple:
         """Returns a row's masked ids and its labels (int64 [length])."""
         ids = np.asarray(example["input_ids"], dtype=np.int64)
         special = example.get("special_tokens_mask")
         special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
-        # The row's random numbers are those of a counter (Salmon et al., 2011).
-        keyed_by_hash, row = "row" not in example, example.get("row")
-        if keyed_by_hash:
+
+        # The row's own random numbers, from a counter (Salmon et al., 2011)
+        row, is_hash = example.get("row"), "row" not in example
+        if is_hash:
             row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
-        counter = [0, keyed_by_hash, row, example.get("epoch", self.epoch)]
+        counter = [0, is_hash, row, example.get("epoch", self.epoch)]
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
+
+        # Which positions are to be predicted? One draw for each word
         word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position
         chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
+
+        # What does the model see there? 80 % the mask, 10 % any token, 10 % the right one
         draw = generator.random(len(ids))
         masked_ids = np.where(chosen & (draw < MASKED), self.mask_token_id, ids)
-        randomized = np.flatnonzero(chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED))
-        drawn = generator.integers(len(self.regular_ids), size=len(randomized))
-        masked_ids[randomized] = self.regular_ids[drawn]
+        randomized = chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED)
+        masked_ids[randomized] = generator.choice(self.regular_ids, randomized.sum())
         return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
 
 
@@ -131,12 +127,11 @@ class DataCollatorMLM:
 
 
 class UpdateSampler:
-    """A training run's batch sampler: for each micro-batch of this rank, a list of (epoch, row).
+    """The rows of a training run: for each micro-batch of this rank, a list of (epoch, row).
 
-    An epoch is a permutation of the rows drawn from (seed, epoch), cut into global batches (the last
-    incomplete one is dropped); each is cut into `accumulation` micro-steps, and these into
-    `world_size` micro-batches. So an update's rows depend on the global batch alone, and iterating
-    from `first_update` to `updates` reads nothing that was passed.
+    An epoch is a permutation of the rows, drawn from (seed, epoch) and cut into global batches (an
+    incomplete last one is dropped), these into micro-steps, and these into ranks. So an update's
+    rows depend on its number and the global batch alone.
     """
 
     def __init__(self, num_rows, batch_size, accumulation=1, rank=0, world_size=1, seed=0, first_update=0, updates=0):
@@ -157,7 +152,7 @@ class UpdateSampler:
 
 
 def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
-    """An evaluation's batch sampler: this rank's share of all rows, or of `max_rows` drawn ones."""
+    """The same for an evaluation: this rank's share of all rows, or of `max_rows` drawn ones."""
     rows = np.arange(num_rows)
     if 0 < max_rows < num_rows:
         rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
@@ -166,10 +161,7 @@ def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -
 
 
 class TokenRows:
-    """A split of one or more data sets. `rows[epoch, i]` is row i, from the memory map:
-
-    {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}.
-    """
+    """A split of one or more data sets; `rows[epoch, i]` is row i as DataCollatorMLM takes it."""
 
     def __init__(self, *splits):
         tables = [split.data.table.select(["input_ids", "special_tokens_mask"]) for split in splits]
@@ -192,24 +184,23 @@ class TokenRows:
 def yardsticks(rows: TokenRows, tokenizer) -> tuple:
     """The lowest losses (nats) of models that see the place they predict alone, and nothing.
 
-    The second is the entropy of the tokens' shares. For the first, MASKED of the places tell nothing.
-    The others show a token r, kept with weight `kept` shares[r] or drawn with weight `drawn`, and the
-    best model predicts with these odds. Only one that uses the context has a lower loss.
+    The second is the entropy of the tokens. So is the first where the mask is shown; where a token
+    is, it is the entropy of (shown, right) less that of (shown).
     """
+    from scipy.special import entr  # -x log x
+
     found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(rows.input_ids))
     counts = np.bincount(found.field("values"), found.field("counts"), minlength=tokenizer.vocab_size)
     fits = len(counts) == tokenizer.vocab_size
-    require(fits, "--input_file: rows have ids beyond their tokenizer's vocabulary: prepare them anew")
+    require(fits, "--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
     counts = np.delete(counts, tokenizer.all_special_ids)
     shares = counts / counts.sum()
-    occurring = shares[shares > 0]
-    entropy = -np.sum(occurring * np.log(occurring))
-    kept, drawn = 1 - MASKED - RANDOMIZED, max(RANDOMIZED, 1e-12) / len(shares)
-    odds_of_right = occurring * (kept + drawn)
-    of_right = np.sum(odds_of_right * np.log((kept * occurring + drawn) / odds_of_right))
-    of_others = np.sum((1 - shares) * np.log((kept * shares + drawn) / drawn))
-    of_others += (len(shares) - 1) * entropy
-    return float(MASKED * entropy + of_right + drawn * of_others), float(entropy)
+    entropy = entr(shares).sum()
+    kept, drawn = 1 - MASKED - RANDOMIZED, RANDOMIZED / len(shares)  # shares of what is shown
+    equal, unequal = entr((kept + drawn) * shares).sum(), entr(drawn * shares).sum()
+    shown = entr(kept * shares + drawn).sum()
+    without_context = MASKED * entropy + equal + (len(shares) - 1) * unequal - shown
+    return float(without_context), float(entropy)
 
 
 # ---------------------------------------------------------------- to and from transformers
@@ -248,46 +239,31 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
 
 
 def read_weights(folder: str) -> dict:
-    """The arrays in a directory of PaddleNLP or transformers, as PaddleNLP's in float32."""
+    """The arrays in a directory of either, as PaddleNLP's in float32."""
     weights = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
     weights = {name: array.astype(np.float32) for name, array in weights.items()}
     if any(".encoder.layer." in name for name in weights):  # transformers'
         weights = to_transformers(weights, [(new, old) for old, new in TRANSFORMERS_NAMES])
-        for name, source in TIED.items():
-            if source in weights:
-                weights.setdefault(name, weights[source])
+        tied = {name: weights[source] for name, source in TIED.items() if source in weights}
+        weights = tied | weights
     return weights
 
 
-def vocabulary_of(folder: str) -> dict | None:
-    """The ids by token, with added ones, of a directory's tokenizer, if there is one."""
-    from tokenizers import Tokenizer
-
-    vocabulary, definition = Path(folder, "vocab.json"), Path(folder, "tokenizer.json")
-    with explaining(f"cannot read the tokenizer in {folder}"):
-        if vocabulary.exists():
-            return json.loads(vocabulary.read_bytes())
-        return Tokenizer.from_file(str(definition)).get_vocab() if definition.exists() else None
-
-
-# ---------------------------------------------------------------- directories that appear whole
+# ---------------------------------------------------------------- whole directories
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str):
     """Yields a new directory to fill; it becomes `path` when the block ends without an error.
 
-    Whatever kills the process, `path` is what it was before, or complete and flushed to disk: it is
-    written in a directory beside, where an old `path` waits until the new one has its name. What a
-    kill leaves, the next call puts right. A second process that would write `path` is refused.
+    Whatever kills the process, `path` is as it was, or complete and flushed to disk: an old one waits
+    beside until the new one has its name. What a kill leaves, the next call puts right.
     """
     path = os.path.realpath(path)
     beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
     holds_us = Path.cwd().is_relative_to(path)
     require(not holds_us, f"{path} holds the working directory: choose another --output_dir")
-    busy = f"another process is writing {path}: wait for it, or choose another --output_dir"
-    writing = explaining(f"cannot write {path}, what was there is unchanged", is_system_error)
-    with writing, lock(f"{beside}/.lock", busy):
+    with lock(beside):
         recover_directory(path)
         try:
             os.mkdir(new)
@@ -302,7 +278,7 @@ def atomic_directory(path: str):
             fsync(os.path.dirname(path))
         finally:
             recover_directory(path)
-            shutil.rmtree(beside, ignore_errors=True)  # the lock's file, which must be the last
+            shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
 
 
 def recover_directory(path: str) -> None:
@@ -320,16 +296,20 @@ def fsync(path: str | Path) -> None:
     os.close(descriptor)
 
 
-def lock(path: str, message: str):
-    """Locks a file for `with`, or until the process ends; creates its directory."""
+def lock(folder: str):
+    """Locks a directory, which it creates, for `with` or until the process ends."""
     try:
-        return filelock.FileLock(path, timeout=0).acquire()
+        return filelock.FileLock(f"{folder}/.lock", timeout=0).acquire()
     except (filelock.Timeout, FileNotFoundError, FileExistsError):  # the holder removes it
-        raise UserError(message) from None
+        raise UserError(f"another process is using {folder}: wait, or choose another") from None
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+            return contextlib.nullcontext()
+        raise
 
 
 def write_checksums(folder: str) -> None:
-    """Writes SHA256SUMS over all files below the folder, for `sha256sum --check`, too."""
+    """Writes SHA256SUMS of all files below, for `sha256sum --check`, too."""
     sums = Path(folder, CHECKSUMS)
     files = [path for path in Path(folder).rglob("*") if path.is_file() and path != sums]
     lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files]
@@ -354,7 +334,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 class UserError(Exception):
-    """A mistake of the user's or their machine's: one line with the thing and the remedy."""
+    """A mistake of the user's, in one line: the thing and the remedy."""
 
 
 def require(condition, message: str) -> None:
@@ -363,28 +343,23 @@ def require(condition, message: str) -> None:
 
 
 @contextlib.contextmanager
-def explaining(what: str, is_meant=lambda error: True):
-    """Turns an error in the block, if it is meant, into a UserError: what, and why."""
+def explaining(what: str):
+    """Turns an error in the block into a UserError: what, and why."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError) or not is_meant(error):
-            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UserError(f"{what} ({reason})") from error
-
-
-def is_system_error(error: BaseException) -> bool:
-    """Whether the system refused, as on a full disk; Rust's libraries say so in the text."""
-    return isinstance(error, OSError | UnicodeEncodeError) or "(os error " in str(error)
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with defaults in the help, no abbreviations, and errors of one line."""
 
     def __init__(self, description: str):
-        shows_defaults = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(description=description, formatter_class=shows_defaults, allow_abbrev=False)
+        super().__init__(description=description, allow_abbrev=False)
+        self.formatter_class = argparse.ArgumentDefaultsHelpFormatter
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the arguments)")
@@ -411,59 +386,44 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
 
 
 def command_line(main) -> None:
-    """Runs main() and exits: with 2 and a line for a user's error, 1 and a traceback for a bug.
-
-    At once: no thread that reads from a slow network is waited for, and Paddle 3.3.1 is not taken
-    down as usual, which aborted rank 0 in 5 of 76 finished runs on a busy machine.
-    """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a character ends no run
+    """Runs main() and exits: 2 and a line for a user's error, 1 and a traceback for a bug."""
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # any text, at once
     try:
         status = int(main() or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        status = 2 if isinstance(error, UserError) or is_system_error(error) else 1
-        print(f"error: {error}" if status == 2 else traceback.format_exc().rstrip(), file=sys.stderr)
-    with contextlib.suppress(OSError):  # a closed pipe
-        sys.stdout.flush()
+        # OSError: as on a full disk. Rust's libraries have types of their own.
+        is_users = isinstance(error, UserError | OSError) or "(os error " in str(error)
+        print(f"error: {error}" if is_users else traceback.format_exc().rstrip(), file=sys.stderr)
+        status = 2 if is_users else 1
+    # At once: threads may wait for a slow network, and Paddle 3.3.1 aborted 5 of 76 finished runs.
     os._exit(status)
 
 
 def say(line: str) -> None:
-    """Prints a line above any progress bar; no closed pipe or full disk ends the run."""
-    try:
+    """Prints a line above any progress bar; no closed pipe or terminal ends a run."""
+    with contextlib.suppress(OSError):
         tqdm.write(line)
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def prepare_for_paddle() -> None:
-    """Settings that must precede `import paddle`; what the user has set stays."""
+    """Settings that must precede `import paddle`."""
     import joblib  # brings zlib along, which Paddle 2.6.2 must not be the first to use
 
     # One thread per core, shared by this machine's ranks; Paddle's default is one.
-    cores = joblib.cpu_count(only_physical_cores=True)
-    cores //= int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+    cores = joblib.cpu_count(only_physical_cores=True) // int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
     # glibc returns large tensors to the system at each step, and fetches them anew: now only those
-    # above 32 MB, for kept blocks of all sizes take twice the memory in use.
-    if not any(name.startswith("MALLOC_") for name in os.environ):
-        with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
-            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
-    try:  # Paddle and PaddleNLP create directories there
-        os.makedirs(os.path.expanduser("~/.cache"), exist_ok=True)
-    except OSError:
+    # above 32 MB. Keeping all would take twice the memory.
+    if not os.access(os.path.expanduser("~"), os.W_OK | os.X_OK):  # Paddle and PaddleNLP create directories there
         os.environ["HOME"] = tempfile.mkdtemp()
+    with contextlib.suppress(AttributeError):  # macOS has no mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
-
-
-def peak_memory() -> float:
-    """The process's largest resident memory so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 if __name__ == "__main__":

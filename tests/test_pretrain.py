@@ -691,7 +691,7 @@ BROKEN_DATA = {
     "damaged.*tokenizer_config.json": lambda data: shutil.rmtree(data / "tokenizer"),
     "not a data set of create_data.py, or damaged": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
     "damaged.*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
-    "beyond their tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
+    "beyond the tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
         json.dumps(
             {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
         )
@@ -830,7 +830,7 @@ def test_a_second_run_in_one_output_directory_is_refused(pretrain, monkeypatch):
 
     around_updates(monkeypatch, before=start_another)
     output = pretrain("--max_steps", "2")
-    assert refused == [f"another run is using --output_dir {output}: wait for it, or choose another"] * 2
+    assert refused == [f"another process is using {output}: wait, or choose another"] * 2
     assert [record["step"] for record in metrics(output, "train")] == [1, 2]
 
 

@@ -1,6 +1,7 @@
 """A run that is stopped, killed or damaged, and resumed, ends as if nothing had happened; anything else is refused."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -238,7 +239,7 @@ def test_a_second_run_in_the_directory_is_refused_and_sigterm_ends_the_first_wit
         time.sleep(0.05)
     second = run_script("run_pretrain.py", *options, timeout=120)
     [error] = [line for line in second.stderr.splitlines() if "rror" in line]
-    assert error == f"error: another run is using --output_dir {output}: wait for it, or choose another"
+    assert error == f"error: another process is using {output}: wait, or choose another"
     assert second.returncode == 2
     first.terminate()
     shown, errors = first.communicate(timeout=60)
@@ -336,6 +337,28 @@ def test_a_directory_is_flushed_before_it_takes_its_name(monkeypatch, tmp_path):
             with open(os.path.join(folder, name), "w") as file:
                 file.write(name)
     assert calls == ["flush", "flush", "flush", "rename", "flush"]  # the files, their directory; then its parent
+
+
+def fail_to_lock(monkeypatch, number: int) -> None:
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_the_file_system_knows_no_locks_a_directory_appears_all_the_same(monkeypatch, tmp_path, number):
+    fail_to_lock(monkeypatch, number)
+    with utils.atomic_directory(str(tmp_path / "new")) as folder, open(f"{folder}/file", "w") as file:
+        file.write("whole")
+    assert os.listdir(tmp_path) == ["new"] and (tmp_path / "new/file").read_text() == "whole"
+
+
+def test_where_a_lock_fails_otherwise_nothing_is_written(monkeypatch, tmp_path):
+    fail_to_lock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"), utils.atomic_directory(str(tmp_path / "new")):
+        pytest.fail("it goes on")
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_flag_is_known_to_change_the_result_or_not():
