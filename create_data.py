@@ -18,17 +18,19 @@ import os
 import random
 import re
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from itertools import chain, dropwhile, groupby, islice, pairwise, starmap
+from itertools import chain, dropwhile, groupby, islice, pairwise
 from pathlib import Path
 
 import fsspec
+import gigatoken
 import numpy as np
 import psutil
 import pyarrow.parquet
+from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers.implementations import ByteLevelBPETokenizer
 from tqdm import tqdm
 
 import utils
@@ -37,14 +39,14 @@ from utils import UserError, boolean, explaining, number, require, say
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
-# Cuts long texts before white space, as RoBERTa's pre-tokenizer always does: behind ASCII, or
-# behind a byte that ends longer characters, but no white ones.
+BUFFER = 2_000_000  # bytes encoded and written at a time
+# Cuts long texts before white space, as RoBERTa's pre-tokenizer does: behind ASCII, or a byte
+# that ends other characters, but no white ones.
 PIECES = re.compile(rb"(?s).{250000}.*?[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf](?=\s)|.+")
-CACHE = 250_000_000  # bytes that gigatoken's cache, which it never empties, may take
-CHECKED_FIRST, CHECKED = 20_000, 500  # bytes of the first and of other buffers
+CACHE = 200_000_000  # bytes that gigatoken's cache, which it never empties, may take
+CHECKED = 500  # bytes of each buffer that `tokenizers` encodes, too
 TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
-is_blank = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+").fullmatch  # also wide spaces
+is_blank = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+").fullmatch  # and wide spaces
 
 
 def main(argv: list | None = None) -> None:
@@ -53,89 +55,112 @@ def main(argv: list | None = None) -> None:
     corpus = find_files(args.data_files) if args.data_files else [args.dataset_name]
     held_out = find_files(args.validation_files or [])
     with utils.atomic_directory(args.output_dir) as folder:
-        check_output_dir(args.output_dir, args.overwrite_output_dir)
+        there = os.listdir(args.output_dir) if os.path.exists(args.output_dir) else []
+        may_replace = args.overwrite_output_dir and "dataset_dict.json" in there
+        remedy = "choose another, or, if a data set, --overwrite_output_dir True"
+        require(may_replace or not there, f"{args.output_dir} exists: {remedy}")
         tokenizer = load_tokenizer(args, corpus)
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
-        report(args, splits)
         save_tokenizer(tokenizer, args, f"{folder}/tokenizer")
         files = sorted(Path(folder).glob("*/*"))
-        packages = "datasets", "gigatoken", "tokenizers"
         card = {
             "source": corpus,
             "arguments": vars(args),
             "splits": splits,
             "files": {str(p.relative_to(folder)): {"sha256": utils.sha256_of(p)} for p in files},
-            "versions": {package: version(package) for package in packages},
         }
         Path(folder, "data_card.json").write_text(json.dumps(card, indent=2))
     say(f"written: {args.output_dir}")
 
 
 def write_rows(args, corpus: list, held_out: list, tokenizer, folder: str) -> dict:
-    """Writes the rows of both splits; returns what it counted in each."""
-    encoder, writers = Encoder(tokenizer), create_writers(args, tokenizer, folder)
-    counts = {split: writer.counts for split, writer in writers.items()}
-    gc.freeze()  # the collector need not walk what the imports made
-    sys.setswitchinterval(5e-4)  # seconds: the encoder seldom waits for another thread
-    # One more thread fills buffers, another encodes them.
+    """Writes both splits; prints and returns what it counted in each."""
+    gc.freeze()  # imports are no garbage
+    sys.setswitchinterval(5e-4)  # the encoder seldom waits
+    writers = create_writers(args, tokenizer, folder)
     documents = assign_splits(args, corpus, held_out)
-    buffers = ahead(fill_buffers(documents, args.line_by_line, counts))
+    # One more thread fills buffers, another encodes them.
+    buffers = ahead(fill_buffers(documents, args.line_by_line))
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
-        for split, size, ids, ends in ahead(starmap(encoder.encode, buffers)):
-            writers[split].add(size, ids, ends)
+        for split, size, ids, ends in ahead(encode(buffers, tokenizer)):
+            writers[split].add(ids, ends)
             progress.update(size)
-    for writer in writers.values():
-        writer.close()
-    return counts
+    for separator, files in Counter(args.separators.values()).items():
+        say(f"{files} text files read with --document_separator {separator}")
+    for split, writer in writers.items():
+        writer.stream.close()
+        counts = writer.counts
+        counts["dropped_tokens"] += len(writer.rest)
+        found = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        say(f"{split}: {found}")
+        may_be_empty = split == "train" and args.validation_split_percentage == 100
+        remedy = "lower --max_seq_length, set --document_separator, or add text"
+        require(counts["rows"] or may_be_empty, f"{split}: {found}: {remedy}")
+    return {split: writer.counts for split, writer in writers.items()}
 
 
 def assign_splits(args, corpus: list, held_out: list) -> Iterator:
-    """Yields (split, document): held out are files, or drawn documents, or else the last."""
+    """Yields (split, document). Held out are files, drawn documents, or the last."""
     for document in read_documents(args, held_out):
         yield "validation", document
     share = 0 if held_out else args.validation_split_percentage / 100
     draw, any_held_out = random.Random(args.seed), bool(held_out)
     documents = islice(read_documents(args, corpus), args.max_documents)
     for document, following in pairwise(chain(documents, [None])):
-        is_needed = following is None and not any_held_out
-        is_held_out = draw.random() < share or is_needed
+        is_held_out = draw.random() < share or (following is None and not any_held_out)
         any_held_out |= is_held_out
         yield "validation" if is_held_out else "train", document
 
 
-def fill_buffers(documents: Iterator, line_by_line: bool, counts: dict) -> Iterator:
+def fill_buffers(documents: Iterator, line_by_line: bool) -> Iterator:
     """Yields (split, [(piece of text, whether a document or line ends with it)])."""
-    buffers, size = {split: [] for split in SPLITS}, Counter()
+    buffers, size = defaultdict(list), Counter()
     for split, document in documents:
-        counts[split]["documents"] += 1
         for piece in pieces(document, line_by_line):
             buffers[split].append(piece)
             size[split] += len(piece[0])
             if size[split] >= BUFFER:
-                yield split, buffers[split]
-                buffers[split], size[split] = [], 0
-    yield from ((split, buffer) for split, buffer in buffers.items() if buffer)
+                yield split, buffers.pop(split)
+                size[split] = 0
+    yield from buffers.items()
 
 
-def pieces(document: list, line_by_line: bool) -> list:
-    """Pairs (piece, whether it is the last) of the document, or of each of its lines."""
+def pieces(document: bytes, line_by_line: bool) -> Iterator:
+    """Yields (piece, whether it is the last) of a document, or of each line."""
     texts = [document]
     if line_by_line:
-        lines = b"".join(document).split(b"\n")
-        texts = [PIECES.findall(line) for line in lines if line.decode().strip()]
-    return [(piece, piece is text[-1]) for text in texts for piece in text]
+        texts = (line for line in document.split(b"\n") if line.decode().strip())
+    for text in texts:
+        for piece in PIECES.finditer(text):
+            yield piece[0], piece.end() == len(text)
+
+
+def encode(buffers: Iterator, tokenizer) -> Iterator:
+    """Yields (split, bytes, token ids, where in these documents or lines end)."""
+    process, memory_allowed = psutil.Process(), 0
+    for split, buffer in buffers:
+        if process.memory_info().rss > memory_allowed:  # also at first
+            with explaining("--tokenizer_name is not like RoBERTa's: choose another"):
+                encoder = gigatoken.Tokenizer.from_json(tokenizer.to_str())
+            memory_allowed = process.memory_info().rss + CACHE
+        texts, is_end = zip(*buffer)
+        layout = encoder.encode_batch(list(texts)).layout
+        ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
+        # Is gigatoken right? The much slower `tokenizers` must agree on a sample.
+        sample = b"\0".join(texts)[:CHECKED].decode(errors="ignore")
+        expected = tokenizer.encode(sample, add_special_tokens=False).ids
+        same = encoder.encode(sample.encode()).tolist() == expected
+        require(same, f"gigatoken differs at {sample[:60]!r}: choose another tokenizer")
+        yield split, sum(map(len, texts)), ids, bounds[1:][np.array(is_end)]
 
 
 def ahead(items: Iterator) -> Iterator:
     """Yields the items; meanwhile a thread makes the next four."""
     thread = ThreadPoolExecutor(1)
-    try:
-        making = deque(thread.submit(next, items, None) for _ in range(4))
-        while (item := making.popleft().result()) is not None:
-            making.append(thread.submit(next, items, None))
-            yield item
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+    making = deque(thread.submit(next, items, None) for _ in range(4))
+    while (item := making.popleft().result()) is not None:
+        making.append(thread.submit(next, items, None))
+        yield item
 
 
 def create_writers(args, tokenizer, folder: str) -> dict:
@@ -166,11 +191,11 @@ class SplitWriter:
         self.is_special = np.isin(np.arange(tokenizer.get_vocab_size()), special)
         self.room = args.max_seq_length - 2  # beside <s> and </s>
         self.rest = np.empty(0, schema.field(0).type.value_type.to_pandas_dtype())
-        self.counts = dict.fromkeys(("documents", "bytes", "tokens", "rows", "dropped_tokens"), 0)
+        self.counts = dict.fromkeys(("documents", "tokens", "rows", "dropped_tokens"), 0)
 
-    def add(self, size: int, ids: np.ndarray, ends: np.ndarray) -> None:
-        """Takes token ids of `size` bytes and where in these documents or lines end."""
-        self.counts["bytes"] += size
+    def add(self, ids: np.ndarray, ends: np.ndarray) -> None:
+        """Takes token ids, and where in these documents or lines end."""
+        self.counts["documents"] += len(ends)
         self.counts["tokens"] += len(ids)
         ends = len(self.rest) + ends
         ids = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
@@ -178,70 +203,31 @@ class SplitWriter:
             ids = np.insert(ids, ends, self.eos)
             ends = np.arange(self.room, len(ids) + 1, self.room)
         ids, self.rest = np.split(ids, [ends.max(initial=0)])
-        lengths = np.diff(ends, prepend=0)
-        if lengths.max(initial=0) > self.room:  # a line is longer than a row
-            fits = np.arange(len(ids)) - np.repeat(ends - lengths, lengths) < self.room
-            self.counts["dropped_tokens"] += len(ids) - int(fits.sum())
-            ids, lengths = ids[fits], np.minimum(lengths, self.room)
+        rows = pyarrow.ListArray.from_arrays(np.append(0, ends).astype(np.int32), ids)
+        rows = pyarrow.compute.list_slice(rows, 0, self.room)  # lines may be longer
+        self.counts["dropped_tokens"] += len(ids) - len(rows.flatten())
+        ids, lengths = rows.flatten().to_numpy(), rows.value_lengths().to_numpy()
         ends = np.cumsum(lengths)
         places = np.column_stack([ends - lengths, ends]).ravel()
         ids = np.insert(ids, places, np.tile([self.bos, self.eos], len(ends)))
         starts = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
         flat = ids, self.is_special[ids]
         columns = [pyarrow.ListArray.from_arrays(starts, values) for values in flat]
-        table = pyarrow.table(columns, names=self.schema.names)
-        self.stream.write_table(table.cast(self.schema))
+        self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
         self.counts["rows"] += len(lengths)
-
-    def close(self) -> None:
-        self.stream.close()
-        self.counts["dropped_tokens"] += len(self.rest)
 
 
 # ---------------------------------------------------------------- tokenizer
 
 
-class Encoder:
-    """gigatoken, compared with `tokenizers` at the beginning of each buffer."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.to_check = tokenizer, CHECKED_FIRST
-        self.renew()
-
-    def renew(self) -> None:
-        import gigatoken
-
-        self.gigatoken = None  # frees its cache
-        with explaining("--tokenizer_name is not like RoBERTa's: choose another"):
-            self.gigatoken = gigatoken.Tokenizer.from_json(self.tokenizer.to_str())
-        self.memory_allowed = psutil.Process().memory_info().rss + CACHE
-
-    def encode(self, split: str, buffer: list) -> tuple:
-        """Returns (split, bytes, token ids, where in these documents or lines end)."""
-        if psutil.Process().memory_info().rss > self.memory_allowed:
-            self.renew()
-        texts, is_end = zip(*buffer)
-        layout = self.gigatoken.encode_batch(list(texts)).layout
-        ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
-        sample = b"\0".join(texts)[: self.to_check].decode(errors="ignore")
-        self.to_check = CHECKED
-        expected = self.tokenizer.encode(sample, add_special_tokens=False).ids
-        same = self.gigatoken.encode(sample.encode()).tolist() == expected
-        require(same, f"gigatoken encodes {sample[:60]!r} differently: use another tokenizer")
-        return split, sum(map(len, texts)), ids, bounds[1:][np.array(is_end)]
-
-
 def load_tokenizer(args, corpus: list):
-    """Learns a tokenizer, or loads one."""
-    from tokenizers import AddedToken, Tokenizer, processors
-    from tokenizers.implementations import ByteLevelBPETokenizer
-
+    """Learns a tokenizer, or loads one, which must be like RoBERTa's."""
     name, first = args.tokenizer_name, [BOS, PAD, EOS, UNK]  # ids 0 to 3
     remedy = "give `train`, a hub id, or a directory with tokenizer.json"
     with explaining(f"cannot load the tokenizer {name}: {remedy}"):
         if name == "train":
             sample = islice(training_sample(args, corpus), args.max_documents)
-            tokenizer = ByteLevelBPETokenizer()  # knows all bytes, so any text
+            tokenizer = ByteLevelBPETokenizer()
             tokenizer.train_from_iterator(sample, args.vocab_size - 1, 0, sys.stderr.isatty(), first)
         elif not os.path.isdir(name):
             tokenizer = Tokenizer.from_pretrained(name)
@@ -253,27 +239,22 @@ def load_tokenizer(args, corpus: list):
         tokenizer.add_special_tokens([*first, AddedToken(MASK, lstrip=True)])
         bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
         tokenizer.post_processor = processors.RobertaProcessing(eos, bos, True, False)
-    tokenizer.no_truncation()  # which transformers may have stored
+    tokenizer.no_truncation()  # that transformers stored
     tokenizer.no_padding()
-    check_kind(name, tokenizer)
-    return tokenizer
-
-
-def check_kind(name: str, tokenizer) -> None:
-    """Refuses what gigatoken ignores, and what has tokens across the cuts of PIECES."""
+    # Refused is what gigatoken ignores, or cannot encode in PIECES.
     splitter, ids = tokenizer.pre_tokenizer, range(tokenizer.get_vocab_size())
     added = tokenizer.get_added_tokens_decoder().values()
-    odd = [t.content for t in added if t.single_word or t.rstrip or re.search(r"\s", t.content)]
     expected = {
         "ByteLevel with use_regex": getattr(splitter, "use_regex", False),
-        "no add_prefix_space": not getattr(splitter, "add_prefix_space", False),
+        "no add_prefix_space": not getattr(splitter, "add_prefix_space", True),
         "no normalizer": tokenizer.normalizer is None,
+        "no single_word": not any(token.single_word for token in added),
         "ids without gaps": None not in map(tokenizer.id_to_token, ids),
         " ".join(SPECIAL): None not in map(tokenizer.token_to_id, SPECIAL),
-        f"no single_word, rstrip or spaces as in {odd}": not odd,
     }
     lacking = ", ".join(what for what, is_there in expected.items() if not is_there)
-    require(not lacking, f"{name} is not like RoBERTa's tokenizer ({lacking:.300}): choose another")
+    require(not lacking, f"{name} is not like RoBERTa's ({lacking}): choose another")
+    return tokenizer
 
 
 def training_sample(args, corpus: list) -> Iterator[str]:
@@ -283,23 +264,21 @@ def training_sample(args, corpus: list) -> Iterator[str]:
         for document in read_documents(args, [path]):
             if used >= TRAINING_SAMPLE * files / len(corpus):
                 break
-            yield b"".join(document).decode()
-            used += sum(map(len, document))
+            yield document.decode()
+            used += len(document)
 
 
 def save_tokenizer(tokenizer, args, folder: str) -> None:
     """Writes what `tokenizers`, transformers and PaddleNLP load."""
     os.mkdir(folder)
     tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
-    tokenizer.model.save(folder)  # merges.txt, and vocab.json without the added tokens
+    tokenizer.model.save(folder)  # merges.txt
     vocab = {tokenizer.id_to_token(i): i for i in range(tokenizer.get_vocab_size())}
-    config = {"tokenizer_class": "RobertaBPETokenizer"}  # PaddleNLP's
-    config.update(model_max_length=max(512, args.max_seq_length), bos_token=BOS, cls_token=BOS)
-    config.update(eos_token=EOS, sep_token=EOS, unk_token=UNK, pad_token=PAD, mask_token=MASK)
-    config.update(add_prefix_space=False)
-    for file, content in (("vocab", vocab), ("tokenizer_config", config)):
-        text = json.dumps(content, ensure_ascii=False)
-        Path(folder, f"{file}.json").write_bytes(text.encode())
+    Path(folder, "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), "utf-8")
+    config = dict(bos_token=BOS, cls_token=BOS, eos_token=EOS, sep_token=EOS, unk_token=UNK)
+    config.update(pad_token=PAD, mask_token=MASK, model_max_length=max(512, args.max_seq_length))
+    config.update(tokenizer_class="RobertaBPETokenizer", add_prefix_space=False)  # PaddleNLP's
+    Path(folder, "tokenizer_config.json").write_text(json.dumps(config))
 
 
 # ---------------------------------------------------------------- readers
@@ -311,45 +290,43 @@ def find_files(patterns: list) -> list:
     for pattern in patterns:
         is_known = "://" in pattern or os.path.exists(pattern)
         matches = [pattern] if is_known else glob.glob(pattern, recursive=True)
-        below = [path for match in matches for path in Path(match).rglob("*") if path.is_file()]
-        prepared = {path.parent for path in below if path.name == "dataset_dict.json"}
-        files = {str(path) for path in below if prepared.isdisjoint(path.parents)}
-        files.update(path for path in matches if not os.path.isdir(path))
+        below = [str(path) for match in matches for path in Path(match).rglob("*")]
+        files = [path for path in [*matches, *below] if not os.path.isdir(path)]
         readable = sorted(filter(reader_of, files))
-        require(readable, f"nothing to read at {pattern}: no file, or none of {TYPES}")
+        require(readable, f"nothing to read at {pattern}: give {TYPES}")
         found |= {os.path.realpath(path): path for path in readable}
     return list(found.values())
 
 
-def read_documents(args, paths: list) -> Iterator[list]:
-    """The documents of files, or of a data set, each in PIECES."""
+def read_documents(args, paths: list) -> Iterator[bytes]:
+    """The documents of files, or of a data set."""
     for path in paths:
         reader, position = reader_of(path) or read_data_set, 0
         try:
-            documents = (pieces_of(record, args.text_column) for record in reader(path, args))
-            for position, document in enumerate(documents, start=1):  # noqa: B007
+            for record in reader(path, args):
+                document = text_of(record, args.text_column)
+                position += 1
                 if document:
                     yield document
-        except Exception as error:  # of many kinds
+        except Exception as error:
             remedy = "it must be well-formed, in UTF-8, with text in --text_column"
             if reader is read_data_set:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
-            reason = " ".join(str(error).split())[:500]  # lists the hub's configurations
+            reason = " ".join(str(error).split())[:500]
             found = f"cannot read {path} after record {position} ({reason})"
             raise UserError(f"{found}: {remedy}") from error
 
 
-def pieces_of(record, column: str) -> list:
-    """The text of a record, or of its column; [] for white space alone."""
+def text_of(record, column: str) -> bytes:
+    """The text of a record, or of its column; b"" for white space alone."""
     text = record.get(column, record) if isinstance(record, dict) else record
     if isinstance(text, str | None):
         text = (text or "").encode(errors="replace")  # lone surrogates: ?
     if not isinstance(text, bytes):
         found = ", ".join(text) if isinstance(text, dict) else type(text).__name__
         raise ValueError(f"no text in column {column!r}, but {found:.300}")
-    pieces = PIECES.findall(text.strip(b"\r\n"))
-    white = [piece for piece in pieces if piece.decode().isspace()]  # raises if not UTF-8
-    return [] if white == pieces else pieces
+    text = text.strip(b"\r\n")
+    return b"" if text.decode().isspace() else text  # raises if not UTF-8
 
 
 def lines_of(path: str) -> Iterator[bytes]:
@@ -373,12 +350,12 @@ def read_txt(path: str, args) -> Iterator[bytes]:
         yield text.replace(b"\r\n", b"\n") if b"\r" in text else text
 
 
-def read_json(path: str, args) -> Iterator:
+def read_json(path: str, args) -> Iterable:
     """One JSON value a line, or one array, which is read whole."""
     lines = filter(bytes.strip, lines_of(path))
     first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        return iter(json.loads(b"".join([first, *lines])))
+        return json.loads(b"".join([first, *lines]))
     return map(json.loads, chain([first], lines))
 
 
@@ -400,15 +377,14 @@ def read_parquet(path: str, args) -> Iterator[dict]:
             yield from batch.to_pylist()
 
 
-def read_data_set(name: str, args) -> Iterator:
+def read_data_set(name: str, args) -> Iterable:
     """Streams a data set of the hub: memory and disk do not grow with it."""
     import datasets
 
     if name == "demo":
         return demo_documents()
-    pyarrow.set_cpu_count(1)  # more threads would only keep the encoder waiting
-    config, split = args.dataset_config_name, args.split
-    return iter(datasets.load_dataset(name, config, split=split, streaming=True))
+    pyarrow.set_cpu_count(1)  # more would keep the encoder waiting
+    return datasets.load_dataset(name, args.dataset_config_name, split=args.split, streaming=True)
 
 
 def demo_documents() -> Iterator[str]:
@@ -437,9 +413,6 @@ def reader_of(path: str):
     return READERS.get(os.path.splitext(unpacked)[1])
 
 
-# ---------------------------------------------------------------- arguments, checks, report
-
-
 def parse_arguments(argv: list | None):
     parser = utils.ArgumentParser("Turn text into rows of tokens.")
     parser.set_defaults(separators={})  # of each text file
@@ -452,7 +425,7 @@ def parse_arguments(argv: list | None):
     add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set")
     add("--validation_files", nargs="+", help="held out instead of a share")
     add("--document_separator", choices=["empty_line", "line", "file"], help="in text files")
-    add("--dataset_config_name", help=f"configuration ({DUMP}.en of Wikipedia)")
+    add("--dataset_config_name", help="configuration of the data set")
     add("--split", default="train", help="split of a data set")
     add("--text_column", default="text", help="column with the text")
     add("--max_documents", type=number(int, 1), help="take so many only")
@@ -460,39 +433,19 @@ def parse_arguments(argv: list | None):
     add("--seed", type=number(int, 0, 2**63), default=42, help="draws what is held out")
     add = group("tokens").add_argument
     # The original page has three hyphens once.
-    kinds = "`train`, hub id, or directory (tokenizer.json, or vocab.json and merges.txt)"
-    add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help=kinds)
+    add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help="hub id, directory or `train`")
     add("--vocab_size", type=number(int, 262), default=50265, help="tokens to `train`")
     add("--max_seq_length", type=number(int, 4), default=512, help="tokens in a row")
-    add("--line_by_line", type=boolean, default=False, help="a row for each line, not packed")
+    add("--line_by_line", type=boolean, default=False, help="a row for each line")
     add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="threads")
     args = parser.parse_args(argv)
     config = args.dataset_config_name or f"{DUMP}.en"
-    if args.dataset_name == "wikipedia":  # on the original page; it can no longer be loaded
+    if args.dataset_name == "wikipedia":  # of the original page
         args.dataset_name, config = WIKIPEDIA, f"{DUMP}.{config.rpartition('.')[2]}"
-        print(f"warning: wikipedia is gone: using {WIKIPEDIA} {config}", file=sys.stderr)
+        print(f"warning: wikipedia is gone: reading {WIKIPEDIA} {config}", file=sys.stderr)
     if args.dataset_name == WIKIPEDIA:
         args.dataset_config_name = config
     return args
-
-
-def check_output_dir(path: str, overwrite: bool) -> None:
-    is_free = not os.path.exists(path) or not os.listdir(path)
-    is_data = os.path.exists(f"{path}/dataset_dict.json")
-    remedy = "choose another, or, if it is a data set, --overwrite_output_dir True"
-    require(is_free or (is_data and overwrite), f"--output_dir {path} exists: {remedy}")
-
-
-def report(args, splits: dict) -> None:
-    """Prints the counts; refuses an empty split, unless all is held out."""
-    for separator, files in Counter(args.separators.values()).items():
-        say(f"{files} text files read with --document_separator {separator}")
-    for split, counts in splits.items():
-        found = f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items())
-        say(found)
-        may_be_empty = split == "train" and args.validation_split_percentage == 100
-        remedy = "lower --max_seq_length, set --document_separator, or add text"
-        require(counts["rows"] or may_be_empty, f"{found}: {remedy}")
 
 
 if __name__ == "__main__":
