@@ -177,8 +177,7 @@ def create_writers(args, tokenizer, folder: str) -> dict:
     placeholder = datasets.Dataset.from_dict(row, features=features)
     datasets.disable_progress_bars()
     datasets.DatasetDict(dict.fromkeys(SPLITS, placeholder)).save_to_disk(folder)
-    schema = features.arrow_schema
-    return {name: SplitWriter(f"{folder}/{name}", schema, tokenizer, args) for name in SPLITS}
+    return {name: SplitWriter(f"{folder}/{name}", features.arrow_schema, tokenizer, args) for name in SPLITS}
 
 
 class SplitWriter:
@@ -211,8 +210,7 @@ class SplitWriter:
         places = np.column_stack([ends - lengths, ends]).ravel()
         ids = np.insert(ids, places, np.tile([self.bos, self.eos], len(ends)))
         starts = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
-        flat = ids, self.is_special[ids]
-        columns = [pyarrow.ListArray.from_arrays(starts, values) for values in flat]
+        columns = [pyarrow.ListArray.from_arrays(starts, x) for x in (ids, self.is_special[ids])]
         self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
         self.counts["rows"] += len(lengths)
 
@@ -313,8 +311,7 @@ def read_documents(args, paths: list) -> Iterator[bytes]:
             if reader is read_data_set:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
             reason = " ".join(str(error).split())[:500]
-            found = f"cannot read {path} after record {position} ({reason})"
-            raise UserError(f"{found}: {remedy}") from error
+            raise UserError(f"cannot read {path} after record {position} ({reason}): {remedy}") from error
 
 
 def text_of(record, column: str) -> bytes:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     faulthandler.enable()  # gives signals their own stack: without, SIGTERM crashed 7 of 72 processes
 
 import utils
-from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, explaining, number, require
+from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, explaining, number, require, say
 
 utils.prepare_for_paddle()  # threads and memory: read when Paddle is imported
 
@@ -83,8 +83,7 @@ def main(argv: list | None = None) -> None:
         report.evaluation(run, evaluate(run, validation))
         return
 
-    sizes = len(rows["train"]), args.batch_size, args.gradient_accumulation_steps
-    sampler = UpdateSampler(*sizes, *ranks, args.seed)
+    sampler = UpdateSampler(len(rows["train"]), args.batch_size, args.gradient_accumulation_steps, *ranks, args.seed)
     sampler.updates = count_updates(args, sampler)
     with output_directory(args):
         run = start_or_resume(args, config, rows, sampler, report)
@@ -230,12 +229,8 @@ def evaluate(run: Run, batches) -> dict | None:
     require(num_masked, "no token of the validation rows was chosen for prediction: hold out more text")
     loss = loss_sum / num_masked
     require(math.isfinite(loss), f"the evaluation's loss is {loss}: lower --learning_rate, or take other weights")
-    return {
-        "eval_loss": loss,
-        "perplexity": math.exp(min(loss, 700)),  # a larger one is not a float64
-        "accuracy": correct / num_masked,
-        "eval_masked_tokens": int(num_masked),
-    }
+    perplexity = math.exp(min(loss, 700))  # a larger one is not a float64
+    return {"eval_loss": loss, "perplexity": perplexity, "accuracy": correct / num_masked}
 
 
 def learning_rate_at(step: int, run: Run) -> float:
@@ -359,8 +354,7 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
         model, action = load_model(source, config)
     use_fast_layers(model, args, padded=any(split.lengths[0] < split.lengths[1] for split in rows.values()))
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
-        on_gpu = args.device != "cpu" or onednn() is None
-        require(on_gpu, "--recompute True is for GPUs: a CPU's layers keep little as they are")
+        require(args.device != "cpu" or onednn() is None, "--recompute True is for GPUs: a CPU's layers keep little")
         recompute = functools.partial(dist.fleet.utils.recompute, use_reentrant=False)
         for layer in model.roberta.encoder.layers:
             layer.forward = functools.partial(recompute, layer.forward, preserve_rng_state=args.dropout != 0)
@@ -429,8 +423,7 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
         with explaining(f"cannot resume from {checkpoint}: its optimizer or scaler state is damaged"):
             names = moment_names(model)
             arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
-            is_whole = len(arrays) == state["num_moments"]
-            require(is_whole, f"{checkpoint}: its optimizer.safetensors lacks tensors")
+            require(len(arrays) == state["num_moments"], f"{checkpoint}: its optimizer.safetensors lacks tensors")
             optimizer.set_state_dict({names[name]: paddle.to_tensor(arrays[name]) for name in arrays})
             if scaler.is_enable():
                 scale = np.array(state["scaler"]["scale"], dtype=np.float32)
@@ -532,16 +525,11 @@ def find_checkpoint(args) -> str | None:
 
 @contextlib.contextmanager
 def output_directory(args):
-    """Rank 0 creates and locks --output_dir, and removes what killed runs left half-written."""
-    folder = Path(args.output_dir)
+    """Rank 0 creates and locks --output_dir."""
     with contextlib.ExitStack() as stack:
         if dist.get_rank() == 0:
-            with explaining(f"cannot write --output_dir {folder}"):
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(utils.lock(folder))
-            for path in folder.glob(f"paddle_*{utils.BESIDE}"):
-                utils.recover_directory(str(path).removesuffix(utils.BESIDE))
-                shutil.rmtree(path, ignore_errors=True)
+            with explaining(f"cannot write --output_dir {args.output_dir}"):
+                stack.enter_context(utils.lock(args.output_dir))
         sum_over_ranks(paddle.zeros([1])).item()
         yield
 
@@ -637,12 +625,6 @@ class Report:
             self.visualdl.flush()  # its thread does so only now and then
 
 
-def say(message: str) -> None:
-    """Prints a line on rank 0, above its progress bar."""
-    if dist.get_rank() == 0:
-        utils.say(message)
-
-
 def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
     """Floating-point operations of an update's matrix products: forward, and twice that backward."""
     h, f = config.hidden_size, config.intermediate_size
@@ -675,8 +657,8 @@ def set_device(args) -> None:
     version = f"Paddle {paddle.__version__}"
     has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     args.device = args.device or ("gpu" if has_gpu else "cpu")
-    is_present = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
-    require(is_present[args.device], f"--device {args.device}: {version} sees none; try --device cpu")
+    is_there = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}[args.device]
+    require(is_there, f"--device {args.device}: {version} sees none; try --device cpu")
     paddle.set_device(args.device)
     if "PADDLE_TRAINER_ID" in os.environ:  # PR_SET_PDEATHSIG: a rank ends with its launcher
         with contextlib.suppress(OSError, AttributeError):

@@ -51,7 +51,6 @@ TIED = {  # weights that transformers leaves out, and what they are
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
-BESIDE = ".being_written"  # where a directory is written, and its old one waits
 
 
 class DataCollatorMLM:
@@ -260,11 +259,18 @@ def atomic_directory(path: str):
     beside until the new one has its name. What a kill leaves, the next call puts right.
     """
     path = os.path.realpath(path)
-    beside, new, old = path + BESIDE, f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
+    beside, new, old = (f"{path}.being_written{name}" for name in ("", "/new", "/old"))
     holds_us = Path.cwd().is_relative_to(path)
     require(not holds_us, f"{path} holds the working directory: choose another --output_dir")
+
+    def recover() -> None:
+        if os.path.isdir(old) and not os.path.isdir(path):
+            os.rename(old, path)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
     with lock(beside):
-        recover_directory(path)
+        recover()
         try:
             os.mkdir(new)
             yield new
@@ -277,17 +283,8 @@ def atomic_directory(path: str):
             os.rename(new, path)
             fsync(os.path.dirname(path))
         finally:
-            recover_directory(path)
+            recover()
             shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
-
-
-def recover_directory(path: str) -> None:
-    """Puts `path` back if a kill left it aside, and removes what was half-written."""
-    new, old = f"{path}{BESIDE}/new", f"{path}{BESIDE}/old"
-    if os.path.isdir(old) and not os.path.isdir(path):
-        os.rename(old, path)
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fsync(path: str | Path) -> None:
@@ -312,8 +309,7 @@ def write_checksums(folder: str) -> None:
     """Writes SHA256SUMS of all files below, for `sha256sum --check`, too."""
     sums = Path(folder, CHECKSUMS)
     files = [path for path in Path(folder).rglob("*") if path.is_file() and path != sums]
-    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files]
-    sums.write_text("".join(sorted(lines)))
+    sums.write_text("".join(f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in sorted(files)))
 
 
 def check_checksums(folder: str) -> None:
@@ -403,9 +399,10 @@ def command_line(main) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line above any progress bar; no closed pipe or terminal ends a run."""
-    with contextlib.suppress(OSError):
-        tqdm.write(line)
+    """Prints a line on the first rank, above any progress bar; a closed pipe ends no run."""
+    if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+        with contextlib.suppress(OSError):
+            tqdm.write(line)
 
 
 def prepare_for_paddle() -> None:

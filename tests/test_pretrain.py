@@ -503,14 +503,13 @@ def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path
     arguments = ("--max_steps", "2", "--save_steps", "1", "--learning_rate", "0")
     limits = ("20", "0", "1000000")
     runs = [pretrain(*arguments, "--max_eval_rows", n, output=tmp_path / n) for n in limits]
-    some, every, more = ([r["eval_masked_tokens"] for r in metrics(run, "evaluation")] for run in runs)
-    assert every == more and some[0] == some[1] < every[0] / 2
-    assert metrics(runs[0], "evaluation")[0]["eval_loss"] == metrics(runs[0], "evaluation")[1]["eval_loss"]
+    some, every, more = ([record["eval_loss"] for record in metrics(run, "evaluation")] for run in runs)
+    assert every == more and some[0] == some[1] != every[0]
 
 
 def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch, capsys, tmp_path):
     losses = dict(zip((2, 4, 6, 8, 10), (5.0, 4.0, 4.5, 4.25, 4.75)))
-    evaluation = {"perplexity": 1.0, "accuracy": 0.5, "eval_masked_tokens": 7}
+    evaluation = {"perplexity": 1.0, "accuracy": 0.5}
     monkeypatch.setattr(run_pretrain, "evaluate", lambda run, _: {"eval_loss": losses[run.global_step], **evaluation})
     more = "--save_steps", "2", "--save_total_limit", "2"
     output = pretrain("--max_steps", "10", *more)

@@ -542,10 +542,10 @@ def test_auto_is_a_fresh_start_where_there_is_no_checkpoint_and_nothing_remains_
     assert result(output) == first
 
 
-def test_the_newest_checkpoints_are_kept_and_leftovers_of_killed_runs_are_removed(pretrain, tmp_path):
+def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_of_a_step_is_gone_when_it_is_saved(pretrain, tmp_path):
     output = tmp_path / "ckp"
-    (output / "paddle_9.being_written/new/training_state").mkdir(parents=True)
-    (output / "paddle_9.being_written/of_another_version").mkdir()
+    (output / "paddle_4.being_written/new/training_state").mkdir(parents=True)
+    (output / "paddle_4.being_written/of_another_version").mkdir()
     pretrain("--max_steps", "7", "--save_steps", "2", "--save_total_limit", "2", *RESUME)
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_6", "paddle_7"]
     (output / "paddle_04").mkdir()
