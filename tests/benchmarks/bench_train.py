@@ -243,7 +243,7 @@ def drawn_rows(args, token_rows) -> tuple:
     table = pyarrow.table({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
     ids = dict(cls_token_id=0, bos_token_id=0, pad_token_id=1, eos_token_id=2, mask_token_id=last)
     tokenizer = SimpleNamespace(**ids, all_special_ids=[0, 1, 2, 3, last], vocab_size=args.vocab_size)
-    return tokenizer, {"train": token_rows(SimpleNamespace(data=table))}
+    return tokenizer, {"train": token_rows(SimpleNamespace(data=SimpleNamespace(table=table)))}
 
 
 def listed_rows(args) -> list:
