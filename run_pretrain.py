@@ -774,6 +774,7 @@ def parse_arguments(argv: list | None):
 # `half` is set; all else is float32.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
 DESCRIBED = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41, "mean": 49, "diff_src": 129, "diff_dst": 145}
+DESCRIBED |= {"diff_weights": 161, "diff_bias": 169}
 FURTHER = {"variance": 50, "scale": 51, "shift": 52, "diff_scale": 255, "diff_shift": 256}  # of no description
 FORWARD, BACKWARD, GELU, MULTIPLY, SOFTMAX, SCALE_AND_SHIFT = 64, 128, 49, 131057, 196608, 6
 CHUNK = 2**21  # attention weights in memory at a time, unless one row of the batch has more
@@ -874,18 +875,17 @@ def multiply(left, right, out):
 
 
 def linear_operation(out, layer, x, weight, bias):
-    half, is_tied = layer.half, isinstance(layer, TransposedLinear)  # to the embedding's weight, [out, in]
-    rows, weights = (rounded(array.reshape(-1, array.shape[-1]), half) for array in (x, weight))
-    weights = weights.T if is_tied else weights
-    product(rows, weights, out.reshape(-1, len(bias)), bias.reshape(1, -1))
+    def by_output(array):  # [out, in], as the embedding's weight is, to which the output layer is tied
+        return array if isinstance(layer, TransposedLinear) else array.T
+
+    rows, weights = rounded(x.reshape(-1, x.shape[-1]), layer.half), by_output(rounded(weight, layer.half))
+    product(rows, weights.T, out.reshape(-1, len(bias)), bias.reshape(1, -1))
 
     def write(by_out, by_x, by_weight, by_bias):
-        by_out = by_out.reshape(-1, len(by_bias))
-        np.sum(by_out, axis=0, out=by_bias)
-        by_rows = rounded(by_out, half)
-        product(by_rows, weights.T, by_x.reshape(rows.shape))
-        left, right = (by_rows, rows) if is_tied else (rows, by_rows)
-        product(left.T, right, by_weight)
+        diff_dst = rounded(by_out.reshape(-1, len(bias)), layer.half)
+        product(diff_dst, weights, by_x.reshape(rows.shape))
+        values = dict(src=rows, diff_weights=by_output(by_weight), diff_bias=by_bias, diff_dst=diff_dst)
+        onednn().run("inner_product_backward_weights", **values, hint=None)
 
     return write
 
