@@ -358,8 +358,7 @@ def read_json(path: str, args) -> Iterable:
 
 def read_csv(path: str, args) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
-    lines = map(bytes.decode, dropwhile(bytes.isspace, lines_of(path)))
-    reader = csv.DictReader(lines, strict=True)
+    reader = csv.DictReader(map(bytes.decode, dropwhile(bytes.isspace, lines_of(path))), strict=True)
     for record in reader:
         if None in record or None in record.values():
             raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} fields")
@@ -390,11 +389,10 @@ def demo_documents() -> Iterator[str]:
 
     yield from topics.values()
     library = Path(os.__file__).parent
-    left_out = {"test", "tests", "idlelib", "lib2to3"}
     documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
     for module in sorted(sys.stdlib_module_names):
         for path in sorted([*library.glob(f"{module}.py"), *library.glob(f"{module}/**/*.py")]):
-            if left_out.isdisjoint(path.relative_to(library).parts):
+            if {"test", "tests", "idlelib", "lib2to3"}.isdisjoint(path.relative_to(library).parts):
                 nodes = ast.walk(ast.parse(path.read_bytes()))
                 nodes = (node for node in nodes if isinstance(node, documented))
                 yield "\n".join(ast.get_docstring(node) or "" for node in nodes)

@@ -283,7 +283,7 @@ def use_fast_layers(model, args, padded: bool) -> None:
         if type(layer) in fast:
             layer.forward = functools.partial(fast[type(layer)], layer)
         if type(layer) is nn.TransformerEncoderLayer and on_cpu:
-            layer.activation = functools.partial(Function.apply, gelu_operation)
+            layer.activation = functools.partial(Function.apply, gelu_operation, layer)
 
 
 def linear(layer, x):
@@ -547,8 +547,8 @@ class Report:
         say(f"yardsticks: below {below:.3f} the model uses the context; {best:.3f} is the best from word frequencies")
 
     def start(self, run: Run, sampler) -> None:
-        epochs = run.total_steps / sampler.updates_per_epoch
-        updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs:.3g} epochs)"
+        epochs = f"{run.total_steps / sampler.updates_per_epoch:.3g} epochs"
+        updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs})"
         say(f"data: {sampler.num_rows:,} rows, {updates}, the first {run.warmup_steps:,} are the warmup")
         self.progress = tqdm(total=run.total_steps, initial=run.global_step, unit="update", disable=None)
         if dist.get_rank() == 0:  # VisualDL shows one file of a directory
@@ -558,19 +558,18 @@ class Report:
         """Counts an update; where --logging_steps are full, reports all since the last report."""
         batch_size, seq_length = batches[0]["input_ids"].shape
         tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
-        skipped = result["skipped"]
         counts = {
             "updates": 1,
-            "skipped_updates": int(skipped),
-            "loss_sum": 0.0 if skipped else result["loss_sum"],
-            "num_masked": 0.0 if skipped else result["num_masked"],
+            "skipped_updates": int(result["skipped"]),
+            "loss_sum": 0.0 if result["skipped"] else result["loss_sum"],
+            "num_masked": 0.0 if result["skipped"] else result["num_masked"],
             "tokens": tokens,
             "flops": update_flops(unwrap(run.model).config, tokens, seq_length, result["num_masked"]),
             "data_seconds": data_seconds,
             "seconds": seconds,
         }
         run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
-        if skipped:
+        if result["skipped"]:
             say("step {:,}: skipped (loss {loss_sum:g}, gradient norm {grad_norm:g})".format(run.global_step, **result))
         self.progress.update()
         if run.global_step % run.args.logging_steps == 0:
@@ -890,11 +889,16 @@ def linear_operation(out, layer, x, weight, bias):
     return write
 
 
-def gelu_operation(out, x):
-    zeros = dict(alpha=0.0, beta=0.0)
-    onednn().run("eltwise_forward", prop=FORWARD, algorithm=GELU, src=x, dst=out, **zeros)
-    backward = functools.partial(onednn().run, "eltwise_backward", algorithm=GELU)
-    return lambda by_out, by_x: backward(diff_src=by_x, diff_dst=by_out, src=x, **zeros, hint=None)
+def gelu_operation(out, layer, x):
+    onednn().run("eltwise_forward", prop=FORWARD, algorithm=GELU, src=x, dst=out, alpha=0.0, beta=0.0)
+    kept = rounded(x, layer.half)  # half the memory
+
+    def write(by_out, by_x):
+        src = onednn().run("reorder", src=kept, dst=np.empty(kept.shape, np.float32))
+        values = dict(diff_src=by_x, diff_dst=by_out, src=src, alpha=0.0, beta=0.0)
+        onednn().run("eltwise_backward", algorithm=GELU, **values, hint=None)
+
+    return write
 
 
 def layer_norm_operation(out, x, weight, bias, epsilon: float):

@@ -216,11 +216,10 @@ def main(argv: list | None = None) -> None:
     config = json.loads(Path(args.checkpoint, "config.json").read_bytes())
     weights = to_transformers(read_weights(args.checkpoint))
     if config.get("tie_word_embeddings", True):
-        for name in TIED:
-            del weights[name]
+        weights = {name: array for name, array in weights.items() if name not in TIED}
+    left_out = shutil.ignore_patterns("training_state", CHECKSUMS)
     with atomic_directory(args.output_dir) as folder:
-        others = shutil.ignore_patterns("training_state", CHECKSUMS)
-        shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=others)
+        shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
         safetensors.numpy.save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     say(f"written: {args.output_dir}")
 

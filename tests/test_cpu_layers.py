@@ -105,7 +105,7 @@ def test_a_layer_and_its_gradients_are_those_of_its_rounded_operands(rows, width
     run_pretrain.use_fast_layers(layer, SimpleNamespace(device="cpu", precision=precision), padded=False)
     x, direction = paddle.randn([1, rows, width]), paddle.randn([1, rows, outputs])
     x.stop_gradient = False
-    out = layer(run_pretrain.Function.apply(run_pretrain.gelu_operation, x) if kind == "activated" else x)
+    out = layer(run_pretrain.Function.apply(run_pretrain.gelu_operation, layer, x) if kind == "activated" else x)
     (out * direction).sum().backward()
 
     def exact(tensor):
