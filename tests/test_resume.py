@@ -35,7 +35,8 @@ class Killed(BaseException):
 
 def result(output) -> dict:
     """What must be equal: weights and optimizer state, byte for byte, and every loss that was logged."""
-    final = max(output.glob("paddle_*"), key=lambda path: int(path.name.split("_")[1]))
+    steps = run_pretrain.checkpoints_in(str(output))
+    final = output / f"paddle_{max(steps)}"
     digests = {
         name: hashlib.sha256((final / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "training_state/optimizer.safetensors")
@@ -280,7 +281,7 @@ def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pr
             real_rmtree(path, *args, **kwargs)
 
     writers = [(os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "makedirs"), (shutil, "copytree"), (shutil, "copy2")]
-    writers += [(run_pretrain.safetensors.numpy, "save_file"), (utils, "write_checksums"), (json, "dumps")]
+    writers += [(run_pretrain, "save_file"), (utils, "write_checksums"), (json, "dumps")]
     points = 0
     for point in range(100):
         output = tmp_path / f"{point}"
@@ -302,7 +303,7 @@ def test_a_kill_at_every_write_flush_and_rename_of_a_checkpoint_loses_nothing(pr
             utils.check_checksums(str(output / name))
         assert named in (["paddle_2"], ["paddle_2", "paddle_4"])
         assert result(pretrain(*arguments, output=output)) == result(whole)
-        assert not list(output.glob("*.being_*"))
+        assert not list(output.glob("*.being_*/new"))
     assert points > 15
 
 
