@@ -760,7 +760,7 @@ def parse_arguments(argv: list | None):
     add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; left out: bfloat16 from Ampere on")
     add("--scale_loss", type=number(float, 1e-30), default=2.0**15, help="first loss scale in float16")
     for gone in ("--num_workers", "--amp_level"):
-        require(gone not in (argv or sys.argv), f"{gone} is gone: leave it out")
+        require(gone not in (sys.argv if argv is None else argv), f"{gone} is gone: leave it out")
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or ("ckp" if args.max_steps else None)
     return args
@@ -894,7 +894,7 @@ def gelu_operation(out, layer, x):
     kept = rounded(x, layer.half)  # half the memory
 
     def write(by_out, by_x):
-        src = onednn().run("reorder", src=kept, dst=np.empty(kept.shape, np.float32))
+        src = onednn().run("reorder", src=kept, dst=np.empty(kept.shape, np.float32)) if layer.half else kept
         values = dict(diff_src=by_x, diff_dst=by_out, src=src, alpha=0.0, beta=0.0)
         onednn().run("eltwise_backward", algorithm=GELU, **values, hint=None)
 
