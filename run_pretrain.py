@@ -870,7 +870,8 @@ def product(left, right, out, bias=None):
 
 
 def multiply(left, right, out):
-    return onednn().run("binary", algorithm=MULTIPLY, src=left, src_1=right, dst=out)
+    """The product of their elements; the left one itself where there is no right one."""
+    return left if right is None else onednn().run("binary", algorithm=MULTIPLY, src=left, src_1=right, dst=out)
 
 
 def linear_operation(out, layer, x, weight, bias):
@@ -930,14 +931,13 @@ def attention_operation(out, layer, query, key, value, mask, dropout: float):
     """A chunk of rows at a time; the backward pass computes the weights anew (Dao et al., 2022, section 3.1)."""
     (batch, seq, width), heads, half = query.shape, layer.num_heads, layer.half
     number = min(batch, -(-batch * heads * seq**2 // CHUNK))
-    masks = [None] * number if mask is None else np.array_split(mask, number)
-    kept = np.array_split(draw_kept([batch, heads, seq, seq], dropout), number)
+    kept = draw_kept([batch, heads, seq, seq], dropout) if dropout else None
     factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # so that products need none
     operands = [rounded(x * np.float32(factor), half) for x, factor in zip((query, key, value), factors)]
 
     def chunks(*arrays):
         by_head = (array.reshape(batch, seq, heads, -1).swapaxes(1, 2) for array in arrays)
-        return zip(masks, kept, *(np.array_split(array, number) for array in by_head))
+        return zip(*([None] * number if x is None else np.array_split(x, number) for x in (mask, kept, *by_head)))
 
     def attention_weights(mask, kept, q, k):
         """softmax(query key^T + mask), float32 [rows, heads, seq, seq], and the same after dropout."""
@@ -947,8 +947,8 @@ def attention_operation(out, layer, query, key, value, mask, dropout: float):
         onednn().run("softmax_forward", prop=FORWARD, algorithm=SOFTMAX, src=weights, dst=weights, axis=3)
         return weights, rounded(multiply(weights, kept, np.empty_like(weights)), half)
 
-    for mask, kept_here, q, k, v, context in chunks(*operands, out):
-        product(attention_weights(mask, kept_here, q, k)[1], v, context)
+    for *drawn, q, k, v, context in chunks(*operands, out):
+        product(attention_weights(*drawn, q, k)[1], v, context)
 
     def write(by_out, *gradients):
         for mask, kept, q, k, v, by_context, by_q, by_k, by_v in chunks(*operands, rounded(by_out, half), *gradients):
