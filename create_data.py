@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, dropwhile, groupby, islice, pairwise
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import fsspec
 import gigatoken
@@ -49,7 +50,7 @@ TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
 is_blank = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+").fullmatch  # and wide spaces
 
 
-def main(argv: list | None = None) -> None:
+def main(argv: list | None = None):
     args = parse_arguments(argv)
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's
     corpus = find_files(args.data_files) if args.data_files else [args.dataset_name]
@@ -192,7 +193,7 @@ class SplitWriter:
         self.rest = np.empty(0, schema.field(0).type.value_type.to_pandas_dtype())
         self.counts = dict.fromkeys(("documents", "tokens", "rows", "dropped_tokens"), 0)
 
-    def add(self, ids: np.ndarray, ends: np.ndarray) -> None:
+    def add(self, ids: np.ndarray, ends: np.ndarray):
         """Takes token ids, and where in these documents or lines end."""
         self.counts["documents"] += len(ends)
         self.counts["tokens"] += len(ids)
@@ -215,9 +216,7 @@ class SplitWriter:
         self.counts["rows"] += len(lengths)
 
 
-# ---------------------------------------------------------------- tokenizer
-
-
+# -------- tokenizer
 def load_tokenizer(args, corpus: list):
     """Learns a tokenizer, or loads one, which must be like RoBERTa's."""
     name, first = args.tokenizer_name, [BOS, PAD, EOS, UNK]  # ids 0 to 3
@@ -266,7 +265,7 @@ def training_sample(args, corpus: list) -> Iterator[str]:
             used += len(document)
 
 
-def save_tokenizer(tokenizer, args, folder: str) -> None:
+def save_tokenizer(tokenizer, args, folder: str):
     """Writes what `tokenizers`, transformers and PaddleNLP load."""
     os.mkdir(folder)
     tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
@@ -279,9 +278,7 @@ def save_tokenizer(tokenizer, args, folder: str) -> None:
     Path(folder, "tokenizer_config.json").write_text(json.dumps(config))
 
 
-# ---------------------------------------------------------------- readers
-
-
+# -------- readers
 def find_files(patterns: list) -> list:
     """The files that paths, globs, URLs and directories stand for, each once."""
     found = {}
@@ -385,8 +382,6 @@ def read_data_set(name: str, args) -> Iterable:
 
 def demo_documents() -> Iterator[str]:
     """English prose in every Python: the language reference and docstrings."""
-    from pydoc_data.topics import topics
-
     yield from topics.values()
     library = Path(os.__file__).parent
     documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
@@ -403,7 +398,6 @@ TYPES = f"{', '.join(READERS)}, all but the last also as .gz, .bz2, .xz"
 
 
 def reader_of(path: str):
-    """The function that reads files of such a name, or None."""
     unpacked = re.sub(r"\.(gz|bz2|xz)$", "", path.lower())
     return READERS.get(os.path.splitext(unpacked)[1])
 

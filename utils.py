@@ -1,11 +1,11 @@
-"""What the two other scripts share: masking, the order of rows, export, whole files.
+"""Masking, the order of rows, export, whole files: what the other scripts share.
 
-Nothing here imports Paddle, so DataCollatorMLM works in anyone's loop:
+DataCollatorMLM works in anyone's loop, and without Paddle:
 
     collator = DataCollatorMLM(tokenizer, mlm_probability=0.15, seed=42)
     batch = collator([{"input_ids": [0, 31414, 232, 328, 2]}, ...])
 
-As a script, it turns a checkpoint into a model directory of Hugging Face transformers:
+As a script, it exports a checkpoint to Hugging Face transformers:
 
     python utils.py --checkpoint ckp/paddle_10000 --output_dir ckp_transformers
 """
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -27,15 +28,16 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-import pyarrow.compute
-import safetensors.numpy
+import pyarrow
+import pyarrow.compute as pc
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
-TRANSFORMERS_NAMES = (  # parts of names, PaddleNLP's and transformers'; longer ones first
+TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
     (".self_attn.k_proj.", ".attention.self.key."),
@@ -47,7 +49,7 @@ TRANSFORMERS_NAMES = (  # parts of names, PaddleNLP's and transformers'; longer 
     (".norm2.", ".output.LayerNorm."),
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
-TIED = {  # weights that transformers leaves out, and what they are
+TIED = {  # what transformers leaves out: it is the same as
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
@@ -56,18 +58,18 @@ TIED = {  # weights that transformers leaves out, and what they are
 class DataCollatorMLM:
     """Masks rows of tokens, afresh in each epoch (RoBERTa, section 4.1).
 
-    Each position that is not special is chosen with `mlm_probability`; of the chosen, 80 % become
-    <mask>, 10 % any token that is not special, 10 % stay (BERT, section 3.1). `whole_words` chooses
-    words: what begins with a space (in a BPE like RoBERTa's) or behind a special token.
+    Each position that is not special is chosen with `mlm_probability`; of these, 80 % become
+    <mask>, 10 % any token that is not special, 10 % stay (BERT, section 3.1). `whole_words`
+    chooses words, which begin with a space (as in RoBERTa's BPE) or behind a special token.
 
-    A row's mask depends on (seed, epoch, row) alone, not on the batch, the device or a restart. A
-    row without these is known by a hash of its ids and the attribute `epoch`. ValueError: where
-    mlm_probability is not in (0, 1], or the tokenizer has no mask or padding.
+    A row's mask depends on (seed, epoch, row) alone, not on batch, device or restart; a row
+    without these is known by a hash of its ids and the attribute `epoch`. ValueError: where
+    mlm_probability is not in (0, 1], or the tokenizer lacks a mask or padding.
 
-    Takes [{"input_ids": [length]}, ...], if need be with "special_tokens_mask". Returns in int64:
+    Takes [{"input_ids": [length], "special_tokens_mask" (optional)}, ...]; returns in int64:
         input_ids: [batch, longest], masked and padded
         labels: [batch, longest], -100 where a position was not chosen
-        masked_positions: [n], flat indices of the chosen ones, filled up with one that is not
+        masked_positions: [n], flat indices of the chosen, filled up with one that is not
     """
 
     def __init__(self, tokenizer, mlm_probability=0.15, seed=0, whole_words=False):
@@ -95,13 +97,16 @@ class DataCollatorMLM:
         positions = np.flatnonzero(labels != IGNORE_INDEX)
         ignored = np.flatnonzero(labels == IGNORE_INDEX)
         filler = ignored[:1].repeat(128 - len(positions) % 128)  # few sizes: for GPUs
-        return {"input_ids": input_ids, "labels": labels, "masked_positions": np.append(positions, filler)}
+        positions = np.append(positions, filler)
+        return {"input_ids": input_ids, "labels": labels, "masked_positions": positions}
 
     def _mask(self, example: dict) -> tuple:
         """Returns a row's masked ids and its labels (int64 [length])."""
         ids = np.asarray(example["input_ids"], dtype=np.int64)
         special = example.get("special_tokens_mask")
-        special = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
+        if special is None:
+            special = np.isin(ids, self.special_ids)
+        special = np.asarray(special, dtype=bool)
 
         # The row's own random numbers, from a counter (Salmon et al., 2011)
         row, is_hash = example.get("row"), "row" not in example
@@ -122,23 +127,21 @@ class DataCollatorMLM:
         return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
 
 
-# ---------------------------------------------------------------- rows and their order
-
-
+# -------- rows and their order
 class UpdateSampler:
-    """The rows of a training run: for each micro-batch of this rank, a list of (epoch, row).
+    """For each micro-batch of this rank in a training run, a list of (epoch, row).
 
-    An epoch is a permutation of the rows, drawn from (seed, epoch) and cut into global batches (an
-    incomplete last one is dropped), these into micro-steps, and these into ranks. So an update's
-    rows depend on its number and the global batch alone.
+    An epoch is a permutation of the rows, from (seed, epoch), cut into global batches (without
+    an incomplete last one), these into micro-steps, and these into ranks. So an update's rows
+    depend on its number and the global batch alone.
     """
 
-    def __init__(self, num_rows, batch_size, accumulation=1, rank=0, world_size=1, seed=0, first_update=0, updates=0):
+    def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0, updates=0):
         self.num_rows, self.rank, self.seed = num_rows, rank, seed
         self.shape = accumulation, world_size, batch_size
         self.global_batch = math.prod(self.shape)
         self.updates_per_epoch = num_rows // self.global_batch
-        self.first_update, self.updates = first_update, updates
+        self.first_update, self.updates = 0, updates
 
     def __iter__(self):
         for update in range(self.first_update, self.updates):
@@ -151,7 +154,7 @@ class UpdateSampler:
 
 
 def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
-    """The same for an evaluation: this rank's share of all rows, or of `max_rows` drawn ones."""
+    """The same for an evaluation of all rows, or of `max_rows` drawn ones."""
     rows = np.arange(num_rows)
     if 0 < max_rows < num_rows:
         rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
@@ -160,14 +163,16 @@ def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -
 
 
 class TokenRows:
-    """A split of one or more data sets; `rows[epoch, i]` is row i as DataCollatorMLM takes it."""
+    """A split of one or more data sets; `rows[epoch, i]` is what DataCollatorMLM takes."""
 
     def __init__(self, *splits):
-        tables = [split.data.table.select(["input_ids", "special_tokens_mask"]) for split in splits]
-        # "permissive" joins lists of one length, as packed rows are stored, with others.
+        names = ["input_ids", "special_tokens_mask"]
+        tables = [split.data.table.select(names) for split in splits]
+        # "permissive" joins packed rows, which are lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
-        ends = pyarrow.compute.min_max(pyarrow.compute.list_value_length(self.input_ids)).as_py()
+        lengths = pc.list_value_length(self.input_ids)
+        ends = pc.min_max(lengths).as_py()
         self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and longest row
 
     def __len__(self) -> int:
@@ -181,15 +186,15 @@ class TokenRows:
 
 
 def yardsticks(rows: TokenRows, tokenizer) -> tuple:
-    """The lowest losses (nats) of models that see the place they predict alone, and nothing.
+    """The lowest losses (nats) of models that see only the place they predict, and nothing.
 
-    The second is the entropy of the tokens. So is the first where the mask is shown; where a token
-    is, it is the entropy of (shown, right) less that of (shown).
+    The second is the tokens' entropy. So is the first where the mask is shown; where a token is,
+    it is the entropy of (shown, right) less that of (shown).
     """
     from scipy.special import entr  # -x log x
 
-    found = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(rows.input_ids))
-    counts = np.bincount(found.field("values"), found.field("counts"), minlength=tokenizer.vocab_size)
+    found = pc.value_counts(pc.list_flatten(rows.input_ids))
+    counts = np.bincount(found.field("values"), found.field("counts"), tokenizer.vocab_size)
     fits = len(counts) == tokenizer.vocab_size
     require(fits, "--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
     counts = np.delete(counts, tokenizer.all_special_ids)
@@ -202,11 +207,8 @@ def yardsticks(rows: TokenRows, tokenizer) -> tuple:
     return float(without_context), float(entropy)
 
 
-# ---------------------------------------------------------------- to and from transformers
-
-
-def main(argv: list | None = None) -> None:
-    """Writes a checkpoint as transformers' from_pretrained() reads it."""
+# -------- to and from transformers
+def main(argv: list | None = None):
     parser = ArgumentParser("Turns a checkpoint into a model directory of transformers.")
     parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP")
     parser.add_argument("--output_dir", required=True, help="directory to write")
@@ -220,7 +222,7 @@ def main(argv: list | None = None) -> None:
     left_out = shutil.ignore_patterns("training_state", CHECKSUMS)
     with atomic_directory(args.output_dir) as folder:
         shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
-        safetensors.numpy.save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
+        save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     say(f"written: {args.output_dir}")
 
 
@@ -231,14 +233,14 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
         for old, new in names:
             name = name.replace(old, new)
         # Linear layers are [in, out] in Paddle, [out, in] in transformers.
-        is_linear = array.ndim == 2 and "embeddings" not in name and name != "lm_head.decoder.weight"
+        is_linear = array.ndim == 2 and "embeddings" not in name and name not in TIED
         converted[name] = np.ascontiguousarray(array.T) if is_linear else array
     return converted
 
 
 def read_weights(folder: str) -> dict:
     """The arrays in a directory of either, as PaddleNLP's in float32."""
-    weights = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
+    weights = load_file(Path(folder, "model.safetensors"))
     weights = {name: array.astype(np.float32) for name, array in weights.items()}
     if any(".encoder.layer." in name for name in weights):  # transformers'
         weights = to_transformers(weights, [(new, old) for old, new in TRANSFORMERS_NAMES])
@@ -247,14 +249,12 @@ def read_weights(folder: str) -> dict:
     return weights
 
 
-# ---------------------------------------------------------------- whole directories
-
-
+# -------- whole directories
 @contextlib.contextmanager
 def atomic_directory(path: str):
-    """Yields a new directory to fill; it becomes `path` when the block ends without an error.
+    """Yields a new directory to fill; it becomes `path` if the block ends without an error.
 
-    Whatever kills the process, `path` is as it was, or complete and flushed to disk: an old one waits
+    Whatever kills the process, `path` is as it was, or complete and on disk: an old one waits
     beside until the new one has its name. What a kill leaves, the next call puts right.
     """
     path = os.path.realpath(path)
@@ -262,7 +262,7 @@ def atomic_directory(path: str):
     holds_us = Path.cwd().is_relative_to(path)
     require(not holds_us, f"{path} holds the working directory: choose another --output_dir")
 
-    def recover() -> None:
+    def recover():
         if os.path.isdir(old) and not os.path.isdir(path):
             os.rename(old, path)
         shutil.rmtree(new, ignore_errors=True)
@@ -286,7 +286,7 @@ def atomic_directory(path: str):
             shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
 
 
-def fsync(path: str | Path) -> None:
+def fsync(path: str | Path):
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
@@ -304,14 +304,15 @@ def lock(folder: str):
         raise
 
 
-def write_checksums(folder: str) -> None:
+def write_checksums(folder: str):
     """Writes SHA256SUMS of all files below, for `sha256sum --check`, too."""
     sums = Path(folder, CHECKSUMS)
     files = [path for path in Path(folder).rglob("*") if path.is_file() and path != sums]
-    sums.write_text("".join(f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in sorted(files)))
+    lines = (f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in sorted(files))
+    sums.write_text("".join(lines))
 
 
-def check_checksums(folder: str) -> None:
+def check_checksums(folder: str):
     """Raises UserError where a checkpoint is not as write_checksums() sealed it."""
     with explaining(f"{folder}: no checkpoint, or damaged"):
         lines = Path(folder, CHECKSUMS).read_text().splitlines()
@@ -325,14 +326,12 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------- errors, arguments, settings
-
-
+# -------- errors, arguments, settings
 class UserError(Exception):
-    """A mistake of the user's, in one line: the thing and the remedy."""
+    """A user's mistake, in one line: the thing and the remedy."""
 
 
-def require(condition, message: str) -> None:
+def require(condition, message: str):
     if not condition:
         raise UserError(message)
 
@@ -350,7 +349,7 @@ def explaining(what: str):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with defaults in the help, no abbreviations, and errors of one line."""
+    """argparse with defaults in the help, no abbreviations, errors of one line."""
 
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False)
@@ -368,7 +367,7 @@ def boolean(text: str) -> bool:
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf):
-    """An argparse type: a finite `kind` (int or float), low <= value <= high."""
+    """The argparse type of a finite int or float, low <= value <= high."""
 
     def parse(text: str):
         value = kind(text)
@@ -380,46 +379,135 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
     return parse
 
 
-def command_line(main) -> None:
-    """Runs main() and exits: 2 and a line for a user's error, 1 and a traceback for a bug."""
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # any text, at once
+def command_line(main):
+    """Runs main() and exits: with 2 and a line for a user's error, with 1 for a bug."""
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         status = int(main() or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        # OSError: as on a full disk. Rust's libraries have types of their own.
+        # OSError: as on a full disk; Rust's libraries have types of their own.
         is_users = isinstance(error, UserError | OSError) or "(os error " in str(error)
-        print(f"error: {error}" if is_users else traceback.format_exc().rstrip(), file=sys.stderr)
+        text = f"error: {error}" if is_users else traceback.format_exc().rstrip()
+        print(text, file=sys.stderr)
         status = 2 if is_users else 1
-    # At once: threads may wait for a slow network, and Paddle 3.3.1 aborted 5 of 76 finished runs.
+    # Without cleaning up: threads may wait for a network, and Paddle aborted 5 of 76 runs.
     os._exit(status)
 
 
-def say(line: str) -> None:
-    """Prints a line on the first rank, above any progress bar; a closed pipe ends no run."""
+def say(line: str):
+    """Prints a line on the first rank; a closed pipe ends no run."""
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
         with contextlib.suppress(OSError):
             tqdm.write(line)
 
 
-def prepare_for_paddle() -> None:
+def prepare_for_paddle():
     """Settings that must precede `import paddle`."""
     import joblib  # brings zlib along, which Paddle 2.6.2 must not be the first to use
 
-    # One thread per core, shared by this machine's ranks; Paddle's default is one.
-    cores = joblib.cpu_count(only_physical_cores=True) // int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
+    # A thread per core, shared by this machine's ranks; Paddle's default is one thread.
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
+    cores = joblib.cpu_count(only_physical_cores=True) // ranks
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
-    # glibc returns large tensors to the system at each step, and fetches them anew: now only those
-    # above 32 MB. Keeping all would take twice the memory.
-    if not os.access(os.path.expanduser("~"), os.W_OK | os.X_OK):  # Paddle and PaddleNLP create directories there
-        os.environ["HOME"] = tempfile.mkdtemp()
+    if not os.access(os.path.expanduser("~"), os.W_OK | os.X_OK):
+        os.environ["HOME"] = tempfile.mkdtemp()  # Paddle and PaddleNLP write there
+    # glibc returns large tensors to the system at each step, and fetches them anew. Now only
+    # those above 32 MB: keeping all would take twice the memory.
     with contextlib.suppress(AttributeError):  # macOS has no mallopt
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
+
+
+# -------- Paddle's oneDNN
+# Numbers of its dnnl_types.h; uint16 stands for bfloat16.
+DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
+CHOICES = {"forward": 64, "gelu": 49, "multiply": 131057, "softmax": 196608}
+ARGUMENTS = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41}
+ARGUMENTS |= {"diff_src": 129, "diff_dst": 145, "diff_weights": 161, "diff_bias": 169}
+
+
+class OneDNN:
+    """Runs primitives of the oneDNN library that comes with Paddle, on arrays."""
+
+    def __init__(self):
+        folder = os.path.dirname(sys.modules["paddle"].__file__)
+        self.library = ctypes.CDLL(f"{folder}/libs/libdnnl.so.3")
+        isa = self.library.dnnl_get_effective_cpu_isa()
+        self.has_bfloat16 = bool(isa & 0x80)  # AVX512_BF16 or AMX
+        self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
+        self.stream = self.new("stream_create", self.engine, 1)
+        self.primitive = functools.cache(self.make)
+
+    def matmul(self, left: np.ndarray, right: np.ndarray, out=None, bias=None) -> np.ndarray:
+        if out is None:
+            out = np.empty((*left.shape[:-1], right.shape[-1]), np.float32)
+        return self.run("matmul", src=left, weights=right, bias=bias, dst=out)
+
+    def multiply(self, left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:
+        return self.run("binary", algorithm="multiply", src=left, src_1=right, dst=out)
+
+    def run(self, kind: str, **values):
+        """Takes what the primitive's description takes in C, in that order; returns dst."""
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        layouts = {name: (x.shape, x.strides, x.dtype) for name, x in arrays.items()}
+        primitive, memories, arguments = self.primitive(kind, **(values | layouts))
+        for name, memory in memories.items():
+            address = ctypes.c_void_p(arrays[name].ctypes.data)
+            self.call("memory_set_data_handle", memory, address)
+        self.call("primitive_execute", primitive, self.stream, len(memories), arguments)
+        return values.get("dst")
+
+    def make(self, kind: str, **values) -> tuple:
+        described, memories, arguments = [self.engine], {}, []
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                shape, strides, dtype = value
+                numbers = ctypes.c_int64 * len(shape)
+                strides = numbers(*(stride // dtype.itemsize for stride in strides))
+                layout = len(shape), numbers(*shape), DATA_TYPES[dtype.name], strides
+                value = self.new("memory_desc_create_with_strides", *layout)
+                memories[name] = self.new("memory_create", value, self.engine, None)
+                arguments += ARGUMENTS[name], memories[name].value
+            elif isinstance(value, str):
+                value = CHOICES[value]
+            described.append(ctypes.c_float(value) if isinstance(value, float) else value)
+        if kind == "reorder":  # each array has an engine of its own
+            described = [described[1], self.engine, described[2], self.engine]
+        description = self.new(f"{kind}_primitive_desc_create", *described, None)
+        primitive = self.new("primitive_create", description)
+        return primitive, memories, (ctypes.c_uint64 * len(arguments))(*arguments)
+
+    def new(self, name: str, *arguments):
+        self.call(name, ctypes.byref(handle := ctypes.c_void_p()), *arguments)
+        return handle
+
+    def call(self, name: str, *arguments):
+        if status := getattr(self.library, f"dnnl_{name}")(*arguments):
+            raise RuntimeError(f"oneDNN's {name} gave status {status}")
+
+
+@functools.cache
+def onednn() -> OneDNN | None:
+    """Paddle's oneDNN; or None, which is said, where it is missing, lacks something or fails."""
+    try:
+        library, zero = OneDNN(), np.zeros((1, 1), np.float32)
+        library.matmul(zero, zero)
+        return library
+    except (OSError, AttributeError, RuntimeError) as error:
+        say(f"the CPU's faster layers are left out: {error}")
+        return None
+
+
+def rounded(array: np.ndarray, half: bool) -> np.ndarray:
+    """The array itself or, with half, its values in bfloat16, rounded to nearest."""
+    if not half:
+        return array
+    return onednn().run("reorder", src=array, dst=np.empty(array.shape, np.uint16))
 
 
 if __name__ == "__main__":

@@ -204,10 +204,12 @@ def test_tokenizers_without_mask_or_pad_and_impossible_probabilities_are_refused
 
 def rows_of_updates(accumulation: int, batch_size: int, world_size: int, first_update: int = 0) -> list:
     """The rows of each update over all ranks, micro-batch by micro-batch, as they lie in the global batch."""
-    ranks = [
-        list(UpdateSampler(100, batch_size, accumulation, rank, world_size, 7, first_update, updates=20))
-        for rank in range(world_size)
+    samplers = [
+        UpdateSampler(100, batch_size, rank, world_size, accumulation, seed=7, updates=20) for rank in range(world_size)
     ]
+    for sampler in samplers:
+        sampler.first_update = first_update
+    ranks = list(map(list, samplers))
     return [
         [key for micro in range(accumulation) for rank in ranks for key in rank[update * accumulation + micro]]
         for update in range(20 - first_update)

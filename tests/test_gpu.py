@@ -78,7 +78,7 @@ def tiny_run(float16):
     optimizer, scaler = run_pretrain.build_optimizer(model, args)
     assert scaler.is_enable() and type(scaler) is paddle.amp.GradScaler
     stop = SimpleNamespace(requested=False)
-    run = run_pretrain.Run(args, model, optimizer, scaler, stop=stop)
+    run = run_pretrain.Run(args, model, model, optimizer, scaler, stop=stop)
     ids = paddle.to_tensor([[1, 2, 3, 4]])
     labels = paddle.to_tensor([[-100, 2, 3, -100]])
     batch = {"input_ids": ids, "labels": labels, "masked_positions": paddle.to_tensor([1, 2, 0, 0])}
@@ -272,7 +272,7 @@ run_pretrain.use_fast_layers(model, args, padded={padded})
 ids = paddle.to_tensor(np.arange(64).reshape(2, 32) + 3)
 batch = dict(input_ids=ids, labels=ids, masked_positions=paddle.arange(128) % 64)
 optimizer, _ = run_pretrain.build_optimizer(model, args)
-run = run_pretrain.Run(args, model, optimizer, paddle.amp.GradScaler(enable=False))
+run = run_pretrain.Run(args, model, model, optimizer, paddle.amp.GradScaler(enable=False))
 print("BEGIN", file=sys.stderr, flush=True)
 run_pretrain.train_update(run, [batch])
 print("END", file=sys.stderr, flush=True)

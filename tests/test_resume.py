@@ -482,7 +482,7 @@ def test_a_checkpoint_of_the_first_format_is_refused_and_its_weights_can_be_cont
     change_state(output / "paddle_2", first_format)
     with pytest.raises(UserError) as error:
         pretrain("--max_steps", "2", *RESUME)
-    assert "of another version of this script" in str(error.value) and "\n" not in str(error.value)
+    assert "of another version" in str(error.value) and "\n" not in str(error.value)
     assert f"--model_name_or_path {output / 'paddle_2'} continues from its weights" in str(error.value)
     options = ["--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(output / "paddle_2")]
     continued = pretrain(*options, output=tmp_path / "continued")
@@ -498,7 +498,7 @@ def test_a_checkpoint_without_all_of_the_optimizers_tensors_is_refused(pretrain)
     assert tensors.pop("roberta.encoder.layers.1.linear1.weight/moment2").any()
     save_file(tensors, path)
     utils.write_checksums(str(output / "paddle_2"))
-    with pytest.raises(UserError, match=r"optimizer\.safetensors lacks tensors"):
+    with pytest.raises(UserError, match="lacks optimizer tensors"):
         pretrain("--max_steps", "2", *RESUME)
 
 
