@@ -592,6 +592,16 @@ def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale"} < set(record)
 
 
+def test_tflops_count_the_matrix_products_forward_and_twice_that_backward(pretrain, packed_data):
+    """Two operations for each weight of a matrix and token, attention's two products, the head of masked tokens."""
+    output, vocabulary = pretrain("--max_steps", "3"), load(packed_data)[0].vocab_size
+    layers, width, _ = run_pretrain.ARCHITECTURES[TINY]
+    layer = 2 * (4 * width**2 + 2 * width * 4 * width) + 2 * 2 * 32 * width
+    low, high = (3 * (layers * layer + share * 2 * (width**2 + width * vocabulary)) for share in (0.08, 0.22))
+    for record in metrics(output, "train"):
+        assert low < record["tflops"] * 1e12 / record["tokens_per_second"] < high
+
+
 def test_visualdl_shows_each_start_of_a_run_as_a_curve_of_its_own(pretrain):
     from visualdl import LogReader
 
