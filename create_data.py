@@ -35,7 +35,7 @@ from tokenizers.implementations import ByteLevelBPETokenizer
 from tqdm import tqdm
 
 import utils
-from utils import UserError, boolean, explaining, number, require, say
+from utils import UserError, boolean, explaining, log, number, require
 
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 SPLITS = ("train", "validation")
@@ -71,7 +71,7 @@ def main(argv: list | None = None):
             "files": {str(p.relative_to(folder)): {"sha256": utils.sha256_of(p)} for p in files},
         }
         Path(folder, "data_card.json").write_text(json.dumps(card, indent=2))
-    say(f"written: {args.output_dir}")
+    log(f"written: {args.output_dir}")
 
 
 def write_rows(args, corpus: list, held_out: list, tokenizer, folder: str) -> dict:
@@ -87,13 +87,13 @@ def write_rows(args, corpus: list, held_out: list, tokenizer, folder: str) -> di
             writers[split].add(ids, ends)
             progress.update(size)
     for separator, files in Counter(args.separators.values()).items():
-        say(f"{files} text files read with --document_separator {separator}")
+        log(f"{files} text files read with --document_separator {separator}")
     for split, writer in writers.items():
         writer.stream.close()
         counts = writer.counts
         counts["dropped_tokens"] += len(writer.rest)
         found = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-        say(f"{split}: {found}")
+        log(f"{split}: {found}")
         may_be_empty = split == "train" and args.validation_split_percentage == 100
         remedy = "lower --max_seq_length, set --document_separator, or add text"
         require(counts["rows"] or may_be_empty, f"{split}: {found}: {remedy}")

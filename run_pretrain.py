@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler
-from utils import explaining, number, onednn, require, rounded, say
+from utils import explaining, log, number, onednn, require, rounded
 
 utils.prepare_for_paddle()  # threads and memory: read when Paddle is imported
 
@@ -367,7 +367,7 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
             recompute = partial(dist.fleet.utils.recompute, layer.forward, **options)
             layer.forward = recompute
     size = sum(parameter.size for parameter in model.parameters())
-    say(f"model: {args.model_name_or_path}, {size:,} parameters, {action}")
+    log(f"model: {args.model_name_or_path}, {size:,} parameters, {action}")
     return model
 
 
@@ -527,7 +527,7 @@ def find_checkpoint(args) -> str | None:
             return path
         except utils.UserError as error:
             problem = f"cannot resume from {error}"
-            say(f"warning: {problem}")
+            log(f"warning: {problem}")
     require(problem is None, f"{problem}; there is no other: move it away to start anew")
     return None
 
@@ -541,12 +541,12 @@ class Report:
         below, best = utils.yardsticks(validation, tokenizer)
         self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
         line = f"yardsticks: below {below:.3f} the model uses the context; "
-        say(f"{line}{best:.3f} is the best from word frequencies")
+        log(f"{line}{best:.3f} is the best from word frequencies")
 
     def start(self, run: Run, sampler):
         epochs = f"{run.total_steps / sampler.updates_per_epoch:.3g} epochs"
         updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs})"
-        say(f"data: {sampler.num_rows:,} rows, {updates}, {run.warmup_steps:,} of them warmup")
+        log(f"data: {sampler.num_rows:,} rows, {updates}, {run.warmup_steps:,} of them warmup")
         self.progress = tqdm(None, "training", run.total_steps, initial=run.global_step, disable=None)
         if dist.get_rank() == 0:  # VisualDL shows one file of a directory
             self.visualdl = LogWriter(f"{self.output_dir}/visualdl/from_{run.global_step}")
@@ -572,7 +572,7 @@ class Report:
         run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
         if result["skipped"]:
             what = "loss {loss_sum:g}, gradient norm {grad_norm:g}".format(**result)
-            say(f"step {run.global_step:,}: skipped ({what})")
+            log(f"step {run.global_step:,}: skipped ({what})")
         self.progress.update()
         if run.global_step % run.args.logging_steps == 0:
             self.training(run, result)
@@ -606,14 +606,14 @@ class Report:
 
     def end(self, run: Run, evaluation: dict | None):
         if evaluation is None:
-            say(f"stopped by a signal after step {run.global_step}: go on with --resume_from_checkpoint")
+            log(f"stopped by a signal after step {run.global_step}: go on with --resume_from_checkpoint")
             return
-        say("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
+        log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
         line = "evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(**evaluation)
-        say(f"done: {Path(self.output_dir, f'paddle_{run.global_step}')}, {line}")
+        log(f"done: {Path(self.output_dir, f'paddle_{run.global_step}')}, {line}")
 
     def write(self, event: str, step: int, record: dict, line: str):
-        say(line)
+        log(line)
         if self.output_dir is None or dist.get_rank() != 0:
             return
         os.makedirs(self.output_dir, exist_ok=True)
@@ -662,7 +662,7 @@ def set_device(args):
     with explaining(f"{version} does not compute on this device: see the README's Install"):
         (paddle.ones([2]) + 1).numpy()  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
     processes, precision = dist.get_world_size(), set_precision(args)
-    say(f"device: {args.device}, {processes} process(es), {version}; products in {precision}")
+    log(f"device: {args.device}, {processes} process(es), {version}; products in {precision}")
 
 
 def set_precision(args) -> str:

@@ -223,7 +223,7 @@ def main(argv: list | None = None):
     with atomic_directory(args.output_dir) as folder:
         shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
         save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
-    say(f"written: {args.output_dir}")
+    log(f"written: {args.output_dir}")
 
 
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
@@ -397,7 +397,7 @@ def command_line(main):
     os._exit(status)
 
 
-def say(line: str):
+def log(line: str):
     """Prints a line on the first rank; a closed pipe ends no run."""
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
         with contextlib.suppress(OSError):
@@ -499,7 +499,7 @@ def onednn() -> OneDNN | None:
         library.matmul(zero, zero)
         return library
     except (OSError, AttributeError, RuntimeError) as error:
-        say(f"the CPU's faster layers are left out: {error}")
+        log(f"the CPU's faster layers are left out: {error}")
         return None
 
 
