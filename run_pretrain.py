@@ -29,11 +29,11 @@ import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler
 from utils import explaining, log, number, onednn, require, rounded
 
-utils.prepare_for_paddle()  # threads and memory: read when Paddle is imported
+utils.prepare_for_paddle()  # threads and memory
 
 import numpy as np
 
-with redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread
+with redirect_stderr(io.StringIO()):  # it warns of threads
     import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
@@ -55,7 +55,7 @@ ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and 
     "roberta-en-base": (12, 768, 12),
     "roberta-en-large": (24, 1024, 16),
 }
-# May change on resuming; what of it changes the result, run_identity() compares otherwise.
+# May change on resuming; run_identity() adds what of it matters, such as the global batch.
 MAY_CHANGE = """
 input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps
 num_train_epochs max_steps max_skipped_updates recompute output_dir logging_steps save_steps
@@ -92,7 +92,7 @@ def main(argv: list | None = None):
 
 @dataclass
 class Run:
-    """What a run reads and changes; checkpoints hold model, optimizer, scaler and STATE."""
+    """What a run reads and changes; checkpoints hold much of it."""
 
     args: object  # of parse_arguments()
     model: nn.Layer  # RobertaForMaskedLM
@@ -115,7 +115,7 @@ def train(run: Run, batches, validation) -> dict | None:
     args = run.args
     run.model.train()
     while True:
-        if run.global_step and is_due(run):  # after its checkpoint, so where a run resumes, too
+        if run.global_step and is_due(run):  # after its checkpoint: a resumed run repeats it
             evaluation = evaluate(run, validation)
             if evaluation is None:
                 return None
@@ -138,7 +138,8 @@ def train(run: Run, batches, validation) -> dict | None:
             return None
 
 
-def is_due(run: Run) -> bool:  # for a checkpoint and an evaluation
+def is_due(run: Run) -> bool:
+    """Whether this step has a checkpoint and an evaluation."""
     return run.global_step % run.args.save_steps == 0 or run.global_step == run.total_steps
 
 
@@ -200,11 +201,11 @@ def clip_and_step(run: Run, gradients: list, result: dict):
 
 
 def masked_loss(model, batch: dict) -> tuple:
-    """The masked tokens' sum of losses (nats), logits [n, vocab] and labels [n]."""
+    """The masked tokens' sum of losses (nats), logits [n, vocab], labels [n] (-100: filler)."""
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
     logits = model(batch["input_ids"], batch["masked_positions"]).astype("float32")
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum(), logits, labels  # a CPU's hides NaN
+    return loss + 0 * logits.detach().sum(), logits, labels  # a CPU's cross_entropy hides NaN
 
 
 @paddle.no_grad()
@@ -233,7 +234,7 @@ def evaluate(run: Run, batches) -> dict | None:
 
 
 def learning_rate_at(step: int, run: Run) -> float:
-    """The rate of update `step`, from 1: transformers' schedules one ahead, so none is 0."""
+    """The rate of update `step`, from 1: transformers', one ahead, so that none is 0."""
     peak, warmup_steps = run.args.learning_rate, run.warmup_steps
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -271,7 +272,7 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 
 
 def use_fast_layers(model, args, padded: bool):
-    """Changes how PaddleNLP's layers compute, not what: without it, all is slower."""
+    """Makes PaddleNLP's layers faster, on a CPU also bfloat16; their parameters stay."""
     on_cpu = args.device == "cpu" and onednn() is not None
     fast = {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
     fast |= {nn.Dropout: dropout} if on_cpu else {}
@@ -329,7 +330,8 @@ def build_config(args, tokenizer):
         for token_id in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"):
             setattr(config, token_id, getattr(tokenizer, token_id))
     else:
-        with explaining(f"cannot load the model {name}: not of {', '.join(ARCHITECTURES)}"):
+        others = f"neither one of {', '.join(ARCHITECTURES)} nor a RoBERTa's directory"
+        with explaining(f"cannot load the model {name}: {others}"):
             config = transformers.RobertaConfig.from_pretrained(name)
             found = config.to_dict() | config.get_config_dict(name)[0]
             path, vocab = Path(name, "tokenizer.json"), tokenizer.get_vocab()
@@ -344,7 +346,8 @@ def build_config(args, tokenizer):
         }
         unsuited = [f"{what} {found.get(what, '')}".rstrip() for what in suits if not suits[what]]
         problem = f"{name} has {', '.join(unsuited)}, which does not suit the data"
-        require(not unsuited, f"{problem}: prepare it with --tokenizer_name {name}")
+        remedy = f"take another, or data prepared with --tokenizer_name {name}"
+        require(not unsuited, f"{problem}: {remedy}")
     if args.dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
     return config
@@ -354,7 +357,7 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
     """The model with weights of a checkpoint, of --model_name_or_path, or new ones."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
-    needed = "a RobertaForMaskedLM in one model.safetensors is needed"
+    needed = "model.safetensors must be a RobertaForMaskedLM's, as in config.json"
     with explaining(f"cannot load the weights of {source}: {needed}"):
         model, action = load_model(source, config)
     padded = any(split.lengths[0] < split.lengths[1] for split in rows.values())
@@ -444,10 +447,10 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
 
 
 def run_identity(args, config, sampler) -> dict:
-    """What the result depends on: arguments beyond MAY_CHANGE, and what the others come to."""
+    """What the result depends on: arguments not in MAY_CHANGE, and what follows."""
     identity = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
     identity["global_batch"] = sampler.global_batch
-    if args.lr_scheduler != "constant_with_warmup":  # this one may go on
+    if args.lr_scheduler != "constant_with_warmup":  # its runs may go on
         identity["total_steps"] = sampler.updates
     for name, value in config.to_dict().items():
         if name not in ("architectures", "paddlenlp_version"):
@@ -460,7 +463,7 @@ def run_identity(args, config, sampler) -> dict:
 
 
 def save_checkpoint(run: Run):
-    """Rank 0 writes a checkpoint, whole or not at all, and removes older ones."""
+    """Rank 0 writes a checkpoint, whole or not at all, and keeps so many others."""
     args = run.args
     if dist.get_rank() == 0:
         with utils.atomic_directory(f"{args.output_dir}/paddle_{run.global_step}") as folder:
@@ -493,7 +496,7 @@ def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
         defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know
         was = {name: defaults.get(name) for name in identity} | state["identity"]
         step = state["global_step"]
-        require(0 < step <= total_steps, f"{refusal}: step {step} is not in 1 to {total_steps}")
+        require(0 < step <= total_steps, f"{refusal}: step {step} of {total_steps}: raise --max_steps")
     changed = [name for name in was if was[name] != identity.get(name)]
     changes = "; ".join(f"{x} (was {was[x]}, is {identity.get(x)})" for x in changed)
     remedy = "undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
@@ -502,7 +505,7 @@ def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
 
 
 def moment_names(model) -> dict:
-    """Our names of AdamW's tensors, and Paddle's, which count models."""
+    """Our names of AdamW's tensors, and Paddle's, which depend on earlier models."""
     kinds = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
     named = product(model.named_parameters(), kinds)
     return {f"{name}/{kind}": f"{parameter.name}_{kind}_0" for (name, parameter), kind in named}
@@ -510,15 +513,16 @@ def moment_names(model) -> dict:
 
 def checkpoints_in(output_dir: str) -> dict:
     paths = {path.name.removeprefix("paddle_"): path for path in Path(output_dir).glob("paddle_*")}
-    return {int(step): str(paths[step]) for step in sorted(filter(str.isdigit, paths), key=int)}
+    return {int(step): str(paths[step]) for step in sorted(filter(str.isdecimal, paths), key=int)}
 
 
 def find_checkpoint(args) -> str | None:
     """The checkpoint to resume from, or None for a fresh start; never a damaged one."""
     found, given = list(checkpoints_in(args.output_dir).values()), args.resume_from_checkpoint
+    goes_on = given == "auto" or os.path.realpath(given) in map(os.path.realpath, found)
+    remedy = "choose another, or --resume_from_checkpoint auto"
+    require(goes_on or not found, f"--output_dir {args.output_dir} holds checkpoints: {remedy}")
     if given == "no":
-        remedy = "choose another, or --resume_from_checkpoint auto"
-        require(not found, f"{args.output_dir} holds checkpoints: {remedy}")
         return None
     problem = None
     for path in reversed(found if given == "auto" else [given]):
@@ -528,7 +532,7 @@ def find_checkpoint(args) -> str | None:
         except utils.UserError as error:
             problem = f"cannot resume from {error}"
             log(f"warning: {problem}")
-    require(problem is None, f"{problem}; there is no other: move it away to start anew")
+    require(problem is None, f"{problem}: give another, or start in another --output_dir")
     return None
 
 
@@ -606,7 +610,7 @@ class Report:
 
     def end(self, run: Run, evaluation: dict | None):
         if evaluation is None:
-            log(f"stopped by a signal after step {run.global_step}: go on with --resume_from_checkpoint")
+            log(f"stopped by a signal after step {run.global_step}: add --resume_from_checkpoint auto")
             return
         log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
         line = "evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(**evaluation)
@@ -701,7 +705,7 @@ def load_data(args) -> tuple:
             require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {first}")
     longest = max(split.lengths[1] for split in rows.values())
     limit = args.max_seq_length = args.max_seq_length or longest
-    remedy = f"--max_seq_length {limit}: prepare shorter ones"
+    remedy = f"--max_seq_length {limit}: raise it, or prepare shorter ones"
     require(longest <= limit, f"{data}: rows of {longest} tokens, {remedy}")
     require(len(rows["validation"]), f"{data}: no rows to evaluate: hold out more text")
     return tokenizer, rows
@@ -714,7 +718,7 @@ def count_updates(args, sampler: UpdateSampler) -> int:
     total = math.floor(args.num_train_epochs * sampler.updates_per_epoch)
     total = min(total, args.max_steps) if args.max_steps > 0 else total
     require(total, "nothing to train: --num_train_epochs gives no update")
-    require(args.warmup_steps <= total, f"--warmup_steps {args.warmup_steps:g} is longer than the training")
+    require(args.warmup_steps <= total, f"--warmup_steps {args.warmup_steps:g} is longer than the training: lower it")
     return total
 
 
@@ -765,9 +769,9 @@ def parse_arguments(argv: list | None):
 
 
 # -------- the CPU's layers (skip on first reading)
-# On arrays that share the tensors' memory. Where a layer's `half` is set, operands of products
-# are rounded to bfloat16; all else is float32.
-CHUNK = 2**21  # attention weights in memory, or one row's
+# They compute on arrays that share the tensors' memory. Where a layer's `half` is set, operands
+# of products are rounded to bfloat16; all else is float32.
+CHUNK = 2**21  # attention weights in memory; at least one row's
 
 
 class Function(paddle.autograd.PyLayer):

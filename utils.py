@@ -297,7 +297,7 @@ def lock(folder: str):
     try:
         return filelock.FileLock(f"{folder}/.lock", timeout=0).acquire()
     except (filelock.Timeout, FileNotFoundError, FileExistsError):  # the holder removes it
-        raise UserError(f"another process is using {folder}: wait, or choose another") from None
+        raise UserError(f"{folder} is in use, or no directory: wait, or choose another") from None
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
             return contextlib.nullcontext()

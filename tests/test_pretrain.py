@@ -716,7 +716,7 @@ def test_broken_data_is_named(pretrain, packed_data, tmp_path, message):
 
 BAD_ARGUMENTS = {
     "--input_file nowhere": "--input_file nowhere: not a data set",
-    "--max_seq_length 16": "rows of 32 tokens, --max_seq_length 16: prepare shorter ones",
+    "--max_seq_length 16": "rows of 32 tokens, --max_seq_length 16: raise it, or prepare shorter ones",
     "--model_name_or_path nowhere/at/all": "cannot load the model nowhere/at/all",
     "--num_train_epochs 0": "gives no update",
     "--warmup_steps 1000000": "longer than the training",
@@ -819,12 +819,26 @@ def test_a_directory_with_a_configuration_alone_is_trained_from_scratch(pretrain
     assert json.loads((output / "paddle_1" / "config.json").read_text())["hidden_dropout_prob"] == 0.2
 
 
-def test_checkpoints_of_another_run_are_never_touched(pretrain):
-    output = pretrain("--max_steps", "2")
+def test_checkpoints_of_another_run_are_never_touched(pretrain, tmp_path):
+    output, other = pretrain("--max_steps", "2"), pretrain("--max_steps", "1", output=tmp_path / "other")
     before = (output / "paddle_2" / "SHA256SUMS").read_text()
-    with pytest.raises(UserError, match="holds checkpoints"):
-        pretrain("--max_steps", "2")
-    assert (output / "paddle_2" / "SHA256SUMS").read_text() == before
+    for arguments in ([], ["--resume_from_checkpoint", str(other / "paddle_1")]):
+        with pytest.raises(UserError, match=f"--output_dir {output} holds checkpoints"):
+            pretrain("--max_steps", "2", *arguments)
+        assert (output / "paddle_2" / "SHA256SUMS").read_text() == before
+
+
+def test_directories_with_names_like_a_checkpoints_are_none(tmp_path):
+    for name in ("paddle_2", "paddle_\u00b2", "paddle_x", "paddle_"):
+        (tmp_path / name).mkdir()
+    assert run_pretrain.checkpoints_in(str(tmp_path)) == {2: str(tmp_path / "paddle_2")}
+
+
+def test_an_output_directory_that_is_a_file_is_named(pretrain, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=f"{tmp_path}/file is in use, or no directory"):
+        pretrain("--max_steps", "1", output=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_second_run_in_one_output_directory_is_refused(pretrain, monkeypatch):
@@ -837,7 +851,7 @@ def test_a_second_run_in_one_output_directory_is_refused(pretrain, monkeypatch):
 
     around_updates(monkeypatch, before=start_another)
     output = pretrain("--max_steps", "2")
-    assert refused == [f"another process is using {output}: wait, or choose another"] * 2
+    assert refused == [f"{output} is in use, or no directory: wait, or choose another"] * 2
     assert [record["step"] for record in metrics(output, "train")] == [1, 2]
 
 
@@ -853,8 +867,8 @@ def whole_state(**changes):
         (lambda state: "\x00\xff garbage", "state.json is damaged"),
         (whole_state(identity=None), "state.json is damaged"),
         (whole_state(global_step="1"), "state.json is damaged"),
-        (whole_state(global_step=9), "step 9 is not in 1 to 1"),
-        (whole_state(global_step=-1), "step -1 is not in"),
+        (whole_state(global_step=9), "step 9 of 1: raise --max_steps"),
+        (whole_state(global_step=-1), "step -1 of 1"),
     ],
 )
 def test_a_state_that_makes_no_sense_is_named_though_its_checksum_is_right(pretrain, change, message):

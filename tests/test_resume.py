@@ -240,7 +240,7 @@ def test_a_second_run_in_the_directory_is_refused_and_sigterm_ends_the_first_wit
         time.sleep(0.05)
     second = run_script("run_pretrain.py", *options, timeout=120)
     [error] = [line for line in second.stderr.splitlines() if "rror" in line]
-    assert error == f"error: another process is using {output}: wait, or choose another"
+    assert error == f"error: {output} is in use, or no directory: wait, or choose another"
     assert second.returncode == 2
     first.terminate()
     shown, errors = first.communicate(timeout=60)
@@ -575,7 +575,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(pretrain):
     output = pretrain("--max_steps", "2")
     flip_bit(output / "paddle_2/model.safetensors")
     before = (output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()
-    with pytest.raises(UserError, match=r"paddle_2: model\.safetensors is damaged; there is no other"):
+    with pytest.raises(UserError, match=r"paddle_2: model\.safetensors is damaged: give another"):
         pretrain("--max_steps", "2", *RESUME)
     assert ((output / "metrics.jsonl").read_text(), (output / "paddle_2/SHA256SUMS").read_text()) == before
 
