@@ -270,8 +270,8 @@ def without_the_prefix_of_a_model_with_a_head(folder) -> None:
     ("change", "message"),
     [
         (as_pytorch_saves_it, "has pytorch_model.bin: save it as one model.safetensors"),
-        (without_a_head, "is needed ('lm_head"),
-        (without_the_prefix_of_a_model_with_a_head, "is needed ('roberta.embeddings"),
+        (without_a_head, "as in config.json ('lm_head"),
+        (without_the_prefix_of_a_model_with_a_head, "as in config.json ('roberta.embeddings"),
         (
             lambda folder: change_config(folder, hidden_act="gelu_new"),
             "has hidden_act gelu_new, which does not suit",
