@@ -307,6 +307,25 @@ def test_adams_moments_decay_by_09_and_098(pretrain):
     assert second.sum() / np.square(first).sum() == pytest.approx((1 - 0.98) / (1 - 0.9) ** 2, rel=1e-3)
 
 
+def test_the_gradient_is_that_of_the_mean_over_the_masked_tokens_of_all_micro_batches(build, batch):
+    args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT)])
+    args.precision, model, twin = "float32", build("--dropout", "0"), build("--dropout", "0")
+    fewer = {**batch, "masked_positions": batch["masked_positions"][:20]}  # of other size
+    fewer["labels"] = paddle.full_like(batch["labels"], -100).flatten()
+    fewer["labels"] = paddle.scatter(
+        fewer["labels"], fewer["masked_positions"], paddle.gather(batch["labels"].flatten(), fewer["masked_positions"])
+    ).reshape(batch["labels"].shape)
+    run = Run(args, model, model, *run_pretrain.build_optimizer(model, args), stop=SimpleNamespace(requested=False))
+    update = run_pretrain.train_update(run, [batch, fewer])
+    loss = sum(masked_loss(twin, micro_batch)[0] for micro_batch in (batch, fewer))
+    number = sum(int((micro_batch["labels"] != -100).sum()) for micro_batch in (batch, fewer))
+    (loss / number).backward()
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in twin.parameters()))
+    assert update["num_masked"] == number and number > 20
+    assert update["loss_sum"] == pytest.approx(loss.item(), rel=1e-5)
+    assert update["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
 def test_each_micro_batch_of_each_rank_and_update_has_dropout_of_its_own(build, batch, monkeypatch):
     args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT)])
     args.precision, model, seeds, real = "float32", build(), [], paddle.seed
