@@ -302,8 +302,8 @@ def attention(layer, hidden, key=None, value=None, attn_mask=None, cache=None):
     dropout = layer.dropout if layer.training else 0.0
     query, key, value = layer.q_proj(hidden), layer.k_proj(hidden), layer.v_proj(hidden)
     if layer.on_cpu:
-        more = None if mask is None else mask.numpy(), dropout
-        return layer.out_proj(Function.apply(attention_operation, layer, query, key, value, *more))
+        mask = None if mask is None else mask.numpy()
+        return layer.out_proj(Function.apply(attention_operation, layer, query, key, value, mask, dropout))
     heads = [x.reshape([*x.shape[:2], layer.num_heads, -1]) for x in (query, key, value)]
     if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
         context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
@@ -367,8 +367,7 @@ def build_model(args, config, rows: dict, checkpoint: str | None = None):
         require(suits, "--recompute True is for GPUs: a CPU's layers keep little")
         options = dict(use_reentrant=False, preserve_rng_state=args.dropout != 0)
         for layer in model.roberta.encoder.layers:
-            recompute = partial(dist.fleet.utils.recompute, layer.forward, **options)
-            layer.forward = recompute
+            layer.forward = partial(dist.fleet.utils.recompute, layer.forward, **options)
     size = sum(parameter.size for parameter in model.parameters())
     log(f"model: {args.model_name_or_path}, {size:,} parameters, {action}")
     return model
@@ -558,18 +557,14 @@ class Report:
     def update(self, run: Run, result: dict, batches: list, data_seconds, seconds):
         batch_size, seq_length = batches[0]["input_ids"].shape
         tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
-        num_masked, config = result["num_masked"], run.model.config
-        # Matrix products of a token in a layer, and of a masked token
-        h, f = config.hidden_size, config.intermediate_size
-        layer, head = 8 * h * h + 4 * h * f + 4 * seq_length * h, 2 * h * (h + config.vocab_size)
-        forward = tokens * config.num_hidden_layers * layer + num_masked * head
+        num_masked = result["num_masked"]
         counts = {
             "updates": 1,
             "skipped_updates": int(result["skipped"]),
             "loss_sum": 0.0 if result["skipped"] else result["loss_sum"],
             "num_masked": 0.0 if result["skipped"] else num_masked,
             "tokens": tokens,
-            "flops": 3 * forward,  # backward costs twice as much
+            "flops": update_flops(run.model.config, tokens, seq_length, num_masked),
             "data_seconds": data_seconds,
             "seconds": seconds,
         }
@@ -629,6 +624,14 @@ class Report:
             for name, value in finite.items():
                 self.visualdl.add_scalar(f"{event}/{name}", value, step)
             self.visualdl.flush()  # its thread does so only now and then
+
+
+def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
+    """Operations of an update's matrix products: forward, and twice that backward."""
+    h, f = config.hidden_size, config.intermediate_size
+    layer = 8 * h * h + 4 * h * f + 4 * seq_length * h  # a token's
+    head = 2 * h * (h + config.vocab_size)  # a masked token's
+    return 3 * (tokens * config.num_hidden_layers * layer + num_masked * head)
 
 
 class StopSignal:
@@ -818,14 +821,11 @@ def linear_operation(out, layer, x, weight, bias):
 
 
 def gelu_operation(out, layer, x):
-    values = dict(algorithm="gelu", src=x, dst=out, alpha=0.0, beta=0.0)
-    onednn().run("eltwise_forward", prop="forward", **values)
+    onednn().run("eltwise_forward", prop="forward", algorithm="gelu", src=x, dst=out, alpha=0.0, beta=0.0)
     kept = rounded(x, layer.half)  # half the memory
 
     def write(by_out, by_x):
-        src = kept
-        if layer.half:
-            src = onednn().run("reorder", src=kept, dst=np.empty(kept.shape, np.float32))
+        src = onednn().run("reorder", src=kept, dst=np.empty(kept.shape, np.float32)) if layer.half else kept
         values = dict(diff_src=by_x, diff_dst=by_out, src=src, alpha=0.0, beta=0.0)
         onednn().run("eltwise_backward", algorithm="gelu", **values, hint=None)
 
@@ -838,7 +838,7 @@ def dropout_operation(out, x, dropout: float):
     return lambda by_out, by_x: np.multiply(onednn().multiply(by_out, kept, by_x), factor, out=by_x)
 
 
-def draw_kept(shape, dropout: float) -> np.ndarray:
+def draw_kept(shape, dropout: float):
     """Which values dropout keeps, as uint8: 16 random bits each, which follow paddle.seed()."""
     size, generator = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())
     draw = generator.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)

@@ -37,7 +37,7 @@ IGNORE_INDEX = -100  # the label of a position that is not predicted
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
 CHECKSUMS = "SHA256SUMS"
-TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'
+TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; longer ones first
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
     (".self_attn.k_proj.", ".attention.self.key."),
@@ -432,7 +432,7 @@ ARGUMENTS |= {"diff_src": 129, "diff_dst": 145, "diff_weights": 161, "diff_bias"
 
 
 class OneDNN:
-    """Runs primitives of the oneDNN library that comes with Paddle, on arrays."""
+    """Runs primitives of Paddle's oneDNN library on arrays."""
 
     def __init__(self):
         folder = os.path.dirname(sys.modules["paddle"].__file__)
@@ -443,16 +443,16 @@ class OneDNN:
         self.stream = self.new("stream_create", self.engine, 1)
         self.primitive = functools.cache(self.make)
 
-    def matmul(self, left: np.ndarray, right: np.ndarray, out=None, bias=None) -> np.ndarray:
+    def matmul(self, left, right, out=None, bias=None):
         if out is None:
             out = np.empty((*left.shape[:-1], right.shape[-1]), np.float32)
         return self.run("matmul", src=left, weights=right, bias=bias, dst=out)
 
-    def multiply(self, left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def multiply(self, left, right, out):
         return self.run("binary", algorithm="multiply", src=left, src_1=right, dst=out)
 
     def run(self, kind: str, **values):
-        """Takes what the primitive's description takes in C, in that order; returns dst."""
+        """Takes what the description takes in C, in its order; returns dst."""
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         layouts = {name: (x.shape, x.strides, x.dtype) for name, x in arrays.items()}
         primitive, memories, arguments = self.primitive(kind, **(values | layouts))
@@ -503,7 +503,7 @@ def onednn() -> OneDNN | None:
         return None
 
 
-def rounded(array: np.ndarray, half: bool) -> np.ndarray:
+def rounded(array, half: bool):
     """The array itself or, with half, its values in bfloat16, rounded to nearest."""
     if not half:
         return array

@@ -8,8 +8,8 @@
 
 Each contestant is a process of its own that does one update when told to; only one works at a time, and what is
 compared was measured one right after the other. TFLOP/s count, for all alike, the arithmetic that the task needs:
-matrix products, forward and twice that backward, with the head on the masked positions alone. A GPU (--device gpu,
---precision float16 or bfloat16) is called untested: written to the frameworks' documentation, never run on one.
+run_pretrain.py's update_flops, with the head on the masked positions alone. A GPU (--device gpu, --precision float16
+or bfloat16) is called untested: written to the frameworks' documentation, never run on one.
 """
 
 import contextlib
@@ -95,9 +95,7 @@ def ours(args) -> Contestant:
 
     model.train()
     length, num_masked = args.max_seq_length, 0.15 * args.batch_size * (args.max_seq_length - 2)
-    h, f = config.hidden_size, config.intermediate_size
-    layer, head = 8 * h * h + 4 * h * f + 4 * length * h, 2 * h * (h + config.vocab_size)  # a token's, a masked one's
-    flops = 3 * (args.batch_size * length * config.num_hidden_layers * layer + num_masked * head)
+    flops = project.update_flops(config, args.batch_size * length, length, num_masked)
     shared = {name: getattr(run_args, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
     shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
