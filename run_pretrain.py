@@ -5,8 +5,10 @@ python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --input_file wi
 python run_pretrain.py --input_file demo_data --model_name_or_path ckp/paddle_800 --max_steps 0
 """
 
+import argparse
 import ctypes
 import faulthandler
+import hashlib
 import io
 import json
 import math
@@ -15,25 +17,26 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stderr, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
-    faulthandler.enable()  # without, SIGTERM crashed 7 of 72 runs
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Paddle is imported ends the process without a traceback
+    # Signals get a stack of their own: handled on that of a running kernel, SIGTERM crashed 7 of 72 processes.
+    faulthandler.enable()
 
 import utils
-from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler
+from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError
 from utils import explaining, log, number, onednn, require, rounded
 
-utils.prepare_for_paddle()  # threads and memory
+utils.prepare_for_paddle()  # threads and memory, which are read when Paddle is imported
 
 import numpy as np
 
-with redirect_stderr(io.StringIO()):  # it warns of threads
+with redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread, which are wanted here
     import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
@@ -55,131 +58,179 @@ ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and 
     "roberta-en-base": (12, 768, 12),
     "roberta-en-large": (24, 1024, 16),
 }
-# May change on resuming; run_identity() adds what of it matters, such as the global batch.
-MAY_CHANGE = """
-input_file model_name_or_path max_seq_length dropout batch_size gradient_accumulation_steps
-num_train_epochs max_steps max_skipped_updates recompute output_dir logging_steps save_steps
-save_total_limit max_eval_rows resume_from_checkpoint device amp amp_dtype
-""".split()
-STATE = ("global_step", "warmup_steps", "skipped_in_a_row", "best", "window")  # of a Run
+EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 
 
 # -------- the task
 def main(argv: list | None = None):
-    """Trains, or with --max_steps 0 evaluates."""
+    """Trains; with --max_steps 0, evaluates."""
     args = parse_arguments(argv)
-    set_device(args)
-    tokenizer, rows = load_data(args)
-    config = build_config(args, tokenizer)
-    collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
-    report = Report(args, rows["validation"], tokenizer)
-    sizes = args.batch_size, dist.get_rank(), dist.get_world_size()
-    held_out = utils.evaluation_batches(len(rows["validation"]), *sizes, args.max_eval_rows)
-    validation = partial(batches_of, rows["validation"], held_out, collator)
+    machine = start_machine(args)
+    data = load_data(args)
+    config = build_config(args, data.tokenizer, data.seq_length)
+    collator = DataCollatorMLM(data.tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
+    validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
+    report = Report(args, data)
     if args.max_steps == 0:
-        run = Run(args, build_model(args, config, rows), report=report)
-        report.evaluation(run, evaluate(run, validation))
+        run = Run(args, machine, build_model(args, config, machine, data.is_padded), report)
+        run.stop.catch_signals()
+        evaluate_all(run, validation)
         return
 
-    sampler = UpdateSampler(len(rows["train"]), *sizes, args.gradient_accumulation_steps, args.seed)
-    sampler.updates = count_updates(args, sampler)
-    with utils.lock(args.output_dir) if dist.get_rank() == 0 else nullcontext():
-        run = start_or_resume(args, config, rows, sampler, report)
-        sampler.first_update = run.global_step
-        evaluation = train(run, batches_of(rows["train"], sampler, collator), validation)
-        report.end(run, evaluation)
+    sampler = UpdateSampler(
+        len(data.train),
+        args.batch_size,
+        rank=machine.rank,
+        world_size=machine.world_size,
+        accumulation=args.gradient_accumulation_steps,
+        seed=args.seed,
+    )
+    with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
+        run = start_or_resume(args, machine, data, config, sampler, report)
+        run.stop.catch_signals()
+        keys = sampler.batches(run.progress.global_step, run.total_steps)
+        evaluations = train(run, batches_of(data.train, keys, collator), validation)
+        report.log_end(run, evaluations)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes: decided once, by start_machine()."""
+
+    device: str  # "cpu", "gpu" or "xpu"
+    precision: str  # of matrix products: "float32", "bfloat16" or "float16"
+    reason: str  # why this precision
+    rank: int = 0  # of this process
+    world_size: int = 1  # processes in all
+
+
+@dataclass(frozen=True)
+class Data:
+    """What --input_file holds, read once, by load_data(): what lies there later changes nothing."""
+
+    tokenizer: transformers.PretrainedTokenizer
+    tokenizer_files: dict[str, bytes]  # by name; a checkpoint gets them
+    train: TokenRows
+    validation: dict[str, TokenRows]  # by the split's name: "validation", "validation_german", ...
+    seq_length: int  # positions that the model needs: the longest row's, or --max_seq_length
+    is_padded: bool  # whether rows have different lengths
+    digests: dict[str, str]  # of each Arrow file of rows: its size and SHA-256
+
+
+@dataclass
+class Progress:
+    """What changes from update to update; a checkpoint holds it, beside weights and optimizer."""
+
+    global_step: int = 0  # updates done
+    warmup_steps: int = 0  # updates until the peak learning rate
+    skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
+    best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
+    window: dict = field(default_factory=dict)  # sums since the last report, see count_update()
 
 
 @dataclass
 class Run:
-    """What a run reads and changes; checkpoints hold much of it."""
+    """What the functions of a run share. Evaluating alone needs the first four."""
 
-    args: object  # of parse_arguments()
+    args: argparse.Namespace  # never written to
+    machine: Machine
     model: nn.Layer  # RobertaForMaskedLM
-    parallel: nn.Layer | None = None  # the same; of several ranks, in DataParallel
-    optimizer: object = None
-    scaler: object = None
-    total_steps: int = 0
-    identity: dict | None = None  # what a resumed run must share
-    report: object = None
-    stop: object = field(default_factory=lambda: StopSignal())
-    global_step: int = 0  # updates done
-    warmup_steps: int = 0
-    skipped_in_a_row: int = 0
-    best: dict = field(default_factory=dict)  # {"step", "eval_loss"}
-    window: dict = field(default_factory=dict)  # sums since the last report
+    report: "Report"
+    progress: Progress = field(default_factory=Progress)
+    parallel: nn.Layer | None = None  # the model; of several ranks, in DataParallel
+    optimizer: paddle.optimizer.Optimizer | None = None
+    scaler: paddle.amp.GradScaler | None = None
+    total_steps: int = 0  # updates from the start to the end
+    identity: dict = field(default_factory=dict)  # what a resumed run must have in common, see run_identity()
+    data: Data | None = None
+    stop: "StopSignal" = field(default_factory=lambda: StopSignal())
 
 
-def train(run: Run, batches, validation) -> dict | None:
-    """Runs the updates that are left; returns the last evaluation, or None after a signal."""
-    args = run.args
+def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
+    """Runs the updates that are left; returns the last evaluations, see evaluate_all(), or None after a signal."""
+    args, progress = run.args, run.progress
     run.model.train()
-    while True:
-        if run.global_step and is_due(run):  # after its checkpoint: a resumed run repeats it
-            evaluation = evaluate(run, validation)
-            if evaluation is None:
-                return None
-            run.report.evaluation(run, evaluation)
-            if run.global_step == run.total_steps:
-                return evaluation
+    # A resumed run first repeats the evaluation of its checkpoint: a signal or a kill may have cut it off.
+    if is_due(run):
+        evaluations = evaluate_all(run, validation)
+        if evaluations is None:
+            return None
+
+    while progress.global_step < run.total_steps:
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
-        loaded = time.perf_counter()
-        run.optimizer.set_lr(learning_rate_at(run.global_step + 1, run))
+        data_seconds = time.perf_counter() - started
+
+        run.optimizer.set_lr(learning_rate_at(progress.global_step + 1, run))
         result = train_update(run, micro_batches)
-        run.global_step += 1
-        run.report.update(run, result, micro_batches, loaded - started, time.perf_counter() - started)
-        skipped = run.skipped_in_a_row = run.skipped_in_a_row + 1 if result["skipped"] else 0
-        problem = f"{skipped} updates in a row, up to step {run.global_step}, were not finite"
-        require(skipped < args.max_skipped_updates, f"{problem}: lower --learning_rate or --scale_loss")
-        if result["stop"] or is_due(run):
+
+        progress.global_step += 1
+        count_update(run, result, micro_batches, data_seconds, time.perf_counter() - started)
+        run.report.log_update(run, result)
+        if progress.skipped_in_a_row >= args.max_skipped_updates:
+            raise UserError(
+                f"{progress.skipped_in_a_row} updates in a row, up to step {progress.global_step}, were not finite: "
+                "lower --learning_rate or --scale_loss"
+            )
+        if progress.global_step % args.logging_steps == 0:
+            run.report.log_training(run, result)
+            progress.window = {}
+
+        if is_due(run) or result["stop"]:
             save_checkpoint(run)
-        if result["stop"] and run.global_step < run.total_steps:
+        if result["stop"]:
             return None
+        if is_due(run):
+            evaluations = evaluate_all(run, validation)
+            if evaluations is None:
+                return None
+    return evaluations
 
 
 def is_due(run: Run) -> bool:
-    """Whether this step has a checkpoint and an evaluation."""
-    return run.global_step % run.args.save_steps == 0 or run.global_step == run.total_steps
+    """Whether there is a checkpoint and an evaluation after this update: each --save_steps, and at the end."""
+    step = run.progress.global_step
+    return step > 0 and (step % run.args.save_steps == 0 or step == run.total_steps)
 
 
-def train_update(run: Run, batches: list) -> dict:
-    """One optimizer update; the loss is the mean over all masked tokens of all ranks.
+def train_update(run: Run, batches: list[dict]) -> dict:
+    """One optimizer update; the loss is the mean over all masked tokens of all micro-batches and ranks.
 
     Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all
     ranks. The host waits for the device once (in float16, GradScaler.update() does once more).
     """
-    args, model, scaler = run.args, run.parallel, run.scaler
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    args, machine, model, scaler = run.args, run.machine, run.parallel, run.scaler
 
-    # How many tokens does this update predict, on all ranks? And does any rank want to stop?
+    # How many tokens does this update predict, on all ranks together? And does any rank want to stop?
     counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
     totals = paddle.stack([sum(counts).astype("float32"), paddle.full([], float(run.stop.requested))])
     num_masked, stops = sum_over_ranks(totals)
 
-    # The gradient of (sum of losses) / (number of tokens); DataParallel averages over the ranks,
-    # hence the factor. Only the last micro-batch's backward pass exchanges gradients.
-    weight = world_size / paddle.clip(num_masked, min=1)
+    # The gradient of (sum of losses) / (number of tokens); DataParallel averages over the ranks, hence the factor.
+    # Dividing before the backward pass keeps float16 in range. A batch may have no token to predict, hence the 1.
+    weight = machine.world_size / paddle.clip(num_masked, min=1)
     loss_sum = paddle.zeros([])
     for micro_step, batch in enumerate(batches):
-        key = np.random.SeedSequence((args.seed, run.global_step, micro_step, rank))
-        paddle.seed(int(key.generate_state(1)[0]))  # dropout's, so no state is to be saved
+        seed_dropout(args.seed, run.progress.global_step, micro_step, machine.rank)
+        # Only the last micro-batch's backward pass exchanges gradients.
         is_last = micro_step == len(batches) - 1
-        with nullcontext() if is_last or world_size == 1 else model.no_sync():
-            with auto_cast(args):
+        with nullcontext() if is_last or machine.world_size == 1 else model.no_sync():
+            with auto_cast(machine):
                 loss, _, _ = masked_loss(model, batch)
             scaler.scale(loss * weight).backward()
         loss_sum += loss.detach()
 
-    # Are loss and gradient finite, and how long is the gradient?
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    loss_scale = scaler.scale(paddle.ones([1])).squeeze()
-    with paddle.no_grad():
-        squares = [paddle._C_ops.squared_l2_norm(gradient).reshape([1]) for gradient in gradients]
-        grad_norm = paddle.concat(squares).sum().sqrt() / loss_scale
-    numbers = [sum_over_ranks(loss_sum), num_masked, grad_norm, loss_scale, stops]
-    names = "loss_sum", "num_masked", "grad_norm", "loss_scale", "stop"
-    result = dict(zip(names, paddle.stack(numbers).tolist()))
+    # Are loss and gradient finite, and how long is the gradient? This reads from the device, once.
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    loss_scale = scale_of(scaler)
+    numbers = {
+        "loss_sum": sum_over_ranks(loss_sum),
+        "num_masked": num_masked,
+        "grad_norm": global_norm(gradients) / loss_scale,
+        "loss_scale": loss_scale,
+        "stop": stops,
+    }
+    result = dict(zip(numbers, paddle.stack(list(numbers.values())).tolist()))
     result["skipped"] = not math.isfinite(result["loss_sum"] + result["grad_norm"])
 
     clip_and_step(run, gradients, result)
@@ -187,13 +238,14 @@ def train_update(run: Run, batches: list) -> dict:
 
 
 def clip_and_step(run: Run, gradients: list, result: dict):
-    """The optimizer's step with the gradient clipped; none where it is not finite."""
+    """The optimizer's step with the gradient clipped to --max_grad_norm; none where the gradient is not finite."""
     with paddle.no_grad():
         if result["skipped"]:
-            gradients[0].fill_(math.inf)  # lets a scaler lower its scale
+            tell_scaler_of_overflow(gradients)
         elif result["grad_norm"] > run.args.max_grad_norm > 0:
             for gradient in gradients:
                 gradient.scale_(run.args.max_grad_norm / result["grad_norm"])
+    # In a skipped update an enabled scaler's step() only finds the infinity; a disabled one's would be the optimizer's.
     if run.scaler.is_enable() or not result["skipped"]:
         run.scaler.step(run.optimizer)
     run.scaler.update()
@@ -209,14 +261,14 @@ def masked_loss(model, batch: dict) -> tuple:
 
 
 @paddle.no_grad()
-def evaluate(run: Run, batches) -> dict | None:
-    """The mean loss (nats) etc. of all ranks' masked tokens; None after a signal."""
+def evaluate(run: Run, make_batches: Callable) -> dict | None:
+    """The mean loss (nats), perplexity and accuracy over all ranks' masked tokens; None after a signal."""
     run.model.eval()
-    totals = paddle.zeros([4], dtype="float64")
-    for batch in tqdm(batches(), desc="evaluating", leave=False, disable=None):
+    totals = paddle.zeros([4], dtype="float64")  # sum of losses, right predictions, masked tokens, ranks that stop
+    for batch in tqdm(make_batches(), desc="evaluating", leave=False, disable=None):
         if run.stop.requested:
             break
-        with auto_cast(run.args):
+        with auto_cast(run.machine):
             loss, logits, labels = masked_loss(run.model, batch)
         counts = loss, (logits.argmax(-1) == labels).sum(), (labels != IGNORE_INDEX).sum()
         totals[:3] += paddle.stack([count.astype("float64") for count in counts])
@@ -225,20 +277,44 @@ def evaluate(run: Run, batches) -> dict | None:
     loss_sum, correct, num_masked, stops = sum_over_ranks(totals).tolist()
     if stops:
         return None
-    require(num_masked, "no validation token was chosen for prediction: hold out more text")
+    if num_masked == 0:
+        raise UserError("no validation token was chosen for prediction: hold out more text")
     loss = loss_sum / num_masked
-    remedy = "lower --learning_rate, or take other weights"
-    require(math.isfinite(loss), f"the evaluation's loss is {loss}: {remedy}")
+    if not math.isfinite(loss):
+        raise UserError(f"the evaluation's loss is {loss}: lower --learning_rate, or take other weights")
     perplexity = math.exp(min(loss, 700))  # a larger one is not a float64
     return {"eval_loss": loss, "perplexity": perplexity, "accuracy": correct / num_masked}
 
 
+def evaluate_all(run: Run, validation: dict[str, Callable]) -> dict[str, dict] | None:
+    """Evaluates on each validation set, and reports; returns what evaluate() does by the sets' names, or None.
+
+    The loss of the first set decides which checkpoint is the best.
+    """
+    evaluations = {}
+    for name, make_batches in validation.items():
+        evaluation = evaluate(run, make_batches)
+        if evaluation is None:
+            return None
+        evaluations[name] = evaluation
+    progress, loss = run.progress, first_of(evaluations)["eval_loss"]
+    if progress.global_step > 0 and loss < progress.best.get("eval_loss", math.inf):
+        progress.best = {"step": progress.global_step, "eval_loss": loss}
+    run.report.log_evaluations(run, evaluations)
+    return evaluations
+
+
+def first_of(evaluations: dict[str, dict]) -> dict:
+    """The evaluation on the first set: "validation", where the data has one of that name."""
+    return next(iter(evaluations.values()))
+
+
 def learning_rate_at(step: int, run: Run) -> float:
-    """The rate of update `step`, from 1: transformers', one ahead, so that none is 0."""
-    peak, warmup_steps = run.args.learning_rate, run.warmup_steps
+    """The rate of update `step`, counted from 1: that of transformers' schedules one update later, so none is 0."""
+    peak, warmup_steps = run.args.learning_rate, run.progress.warmup_steps
     if step <= warmup_steps:
         return peak * step / warmup_steps
-    progress = (step - warmup_steps) / (run.total_steps - warmup_steps + 1)
+    progress = (step - warmup_steps) / (run.total_steps - warmup_steps + 1)  # above 0, below 1
     if run.args.lr_scheduler == "linear":
         return peak * (1 - progress)
     if run.args.lr_scheduler == "cosine":
@@ -246,17 +322,74 @@ def learning_rate_at(step: int, run: Run) -> float:
     return peak  # constant_with_warmup
 
 
-def auto_cast(args):
-    """Mixed precision on a GPU (level O1); a CPU's layers do it themselves."""
-    is_used = args.precision != "float32" and args.device != "cpu"
-    return paddle.amp.auto_cast(enable=is_used, dtype=args.precision if is_used else "float16")
+# -------- the update's tools
+def seed_dropout(seed: int, global_step: int, micro_step: int, rank: int):
+    """Seeds Paddle's generator for one forward pass: so a resumed run needs no saved generator to be exact."""
+    sequence = np.random.SeedSequence((seed, global_step, micro_step, rank))
+    paddle.seed(int(sequence.generate_state(1)[0]))
 
 
-def sum_over_ranks(tensor):
+def auto_cast(machine: Machine):
+    """Mixed precision on a GPU (level O1); a CPU's layers round their operands themselves."""
+    is_used = machine.precision != "float32" and machine.device != "cpu"
+    return paddle.amp.auto_cast(enable=is_used, dtype=machine.precision if is_used else "float16")
+
+
+@paddle.no_grad()
+def global_norm(gradients: list) -> paddle.Tensor:
+    """The Euclidean norm of all gradients together, a scalar; squared_l2_norm makes no copy of a gradient."""
+    squares = [paddle._C_ops.squared_l2_norm(gradient).reshape([1]) for gradient in gradients]
+    return paddle.concat(squares).sum().sqrt()
+
+
+def scale_of(scaler: paddle.amp.GradScaler) -> paddle.Tensor:
+    """The factor by which the scaler multiplies a loss, a scalar: what becomes of a one, as no method tells it."""
+    return scaler.scale(paddle.ones([1])).squeeze()
+
+
+def tell_scaler_of_overflow(gradients: list):
+    """Makes one gradient infinite, so that an enabled scaler finds what was found here, takes no step and lowers
+    its scale: it looks at gradients alone, and would not see an infinite loss, or a norm that overflows."""
+    gradients[0].fill_(math.inf)
+
+
+def sum_over_ranks(tensor: paddle.Tensor) -> paddle.Tensor:
     """The sum of all ranks' tensors, in place."""
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def wait_for_all_ranks():
+    """Returns when all ranks are here. A sum of zeros: the one exchange that a run uses, on whatever backend."""
+    sum_over_ranks(paddle.zeros([1])).item()
+
+
+def count_update(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
+    """Adds an update to the sums since the last report, and counts those in a row that were not finite."""
+    progress = run.progress
+    batch_size, seq_length = batches[0]["input_ids"].shape
+    tokens = run.machine.world_size * len(batches) * batch_size * seq_length  # positions, of all ranks
+    counts = {
+        "updates": 1,
+        "skipped_updates": int(result["skipped"]),
+        "loss_sum": 0.0 if result["skipped"] else result["loss_sum"],
+        "num_masked": 0.0 if result["skipped"] else result["num_masked"],
+        "tokens": tokens,
+        "flops": update_flops(run.model.config, tokens, seq_length, result["num_masked"]),
+        "data_seconds": data_seconds,
+        "seconds": seconds,
+    }
+    progress.window = {name: progress.window.get(name, 0) + count for name, count in counts.items()}
+    progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result["skipped"] else 0
+
+
+def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
+    """Operations of an update's matrix products: forward, and twice that backward."""
+    h, f = config.hidden_size, config.intermediate_size
+    layer = 8 * h * h + 4 * h * f + 4 * seq_length * h  # a token's
+    head = 2 * h * (h + config.vocab_size)  # a masked token's
+    return 3 * (tokens * config.num_hidden_layers * layer + num_masked * head)
 
 
 # -------- model and optimizer
@@ -271,13 +404,13 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
         return self.lm_head(paddle.gather(hidden.flatten(0, 1), masked_positions))
 
 
-def use_fast_layers(model, args, padded: bool):
+def use_fast_layers(model, device: str, precision: str, padded: bool):
     """Makes PaddleNLP's layers faster, on a CPU also bfloat16; their parameters stay."""
-    on_cpu = args.device == "cpu" and onednn() is not None
+    on_cpu = device == "cpu" and onednn() is not None
     fast = {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
     fast |= {nn.Dropout: dropout} if on_cpu else {}
     for layer in model.sublayers(include_self=True):
-        layer.on_cpu, layer.half, layer.padded = on_cpu, args.precision == "bfloat16", padded
+        layer.on_cpu, layer.half, layer.padded = on_cpu, precision == "bfloat16", padded
         if type(layer) in fast:
             layer.forward = partial(fast[type(layer)], layer)
         if type(layer) is nn.TransformerEncoderLayer and on_cpu:
@@ -317,10 +450,10 @@ def attention(layer, hidden, key=None, value=None, attn_mask=None, cache=None):
     return layer.out_proj(context.reshape(query.shape))
 
 
-def build_config(args, tokenizer):
+def build_config(args, tokenizer, seq_length: int):
     """The configuration of an architecture, a directory or a hub id."""
     name = args.model_name_or_path
-    positions = args.max_seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
+    positions = seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
     if name in ARCHITECTURES:
         config = transformers.RobertaConfig(vocab_size=tokenizer.vocab_size)
         config.type_vocab_size, config.layer_norm_eps = 1, 1e-5  # the defaults are BERT's
@@ -353,17 +486,16 @@ def build_config(args, tokenizer):
     return config
 
 
-def build_model(args, config, rows: dict, checkpoint: str | None = None):
+def build_model(args, config, machine: Machine, is_padded: bool, checkpoint: str | None = None):
     """The model with weights of a checkpoint, of --model_name_or_path, or new ones."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
     needed = "model.safetensors must be a RobertaForMaskedLM's, as in config.json"
     with explaining(f"cannot load the weights of {source}: {needed}"):
         model, action = load_model(source, config)
-    padded = any(split.lengths[0] < split.lengths[1] for split in rows.values())
-    use_fast_layers(model, args, padded)
+    use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
-        suits = args.device != "cpu" or onednn() is None
+        suits = machine.device != "cpu" or onednn() is None
         require(suits, "--recompute True is for GPUs: a CPU's layers keep little")
         options = dict(use_reentrant=False, preserve_rng_state=args.dropout != 0)
         for layer in model.roberta.encoder.layers:
@@ -391,7 +523,7 @@ def load_model(source: str, config) -> tuple:
     return model, f"continuing from {source}"
 
 
-def build_optimizer(model, args):
+def build_optimizer(model, args, precision: str):
     """AdamW, decaying matrices and embeddings only, and the scaler that float16 needs."""
     decayed = {parameter.name for parameter in model.parameters() if parameter.ndim >= 2}
     optimizer = paddle.optimizer.AdamW(
@@ -403,184 +535,336 @@ def build_optimizer(model, args):
         weight_decay=args.weight_decay,
         apply_decay_param_fun=decayed.__contains__,
     )
-    is_float16 = args.precision == "float16"  # else the scaler does nothing
+    is_float16 = precision == "float16"  # else the scaler does nothing
     return optimizer, paddle.amp.GradScaler(enable=is_float16, init_loss_scaling=args.scale_loss)
 
 
-def batches_of(rows: TokenRows, sampler, collator: DataCollatorMLM):
-    """Yields a sampler's batches as dicts of tensors, masked when asked for."""
-    for keys in sampler:
-        batch = collator([rows[key] for key in keys])
+def batches_of(rows: TokenRows, keys: Iterator[list], collator: DataCollatorMLM) -> Iterator[dict]:
+    """Yields a batch of tensors for each list of (epoch, row), read and masked when it is asked for.
+
+    A plain generator: paddle.io.DataLoader reads ahead in a thread of its own even without workers, and taking that
+    thread down where a signal ended a run crashed 5 of 36 processes. Masking 16 x 512 tokens takes 0.5 ms.
+    """
+    for batch_keys in keys:
+        batch = collator([rows[key] for key in batch_keys])
         yield {name: paddle.to_tensor(array) for name, array in batch.items()}
 
 
+def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine: Machine) -> Callable:
+    """A function that yields this rank's batches of an evaluation, the same ones at each call."""
+    keys = utils.evaluation_batches(len(rows), args.batch_size, machine.rank, machine.world_size, args.max_eval_rows)
+    return partial(batches_of, rows, keys, collator)
+
+
 # -------- checkpoints
-def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
+def start_or_resume(args, machine: Machine, data: Data, config, sampler: UpdateSampler, report: "Report") -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
+    total_steps = count_updates(args, sampler)
+    identity = run_identity(args, machine, data, config, sampler.global_batch, total_steps)
     checkpoint = find_checkpoint(args)
-    identity = run_identity(args, config, sampler)
-    state = load_state(checkpoint, identity, sampler.updates) if checkpoint else {"global_step": 0}
-    steps = sum_over_ranks(paddle.to_tensor(state["global_step"])).item()
-    is_same = steps == state["global_step"] * dist.get_world_size()
-    require(is_same, "the processes find different checkpoints: share one --output_dir")
-    model = build_model(args, config, rows, checkpoint)
-    optimizer, scaler = build_optimizer(model, args)
+    state = load_state(checkpoint, identity, data, total_steps) if checkpoint else None
+    if state is not None:
+        progress = Progress(**{name: state[name] for name in asdict(Progress())})
+    else:
+        is_share = args.warmup_steps < 1
+        progress = Progress(warmup_steps=math.ceil(args.warmup_steps * (total_steps if is_share else 1)))
+    check_ranks_agree(args, machine, identity, progress.global_step)
+
+    model = build_model(args, config, machine, data.is_padded, checkpoint)
+    optimizer, scaler = build_optimizer(model, args, machine.precision)
     if checkpoint:
-        with explaining(f"cannot resume from {checkpoint}: its optimizer state is damaged"):
-            names = moment_names(model)
-            arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
-            require(len(arrays) == state["num_moments"], f"{checkpoint} lacks optimizer tensors")
-            optimizer.set_state_dict({names[x]: paddle.to_tensor(arrays[x]) for x in arrays})
-            if scaler.is_enable():
-                scale = np.array(state["scaler"]["scale"], dtype=np.float32)
-                scaler.load_state_dict({**state["scaler"], "scale": scale})
+        load_optimizer(checkpoint, state, model, optimizer, scaler)
     # DataParallel gives every rank the first one's weights.
-    parallel = paddle.DataParallel(model) if dist.get_world_size() > 1 else model
-    run = Run(args, model, parallel, optimizer, scaler, sampler.updates, identity, report)
-    is_share = args.warmup_steps < 1
-    run.warmup_steps = math.ceil(args.warmup_steps * (run.total_steps if is_share else 1))
-    for name in STATE:
-        setattr(run, name, state.get(name, getattr(run, name)))
-    report.start(run, sampler)
+    parallel = paddle.DataParallel(model) if machine.world_size > 1 else model
+    run = Run(
+        args=args,
+        machine=machine,
+        model=model,
+        report=report,
+        progress=progress,
+        parallel=parallel,
+        optimizer=optimizer,
+        scaler=scaler,
+        total_steps=total_steps,
+        identity=identity,
+        data=data,
+    )
+    report.log_start(run, sampler)
     return run
 
 
-def run_identity(args, config, sampler) -> dict:
-    """What the result depends on: arguments not in MAY_CHANGE, and what follows."""
-    identity = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    identity["global_batch"] = sampler.global_batch
-    if args.lr_scheduler != "constant_with_warmup":  # its runs may go on
-        identity["total_steps"] = sampler.updates
+def count_updates(args, sampler: UpdateSampler) -> int:
+    """Updates from the start to the end of training.
+
+    --num_train_epochs x updates per epoch, or --max_steps where that is fewer; --max_steps alone where no epochs
+    are given.
+    """
+    if sampler.updates_per_epoch == 0:
+        raise UserError(
+            f"a global batch of {sampler.global_batch} rows, but {sampler.num_rows} in the data: "
+            "lower --batch_size or --gradient_accumulation_steps"
+        )
+    if args.num_train_epochs is None and args.max_steps > 0:
+        total_steps = args.max_steps
+    else:
+        epochs = EPOCHS if args.num_train_epochs is None else args.num_train_epochs
+        total_steps = math.floor(epochs * sampler.updates_per_epoch)
+        if 0 < args.max_steps < total_steps:
+            total_steps = args.max_steps
+    if total_steps == 0:
+        raise UserError("nothing to train: --num_train_epochs gives no update: raise it, or give --max_steps")
+    if args.warmup_steps > total_steps:
+        raise UserError(
+            f"--warmup_steps {args.warmup_steps:g} is longer than the training ({total_steps} updates): lower it"
+        )
+    return total_steps
+
+
+def run_identity(args, machine: Machine, data: Data, config, global_batch: int, total_steps: int) -> dict:
+    """What the result depends on, by name: a resumed run must have all of it in common with its checkpoint."""
+    may_change = build_parser().may_change()
+    identity = {name: value for name, value in vars(args).items() if name not in may_change}
+    identity["precision"] = machine.precision
+    identity["global_batch"] = global_batch
+    if args.lr_scheduler != "constant_with_warmup":  # whose runs may go on for as long as one likes
+        identity["total_steps"] = total_steps
     for name, value in config.to_dict().items():
         if name not in ("architectures", "paddlenlp_version"):
             identity[f"architecture.{name}"] = value
-    for i, folder in enumerate(args.input_file):
-        for path in sorted(Path(folder).glob("*/*.arrow")):
-            rows = f"{path.stat().st_size} bytes, {utils.sha256_of(path)}"
-            identity[f"data.{i}.{path.relative_to(folder)}"] = rows
-    return json.loads(json.dumps(identity))
+    identity["tokenizer"] = digest_of(data.tokenizer_files)
+    identity.update({f"data.{name}": digest for name, digest in data.digests.items()})
+    return json.loads(json.dumps(identity))  # as state.json gives it back
 
 
-def save_checkpoint(run: Run):
-    """Rank 0 writes a checkpoint, whole or not at all, and keeps so many others."""
-    args = run.args
-    if dist.get_rank() == 0:
-        with utils.atomic_directory(f"{args.output_dir}/paddle_{run.global_step}") as folder:
-            training_state = Path(folder, "training_state")
-            training_state.mkdir()
-            run.model.save_pretrained(folder, safe_serialization=True)
-            shutil.copytree(f"{args.input_file[0]}/tokenizer", folder, dirs_exist_ok=True)
-            moments, names = run.optimizer.state_dict(), moment_names(run.model).items()
-            arrays = {ours: moments[its].numpy() for ours, its in names if its in moments}
-            save_file(arrays, training_state / "optimizer.safetensors")
-            state = {name: getattr(run, name) for name in (*STATE, "identity")}
-            state.update(scaler=run.scaler.state_dict(), num_moments=len(arrays), arguments=vars(args))
-            text = json.dumps(state, indent=2, default=np.ndarray.tolist)
-            (training_state / "state.json").write_text(text)
-            utils.write_checksums(folder)
-        found = checkpoints_in(args.output_dir)
-        older = [step for step in reversed(found) if step < run.global_step]
-        for step in older[(args.save_total_limit or len(found)) - 1 :]:
-            if step != run.best.get("step"):
-                shutil.rmtree(found[step])
-    sum_over_ranks(paddle.zeros([1])).item()
+def digest_of(files: dict[str, bytes]) -> str:
+    """The SHA-256 of files' names and contents."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
-def load_state(checkpoint: str, identity: dict, total_steps: int) -> dict:
-    """The state of a checkpoint, if this run may continue from it."""
-    refusal = f"cannot resume from {checkpoint}"
-    remedy = f"--model_name_or_path {checkpoint} continues from its weights in a new run"
-    with explaining(f"{refusal}: its state.json is damaged, or of another version; {remedy}"):
-        state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
-        defaults = vars(parse_arguments([]))  # of a flag that the checkpoint does not know
-        was = {name: defaults.get(name) for name in identity} | state["identity"]
-        step = state["global_step"]
-        require(0 < step <= total_steps, f"{refusal}: step {step} of {total_steps}: raise --max_steps")
-    changed = [name for name in was if was[name] != identity.get(name)]
-    changes = "; ".join(f"{x} (was {was[x]}, is {identity.get(x)})" for x in changed)
-    remedy = "undo it (--max_steps and --num_train_epochs set total_steps), or take a new --output_dir"
-    require(not changes, f"{refusal}: these would change the result: {changes}; {remedy}")
-    return state
-
-
-def moment_names(model) -> dict:
-    """Our names of AdamW's tensors, and Paddle's, which depend on earlier models."""
-    kinds = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
-    named = product(model.named_parameters(), kinds)
-    return {f"{name}/{kind}": f"{parameter.name}_{kind}_0" for (name, parameter), kind in named}
-
-
-def checkpoints_in(output_dir: str) -> dict:
-    paths = {path.name.removeprefix("paddle_"): path for path in Path(output_dir).glob("paddle_*")}
-    return {int(step): str(paths[step]) for step in sorted(filter(str.isdecimal, paths), key=int)}
+def check_ranks_agree(args, machine: Machine, identity: dict, global_step: int):
+    """Raises UserError where the ranks would not train the same: other arguments, data, or checkpoints."""
+    differ_freely = ("input_file", "output_dir", "resume_from_checkpoint", "model_name_or_path")
+    arguments = {name: str(value) for name, value in vars(args).items() if name not in differ_freely}
+    found = {
+        "arguments or weights' configurations: start them with the same command": arguments
+        | {name: value for name, value in identity.items() if not name.startswith(("data.", "tokenizer"))},
+        "data or tokenizers: share one --input_file, or copy it": {
+            name: value for name, value in identity.items() if name.startswith(("data.", "tokenizer"))
+        },
+        "checkpoints: share one --output_dir": global_step,
+    }
+    digests = []
+    for value in found.values():  # 48 bits each: a sum over ranks stays exact
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+        digests.append(int.from_bytes(digest[:6], "little"))
+    sums = sum_over_ranks(paddle.to_tensor(digests, dtype="int64")).tolist()
+    for what, digest, total in zip(found, digests, sums):
+        if total != digest * machine.world_size:
+            raise UserError(f"the processes find different {what}")
 
 
 def find_checkpoint(args) -> str | None:
     """The checkpoint to resume from, or None for a fresh start; never a damaged one."""
-    found, given = list(checkpoints_in(args.output_dir).values()), args.resume_from_checkpoint
-    goes_on = given == "auto" or os.path.realpath(given) in map(os.path.realpath, found)
-    remedy = "choose another, or --resume_from_checkpoint auto"
-    require(goes_on or not found, f"--output_dir {args.output_dir} holds checkpoints: {remedy}")
+    given = args.resume_from_checkpoint
+    found = list(checkpoints_in(args.output_dir).values())
+    is_of_this_directory = os.path.realpath(given) in map(os.path.realpath, found)
+    if found and given != "auto" and not is_of_this_directory:
+        raise UserError(
+            f"--output_dir {args.output_dir} holds checkpoints: "
+            "choose another directory, or add --resume_from_checkpoint auto"
+        )
     if given == "no":
+        return None
+    if given == "auto" and not found:
+        log(f"--resume_from_checkpoint auto: no checkpoint in {args.output_dir}, starting anew")
         return None
     problem = None
     for path in reversed(found if given == "auto" else [given]):
         try:
             utils.check_checksums(path)
             return path
-        except utils.UserError as error:
+        except UserError as error:
             problem = f"cannot resume from {error}"
             log(f"warning: {problem}")
-    require(problem is None, f"{problem}: give another, or start in another --output_dir")
-    return None
+    raise UserError(f"{problem}: give another, or start in another --output_dir")
+
+
+def checkpoints_in(output_dir: str) -> dict[int, str]:
+    """The paths of the checkpoints in a directory by their steps, ascending."""
+    paths = {path.name.removeprefix("paddle_"): str(path) for path in Path(output_dir).glob("paddle_*")}
+    steps = sorted(filter(str.isdecimal, paths), key=int)
+    return {int(step): paths[step] for step in steps}
+
+
+def load_state(checkpoint: str, identity: dict, data: Data, total_steps: int) -> dict:
+    """What state.json of a checkpoint holds, if this run may continue from it."""
+    refusal = f"cannot resume from {checkpoint}"
+    instead = f"--model_name_or_path {checkpoint} and a new --output_dir continue from its weights in a new run"
+    with explaining(f"{refusal}: its state.json is damaged, or of another version; {instead}"):
+        state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
+        step, saved = state["global_step"], state["identity"]
+        if not 0 < step <= total_steps:
+            raise UserError(f"{refusal}: step {step} of {total_steps}: raise --max_steps; or {instead}")
+        changes = changes_between(saved, identity, describe_data(data), state.get("data"))
+    if changes:
+        raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or {instead}")
+    return state
+
+
+def changes_between(saved: dict, current: dict, data: str, saved_data: str | None) -> list[str]:
+    """What differs between two identities, in a user's words."""
+    defaults = vars(parse_arguments([]))  # for a flag that the checkpoint does not know yet
+    was = {name: defaults[name] for name in current if name in defaults} | saved
+    is_data = {name for name in [*was, *current] if name.startswith("data.")}
+    changes = []
+    if any(was.get(name) != current.get(name) for name in is_data):
+        changes.append(f"the data of --input_file (was {saved_data or 'other files'}, is {data})")
+    for name, value in was.items():
+        if name in is_data or value == current.get(name):
+            continue
+        if name == "tokenizer":
+            changes.append("the tokenizer of --input_file")
+        elif name == "total_steps":
+            now = current.get(name)
+            changes.append(f"total_steps (was {value}, is {now}; --max_steps and --num_train_epochs set it)")
+        else:
+            changes.append(f"{name} (was {value}, is {current.get(name)})")
+    return changes
+
+
+def describe_data(data: Data) -> str:
+    """The data in a few words, for state.json and refusals."""
+    rows = [f"{len(data.train):,} training rows"]
+    rows += [f"{len(split):,} of {name}" for name, split in data.validation.items()]
+    files = "".join(f"{name} {digest} " for name, digest in sorted(data.digests.items()))
+    return f"{', '.join(rows)}, digest {hashlib.sha256(files.encode()).hexdigest()[:8]}"
+
+
+def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler):
+    """Gives the optimizer and the scaler back what save_checkpoint() wrote of them."""
+    with explaining(f"cannot resume from {checkpoint}: its optimizer state is damaged"):
+        arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
+        if len(arrays) != state["num_moments"]:
+            raise UserError(f"{checkpoint} lacks optimizer tensors")
+        parameters = dict(model.named_parameters())
+        tensors = {}
+        for name, array in arrays.items():
+            parameter, kind = name.rsplit("/", 1)
+            tensors[f"{parameters[parameter].name}_{kind}_0"] = paddle.to_tensor(array)
+        optimizer.set_state_dict(tensors)
+        if scaler.is_enable():
+            scale = np.array(state["scaler"]["scale"], dtype=np.float32)
+            scaler.load_state_dict({**state["scaler"], "scale": scale})
+
+
+def optimizer_arrays(model, optimizer) -> dict[str, np.ndarray]:
+    """Whatever the optimizer keeps for each parameter, as "roberta.encoder.layers.0.linear1.weight/moment1".
+
+    Paddle's own names, like linear_3.w_0_moment1_0, depend on the models that the process built before.
+    """
+    names = {parameter.name: name for name, parameter in model.named_parameters()}
+    arrays = {}
+    for key, value in optimizer.state_dict().items():
+        owners = [name for name in names if key.startswith(f"{name}_")]
+        if not owners or not isinstance(value, paddle.Tensor):
+            raise UserError(f"the optimizer keeps {key}, of no parameter: have optimizer_arrays() say how to save it")
+        owner = max(owners, key=len)
+        kind = key.removeprefix(f"{owner}_").removesuffix("_0")
+        arrays[f"{names[owner]}/{kind}"] = value.numpy()
+    return arrays
+
+
+def save_checkpoint(run: Run):
+    """Rank 0 writes a checkpoint, whole or not at all, and deletes those beyond --save_total_limit."""
+    args, progress = run.args, run.progress
+    if run.machine.rank == 0:
+        with utils.atomic_directory(f"{args.output_dir}/paddle_{progress.global_step}") as folder:
+            training_state = Path(folder, "training_state")
+            training_state.mkdir()
+            run.model.save_pretrained(folder, safe_serialization=True)
+            for name, content in run.data.tokenizer_files.items():
+                Path(folder, name).write_bytes(content)
+            arrays = optimizer_arrays(run.model, run.optimizer)
+            save_file(arrays, training_state / "optimizer.safetensors")
+            state = asdict(progress) | {
+                "identity": run.identity,
+                "data": describe_data(run.data),
+                "scaler": run.scaler.state_dict(),
+                "num_moments": len(arrays),
+                "arguments": vars(args),
+            }
+            text = json.dumps(state, indent=2, default=np.ndarray.tolist)  # the scaler's scale is an array
+            (training_state / "state.json").write_text(text)
+            utils.write_checksums(folder)
+        delete_old_checkpoints(run)
+    wait_for_all_ranks()  # or another rank would look for a checkpoint that is not there yet
+
+
+def delete_old_checkpoints(run: Run):
+    """Keeps the newest --save_total_limit checkpoints up to this step, and the best one."""
+    limit, found = run.args.save_total_limit, checkpoints_in(run.args.output_dir)
+    if limit is None:
+        return
+    # Those beyond this step are of an abandoned run; the one just written counts.
+    steps = [step for step in found if step <= run.progress.global_step]
+    for step in steps[:-limit]:
+        if step != run.progress.best.get("step"):
+            shutil.rmtree(found[step])
 
 
 # -------- the report
 class Report:
-    """What rank 0 tells: on the terminal, in metrics.jsonl and to VisualDL."""
+    """What rank 0 tells: on the terminal, in metrics.jsonl, to VisualDL and as curve.png."""
 
-    def __init__(self, args, validation: TokenRows, tokenizer):
-        self.output_dir, self.visualdl = args.output_dir, None
-        below, best = utils.yardsticks(validation, tokenizer)
-        self.yardsticks = {"unigram_entropy": best, "loss_without_context": below}
-        line = f"yardsticks: below {below:.3f} the model uses the context; "
-        log(f"{line}{best:.3f} is the best from word frequencies")
+    def __init__(self, args, data: Data):
+        self.output_dir = args.output_dir
+        self.visualdl, self.bar = None, None
+        self.yardsticks = {}  # of each validation set
+        for name, rows in data.validation.items():
+            without_context, entropy = utils.yardsticks(rows, data.tokenizer)
+            self.yardsticks[name] = {"unigram_entropy": entropy, "loss_without_context": without_context}
+            title = "yardsticks" if name == "validation" else f"yardsticks of {name}"
+            log(
+                f"{title}: below {without_context:.3f} the model uses the context; "
+                f"{entropy:.3f} is the best from word frequencies"
+            )
 
-    def start(self, run: Run, sampler):
-        epochs = f"{run.total_steps / sampler.updates_per_epoch:.3g} epochs"
-        updates = f"{run.total_steps:,} updates of {sampler.global_batch:,} ({epochs})"
-        log(f"data: {sampler.num_rows:,} rows, {updates}, {run.warmup_steps:,} of them warmup")
-        self.progress = tqdm(None, "training", run.total_steps, initial=run.global_step, disable=None)
-        if dist.get_rank() == 0:  # VisualDL shows one file of a directory
-            self.visualdl = LogWriter(f"{self.output_dir}/visualdl/from_{run.global_step}")
+    def log_start(self, run: Run, sampler: UpdateSampler):
+        """Says what is about to be trained; opens the files of a run."""
+        args, total_steps = run.args, run.total_steps
+        epochs = f"{total_steps / sampler.updates_per_epoch:.3g} epochs"
+        ended_by = ""
+        if args.num_train_epochs is not None and args.max_steps > 0:
+            flag = "--max_steps" if total_steps == args.max_steps else "--num_train_epochs"
+            ended_by = f", ended by {flag}"
+        log(
+            f"data: {sampler.num_rows:,} rows, {total_steps:,} updates of {sampler.global_batch:,} rows "
+            f"({epochs}{ended_by}), {run.progress.warmup_steps:,} of them warmup"
+        )
+        self.bar = tqdm(
+            desc="training", total=total_steps, initial=run.progress.global_step, unit="update", disable=None
+        )
+        if run.machine.rank == 0:
+            step = run.progress.global_step
+            utils.begin_metrics(self.output_dir, step)
+            self.visualdl = LogWriter(f"{self.output_dir}/visualdl/from_{step}")  # it shows one file of a directory
 
-    def update(self, run: Run, result: dict, batches: list, data_seconds, seconds):
-        batch_size, seq_length = batches[0]["input_ids"].shape
-        tokens = dist.get_world_size() * len(batches) * batch_size * seq_length
-        num_masked = result["num_masked"]
-        counts = {
-            "updates": 1,
-            "skipped_updates": int(result["skipped"]),
-            "loss_sum": 0.0 if result["skipped"] else result["loss_sum"],
-            "num_masked": 0.0 if result["skipped"] else num_masked,
-            "tokens": tokens,
-            "flops": update_flops(run.model.config, tokens, seq_length, num_masked),
-            "data_seconds": data_seconds,
-            "seconds": seconds,
-        }
-        run.window = {name: run.window.get(name, 0) + count for name, count in counts.items()}
+    def log_update(self, run: Run, result: dict):
+        """Moves the bar, and says that an update was skipped."""
         if result["skipped"]:
             what = "loss {loss_sum:g}, gradient norm {grad_norm:g}".format(**result)
-            log(f"step {run.global_step:,}: skipped ({what})")
-        self.progress.update()
-        if run.global_step % run.args.logging_steps == 0:
-            self.training(run, result)
-            run.window = {}
+            log(f"step {run.progress.global_step:,}: skipped ({what})")
+        self.bar.update()
 
-    def training(self, run: Run, result: dict):
-        window, seconds = run.window, run.window["seconds"]
+    def log_training(self, run: Run, result: dict):
+        """Reports the updates since the last report: their mean loss, their speed, when the run will end."""
+        step, window = run.progress.global_step, run.progress.window
+        seconds = window["seconds"]
         record = {
-            "loss": window["loss_sum"] / (window["num_masked"] or math.nan),
+            "loss": window["loss_sum"] / window["num_masked"] if window["num_masked"] else math.nan,
             "learning_rate": run.optimizer.get_lr(),
             "grad_norm": result["grad_norm"],
             "skipped_updates": window["skipped_updates"],
@@ -589,102 +873,127 @@ class Report:
             "tokens_per_second": window["tokens"] / seconds,  # all positions, of all ranks
             "tflops": window["flops"] / seconds / 1e12,
             "data_wait_percent": 100 * window["data_seconds"] / seconds,
-            "eta_hours": (run.total_steps - run.global_step) * seconds / window["updates"] / 3600,
+            "eta_hours": (run.total_steps - step) * seconds / window["updates"] / 3600,
         }
-        line = "loss {loss:.3f}  rate {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s"
-        line = f"step {run.global_step:,}/{run.total_steps:,}  {line}  ETA {{eta_hours:.2f}} h"
-        self.write("train", run.global_step, record, line.format(**record))
+        loss = f"{record['loss']:.3f}" if window["num_masked"] else "none (no token was masked)"
+        log(
+            f"step {step:,}/{run.total_steps:,}  loss {loss}  rate {record['learning_rate']:.2e}  "
+            f"{record['tokens_per_second']:,.0f} tokens/s  {utils.duration(3600 * record['eta_hours'])} left"
+        )
+        self.write("train", step, record)
 
-    def evaluation(self, run: Run, evaluation: dict):
-        if run.global_step and evaluation["eval_loss"] < run.best.get("eval_loss", math.inf):
-            run.best = {"step": run.global_step, "eval_loss": evaluation["eval_loss"]}
-        place = f" at step {run.global_step:,}" if run.total_steps else ""
-        line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
-        line = f"evaluation{place}: {line.format(**evaluation)}"
-        self.write("evaluation", run.global_step, evaluation | self.yardsticks, line)
+    def log_evaluations(self, run: Run, evaluations: dict[str, dict]):
+        """Reports an evaluation of each validation set; draws the curve anew."""
+        step = run.progress.global_step
+        records = {}
+        for name, evaluation in evaluations.items():
+            records[name] = evaluation | self.yardsticks[name]
+            place = "" if name == "validation" else f" of {name}"
+            place += f" at step {step:,}" if run.total_steps else ""
+            line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
+            log(f"evaluation{place}: {line.format(**evaluation)}: {where_it_stands(records[name])}")
+        first, *others = records
+        self.write("evaluation", step, records[first] | {name: records[name] for name in others})
+        if run.total_steps and self.output_dir and run.machine.rank == 0:
+            records = utils.read_metrics(f"{self.output_dir}/metrics.jsonl")
+            utils.draw_curve(records, f"{self.output_dir}/curve.png")
 
-    def end(self, run: Run, evaluation: dict | None):
-        if evaluation is None:
-            log(f"stopped by a signal after step {run.global_step}: add --resume_from_checkpoint auto")
+    def log_end(self, run: Run, evaluations: dict[str, dict] | None):
+        """Says where the run ended, and what is best; None stands for an end by a signal."""
+        progress = run.progress
+        if evaluations is None:
+            log(f"stopped by a signal after step {progress.global_step}: add --resume_from_checkpoint auto to go on")
             return
-        log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**run.best))
-        line = "evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(**evaluation)
-        log(f"done: {Path(self.output_dir, f'paddle_{run.global_step}')}, {line}")
+        log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**progress.best))
+        line = "evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(**first_of(evaluations))
+        log(f"done: {Path(self.output_dir, f'paddle_{progress.global_step}')}, {line}")
 
-    def write(self, event: str, step: int, record: dict, line: str):
-        log(line)
+    def write(self, event: str, step: int, record: dict):
+        """Adds a record to metrics.jsonl, and its numbers to VisualDL. On rank 0, where there is an --output_dir."""
         if self.output_dir is None or dist.get_rank() != 0:
             return
-        os.makedirs(self.output_dir, exist_ok=True)
-        finite = {name: value for name, value in record.items() if math.isfinite(value)}
-        record = {"event": event, "step": step} | dict.fromkeys(record) | finite  # JSON has no NaN
-        with open(f"{self.output_dir}/metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        utils.add_metrics(self.output_dir, {"event": event, "step": step} | record)
         if self.visualdl:
-            for name, value in finite.items():
-                self.visualdl.add_scalar(f"{event}/{name}", value, step)
+            for name, value in record.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self.visualdl.add_scalar(f"{event}/{name}", value, step)
             self.visualdl.flush()  # its thread does so only now and then
 
 
-def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
-    """Operations of an update's matrix products: forward, and twice that backward."""
-    h, f = config.hidden_size, config.intermediate_size
-    layer = 8 * h * h + 4 * h * f + 4 * seq_length * h  # a token's
-    head = 2 * h * (h + config.vocab_size)  # a masked token's
-    return 3 * (tokens * config.num_hidden_layers * layer + num_masked * head)
+def where_it_stands(evaluation: dict) -> str:
+    """What a model of that loss has learned, in words, held against both yardsticks."""
+    if evaluation["eval_loss"] < evaluation["loss_without_context"]:
+        return "it uses the context"
+    if evaluation["eval_loss"] < evaluation["unigram_entropy"]:
+        return "it knows how often words occur, and does not use the context yet"
+    return "it does not know yet how often words occur"
 
 
 class StopSignal:
-    """SIGTERM, SIGHUP and SIGINT set `requested`; a second SIGINT ends at once."""
+    """Whether the run is asked to end: by SIGTERM, SIGHUP or SIGINT, once catch_signals() was called."""
 
     def __init__(self):
         self.requested = False
+
+    def catch_signals(self):
+        """From now on these signals set `requested`; a second SIGINT ends the process."""
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP, and so does the run then
                 signal.signal(signum, self.handle)
 
     def handle(self, signum, frame):
-        self.requested = True
+        self.requested = True  # and nothing else: the launcher sends SIGTERM up to three times
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-# -------- device, data, arguments
-def set_device(args):
-    """Selects device and precision, and prints them; joins a launcher's other ranks."""
+# -------- machine, data, arguments
+def start_machine(args) -> Machine:
+    """Selects device and precision, and says which; joins a launcher's other ranks. Long work comes after it."""
     paddlenlp_logger.set_level("WARNING")
     version = f"Paddle {paddle.__version__}"
-    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    args.device = args.device or ("gpu" if has_gpu else "cpu")
-    is_there = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
-    require(is_there[args.device], f"--device {args.device}: {version} sees none; try cpu")
-    paddle.set_device(args.device)
-    if "PADDLE_TRAINER_ID" in os.environ:  # PR_SET_PDEATHSIG: a rank ends with its launcher
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    device = choose_device(args.device)
+    paddle.set_device(device)
+    if "PADDLE_TRAINER_ID" in os.environ:
+        end_with_the_launcher()
     if dist.get_world_size() > 1:
-        if args.device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one
+        if device == "cpu":  # else Paddle takes NCCL, and the GPU, where it sees one (distributed/parallel.py)
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         dist.init_parallel_env()
     with explaining(f"{version} does not compute on this device: see the README's Install"):
         (paddle.ones([2]) + 1).numpy()  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
-    processes, precision = dist.get_world_size(), set_precision(args)
-    log(f"device: {args.device}, {processes} process(es), {version}; products in {precision}")
+    precision, reason = choose_precision(args, device)
+    machine = Machine(device, precision, reason, dist.get_rank(), dist.get_world_size())
+    log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
+    return machine
 
 
-def set_precision(args) -> str:
-    """Sets args.precision, that of matrix products; returns it with the reason."""
-    args.precision, reason = "float32", "--amp False"
-    if args.amp and args.device != "cpu":
-        default, reason = "bfloat16" if has_ampere() else "float16", "--amp True"
-        args.precision = args.amp_dtype or default
-        suits = args.precision == "float16" or args.device == "xpu" or has_ampere()
-        require(suits, "--amp_dtype bfloat16: this GPU is older than Ampere; take float16")
-    elif args.amp and onednn() is not None and onednn().has_bfloat16:
-        args.precision, reason = "bfloat16", "native on this processor"
-    elif args.amp:
-        reason = "no bfloat16 on this processor"
-    return f"{args.precision} ({reason})"
+def choose_device(given: str | None) -> str:
+    """The device of --device, or the GPU where Paddle sees one, or the CPU."""
+    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    device = given or ("gpu" if has_gpu else "cpu")
+    is_there = {"cpu": True, "gpu": has_gpu, "xpu": paddle.is_compiled_with_xpu()}
+    if not is_there[device]:
+        raise UserError(f"--device {device}: Paddle {paddle.__version__} sees none; try cpu")
+    return device
+
+
+def choose_precision(args, device: str) -> tuple[str, str]:
+    """The precision of matrix products, and why."""
+    if not args.amp:
+        if args.amp_dtype:
+            raise UserError(f"--amp_dtype {args.amp_dtype} needs --amp True: leave one of them out")
+        return "float32", "--amp False"
+    if device == "cpu":
+        if args.amp_dtype == "float16":
+            raise UserError("--amp_dtype float16: a CPU computes in bfloat16 or float32; leave it out")
+        if onednn() is not None and onednn().has_bfloat16:
+            return "bfloat16", "native on this processor"
+        return "float32", "no bfloat16 on this processor"
+    precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
+    if precision == "bfloat16" and device == "gpu" and not has_ampere():
+        raise UserError("--amp_dtype bfloat16: this GPU is older than Ampere; take float16")
+    return precision, "--amp True"
 
 
 def has_ampere() -> bool:
@@ -693,82 +1002,286 @@ def has_ampere() -> bool:
     return is_gpu and paddle.device.cuda.get_device_capability() >= (8, 0)
 
 
-def load_data(args) -> tuple:
-    """The tokenizer and {"train": TokenRows, "validation": TokenRows}."""
-    data = f"--input_file {' '.join(args.input_file)}"
-    first, *others = [os.path.join(folder, "tokenizer") for folder in args.input_file]
-    with explaining(f"{data}: not a data set of create_data.py, or damaged: prepare it anew"):
+def end_with_the_launcher():
+    """Has Linux end this rank when its launcher ends, which a launcher killed by SIGKILL cannot do."""
+    with suppress(OSError, AttributeError):  # other systems have no prctl
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+
+
+def load_data(args) -> Data:
+    """Reads the data sets of --input_file as one."""
+    named = f"--input_file {' '.join(args.input_file)}"
+    with explaining(f"{named}: not a data set of create_data.py, or damaged: prepare it anew"):
+        tokenizer, files = load_tokenizer(args.input_file)
         sets = [datasets.load_from_disk(folder) for folder in args.input_file]
-        rows = {name: TokenRows(*(splits[name] for splits in sets)) for name in ("train", "validation")}
-        for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
-            os.stat(os.path.join(first, name))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(first)
-        for folder in others:
-            is_same = json.loads(Path(folder, "vocab.json").read_bytes()) == tokenizer.get_vocab()
-            require(is_same, f"{folder} is another tokenizer: prepare all with --tokenizer_name {first}")
-    longest = max(split.lengths[1] for split in rows.values())
-    limit = args.max_seq_length = args.max_seq_length or longest
-    remedy = f"--max_seq_length {limit}: raise it, or prepare shorter ones"
-    require(longest <= limit, f"{data}: rows of {longest} tokens, {remedy}")
-    require(len(rows["validation"]), f"{data}: no rows to evaluate: hold out more text")
-    return tokenizer, rows
+        train = TokenRows(*(splits["train"] for splits in sets))
+        names = list(dict.fromkeys(name for splits in sets for name in splits if name.startswith("validation")))
+        validation = {name: TokenRows(*(splits[name] for splits in sets if name in splits)) for name in names}
+        digests = {}
+        for i, folder in enumerate(args.input_file):
+            digests |= {f"{i}.{name}": digest for name, digest in digests_of_rows(folder).items()}
+    validation = {name: rows for name, rows in validation.items() if len(rows)}
+    if not validation:
+        raise UserError(f"{named}: no rows to evaluate: hold out more text")
+
+    splits = [train, *validation.values()]
+    longest = max(rows.lengths[1] for rows in splits)
+    limit = args.max_seq_length or longest
+    if longest > limit:
+        raise UserError(
+            f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
+        )
+    is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
+    return Data(tokenizer, files, train, validation, limit, is_padded, digests)
 
 
-def count_updates(args, sampler: UpdateSampler) -> int:
-    """Epochs x updates per epoch, or max_steps if that is positive and smaller."""
-    sizes = f"a global batch of {sampler.global_batch} rows, but {sampler.num_rows} in the data"
-    require(sampler.updates_per_epoch, f"{sizes}: lower --batch_size or --gradient_accumulation_steps")
-    total = math.floor(args.num_train_epochs * sampler.updates_per_epoch)
-    total = min(total, args.max_steps) if args.max_steps > 0 else total
-    require(total, "nothing to train: --num_train_epochs gives no update")
-    require(args.warmup_steps <= total, f"--warmup_steps {args.warmup_steps:g} is longer than the training: lower it")
-    return total
+def load_tokenizer(folders: list[str]) -> tuple:
+    """The tokenizer of the first data set, and its files' contents; that of the others must be the same."""
+    first, *others = [Path(folder, "tokenizer") for folder in folders]
+    files = {path.name: path.read_bytes() for path in sorted(first.iterdir()) if path.is_file()}
+    for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
+        if name not in files:
+            raise FileNotFoundError(f"{first}/{name} is missing")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(first))
+    for other in others:
+        if json.loads(Path(other, "vocab.json").read_bytes()) != tokenizer.get_vocab():
+            raise UserError(f"{other} is another tokenizer: prepare all with --tokenizer_name {first}")
+    return tokenizer, files
 
 
-def parse_arguments(argv: list | None):
-    parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.")
-    positive, not_negative, boolean = number(int, 1), number(float, 0), utils.boolean
-    add = parser.add_argument_group("data").add_argument
-    add("--input_file", nargs="+", default=["wiki"], metavar="DIR", help="what create_data.py wrote")
-    add("--max_seq_length", type=number(int, 4), help="most tokens in a row; left out: the data's")
-    add("--mlm_probability", type=number(float, 1e-9, 1), default=0.15, help="share of the tokens predicted")
-    add("--whole_word_masking", type=boolean, default=False, help="predict words, not single tokens")
-    add = parser.add_argument_group("model").add_argument
-    names = f"{', '.join(ARCHITECTURES)}: from scratch; or a directory or hub id"
-    add("--model_name_or_path", default="roberta-en-base", help=names)
-    add("--dropout", type=number(float, 0, 0.99), help="dropout; left out: the model's")
-    add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=positive, default=16, help="rows per device and micro-batch")
-    add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per update")
-    add("--learning_rate", type=not_negative, default=1e-4, help="peak, reached after the warmup")
-    add("--lr_scheduler", choices=["linear", "cosine", "constant_with_warmup"], default="linear", help="of the rate")
-    add("--warmup_steps", type=not_negative, default=0.06, help="updates; below 1, a share of all")
-    add("--weight_decay", type=not_negative, default=1e-2, help="of matrices and embeddings")
-    add("--adam_epsilon", type=number(float, 1e-30), default=1e-6, help="AdamW's")
-    add("--max_grad_norm", type=not_negative, default=1.0, help="clips the gradient; 0: never")
-    add("--num_train_epochs", type=not_negative, default=3, help="passes over the data")
-    add("--max_steps", type=number(int, -1), default=-1, help="most updates; -1: no limit; 0: only evaluate")
-    add("--max_skipped_updates", type=positive, default=5, help="so many in a row end the run")
-    add("--recompute", type=boolean, default=False, help="less memory, a third more arithmetic")
-    add("--seed", type=number(int, 0, 2**31), default=42, help="of weights, order, masks and dropout")
-    add = parser.add_argument_group("logging and checkpoints").add_argument
-    add("--output_dir", help="for checkpoints and metrics; left out: ckp if training")
-    add("--logging_steps", type=positive, default=100, help="updates between reports")
-    add("--save_steps", type=positive, default=10000, help="updates between checkpoints")
-    add("--save_total_limit", type=positive, help="checkpoints kept beside the best; left out: all")
-    add("--max_eval_rows", type=number(int, 0), default=10000, help="rows evaluated; 0: all")
-    add("--resume_from_checkpoint", default="no", help="`auto`, a path, or `no`")
-    add = parser.add_argument_group("runtime").add_argument
-    add("--device", choices=["cpu", "gpu", "xpu"], help="left out: the GPU, if Paddle sees one")
-    add("--amp", type=boolean, default=True, help="mixed precision, on devices that have it")
-    add("--amp_dtype", choices=["float16", "bfloat16"], help="on a GPU; left out: by its age")
-    add("--scale_loss", type=number(float, 1e-30), default=2.0**15, help="first loss scale in float16")
-    for gone in ("--num_workers", "--amp_level"):
-        given = sys.argv if argv is None else argv
-        require(gone not in given, f"{gone} is gone: leave it out")
-    args = parser.parse_args(argv)
-    args.output_dir = args.output_dir or ("ckp" if args.max_steps else None)
+def digests_of_rows(folder: str) -> dict[str, str]:
+    """Size and SHA-256 of a data set's Arrow files, compared with data_card.json where there is one."""
+    card = Path(folder, "data_card.json")
+    expected = json.loads(card.read_bytes())["files"] if card.exists() else {}
+    digests = {}
+    for path in sorted(Path(folder).glob("*/*.arrow")):
+        name = path.relative_to(folder).as_posix()
+        digest = utils.sha256_of(path)
+        if name in expected and expected[name]["sha256"] != digest:
+            raise UserError(f"{path} is not as create_data.py wrote it (SHA-256 in data_card.json): prepare it anew")
+        digests[name] = f"{path.stat().st_size} bytes, {digest}"
+    return digests
+
+
+def parse_arguments(argv: list | None) -> argparse.Namespace:
+    """The command line's arguments. Whatever follows from them is a value of its own: nothing is written to them."""
+    parser = build_parser()
+    given = sys.argv[1:] if argv is None else argv
+    for gone in ("--num_workers", "--amp_level"):  # of earlier versions
+        if any(word == gone or word.startswith(f"{gone}=") for word in given):
+            raise UserError(f"{gone} is gone: leave it out")
+    args = parser.parse_args(given)
+    if args.output_dir is None and args.max_steps != 0:
+        parser.set_defaults(output_dir="ckp")
+        args = parser.parse_args(given)
+    if args.max_steps == 0 and args.resume_from_checkpoint != "no":
+        raise UserError(
+            "--max_steps 0 evaluates the model of --model_name_or_path and resumes nothing: leave out "
+            "--resume_from_checkpoint, and give a checkpoint as --model_name_or_path"
+        )
     return args
+
+
+def build_parser() -> utils.ArgumentParser:
+    """All flags. One changes the result, and is refused on resuming, unless it says that it may change."""
+    parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.")
+    positive, not_negative, boolean = number(int, 1, 10**9), number(float, 0), utils.boolean
+
+    add = parser.group("data")
+    add(
+        "--input_file",
+        may_change=True,  # its rows are compared instead
+        nargs="+",
+        default=["wiki"],
+        metavar="DIR",
+        help="directories that create_data.py wrote; several are trained on as one data set",
+    )
+    add(
+        "--max_seq_length",
+        may_change=True,  # the model's positions are compared instead
+        type=number(int, 4, 2**20),
+        help="tokens in the longest row that is accepted, which a new model's positions are made for; rows are not "
+        "cut: a longer one is an error (default: the longest row of the data)",
+    )
+    add(
+        "--mlm_probability",
+        type=number(float, 1e-9, 1),
+        default=0.15,
+        help="share of the tokens that are predicted, in training and evaluations: of these 80 %% are masked, 10 %% "
+        "replaced by any token and 10 %% left as they are",
+    )
+    add(
+        "--whole_word_masking",
+        type=boolean,
+        default=False,
+        help="whether all tokens of a word are chosen together, instead of single tokens",
+    )
+
+    add = parser.group("model")
+    add(
+        "--model_name_or_path",
+        may_change=True,  # the configuration is compared instead
+        default="roberta-en-base",
+        help=f"an architecture to train from scratch ({', '.join(ARCHITECTURES)}), or a directory or hub id with "
+        "weights to continue from; a directory with a config.json alone is trained from scratch",
+    )
+    add(
+        "--dropout",
+        may_change=True,  # the configuration is compared instead
+        type=number(float, 0, 0.99),
+        help="share of hidden values and attention weights that are dropped in training (default: the model's, 0.1 "
+        "from scratch)",
+    )
+
+    add = parser.group("optimization")
+    add(
+        "--batch_size",
+        may_change=True,  # as long as the global batch stays
+        type=positive,
+        default=16,
+        help="rows per device and micro-batch; the global batch is this times --gradient_accumulation_steps times "
+        "the number of processes",
+    )
+    add(
+        "--gradient_accumulation_steps",
+        may_change=True,  # as long as the global batch stays
+        type=positive,
+        default=1,
+        help="micro-batches of each device in an update; more take less memory for the same global batch",
+    )
+    add("--learning_rate", type=not_negative, default=1e-4, help="the peak learning rate, reached after the warmup")
+    add(
+        "--lr_scheduler",
+        choices=["linear", "cosine", "constant_with_warmup"],
+        default="linear",
+        help="what follows the warmup: a line or a half cosine to 0 just after the last update, or the peak for as "
+        "long as you like",
+    )
+    add(
+        "--warmup_steps",
+        type=not_negative,
+        default=0.06,
+        help="updates in which the learning rate rises to its peak; below 1, their share of all updates",
+    )
+    add(
+        "--weight_decay",
+        type=not_negative,
+        default=1e-2,
+        help="AdamW's decoupled decay of matrices and embeddings; biases and LayerNorms never decay",
+    )
+    add("--adam_epsilon", type=number(float, 1e-30), default=1e-6, help="AdamW's epsilon, which bounds its steps")
+    add(
+        "--max_grad_norm",
+        type=not_negative,
+        default=1.0,
+        help="the norm of the whole gradient to which a longer one is clipped; 0 clips none",
+    )
+    add(
+        "--num_train_epochs",
+        may_change=True,  # the number of updates is compared instead
+        type=not_negative,
+        help=f"passes over the training rows (default: {EPOCHS}, or as many as --max_steps needs where that is given)",
+    )
+    add(
+        "--max_steps",
+        may_change=True,  # the number of updates is compared instead
+        type=number(int, -1, 10**12),
+        default=-1,
+        help="updates after which training ends, if --num_train_epochs has not ended it before; -1 sets no limit, "
+        "0 trains nothing and evaluates",
+    )
+    add(
+        "--max_skipped_updates",
+        may_change=True,
+        type=positive,
+        default=5,
+        help="an update whose loss or gradient is not finite changes no weight; so many in a row end the run",
+    )
+    add(
+        "--recompute",
+        may_change=True,
+        type=boolean,
+        default=False,
+        help="whether the backward pass computes each layer's activations anew, on GPUs: less memory, a third more "
+        "arithmetic",
+    )
+    add(
+        "--seed",
+        type=number(int, 0, 2**31),
+        default=42,
+        help="what weights, the order of rows, masks and dropout are drawn from; equal seeds give equal runs",
+    )
+
+    add = parser.group("logging and checkpoints")
+    add(
+        "--output_dir",
+        may_change=True,
+        help="directory for checkpoints, metrics.jsonl and curve.png (default: ckp; with --max_steps 0, none)",
+    )
+    add(
+        "--logging_steps",
+        may_change=True,
+        type=positive,
+        default=100,
+        help="updates between reports of loss, learning rate and speed",
+    )
+    add(
+        "--save_steps",
+        may_change=True,
+        type=positive,
+        default=10000,
+        help="updates between checkpoints, each with an evaluation; the last update always has both",
+    )
+    add(
+        "--save_total_limit",
+        may_change=True,
+        type=positive,
+        help="newest checkpoints that are kept, beside the best one (default: all, 1.7 GB each for roberta-en-base)",
+    )
+    add(
+        "--max_eval_rows",
+        may_change=True,
+        type=number(int, 0, 2**62),
+        default=10000,
+        help="rows of each validation set that are evaluated, always the same drawn ones; 0 takes all",
+    )
+    add(
+        "--resume_from_checkpoint",
+        may_change=True,
+        default="no",
+        help="`auto` goes on from the newest undamaged checkpoint in --output_dir, or starts where there is none; a "
+        "path goes on from that one; `no` starts, and is refused where checkpoints are",
+    )
+
+    add = parser.group("runtime")
+    add(
+        "--device",
+        may_change=True,
+        choices=["cpu", "gpu", "xpu"],
+        help="what computes (default: the GPU, if Paddle sees one, else the CPU)",
+    )
+    add(
+        "--amp",
+        may_change=True,  # the precision is compared instead
+        type=boolean,
+        default=True,
+        help="mixed precision: matrix products in bfloat16 where the processor or GPU has it, else in float16 on GPUs "
+        "and in float32 on CPUs; weights stay float32",
+    )
+    add(
+        "--amp_dtype",
+        may_change=True,  # the precision is compared instead
+        choices=["float16", "bfloat16"],
+        help="the type of mixed precision (default: chosen by the device, see --amp)",
+    )
+    add(
+        "--scale_loss",
+        type=number(float, 1e-30),
+        default=2.0**15,
+        help="first factor of the loss in float16, which keeps small gradients; it doubles after 2,000 good updates "
+        "and halves after an overflow",
+    )
+    return parser
 
 
 # -------- the CPU's layers (skip on first reading)

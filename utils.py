@@ -136,17 +136,17 @@ class UpdateSampler:
     depend on its number and the global batch alone.
     """
 
-    def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0, updates=0):
+    def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0):
         self.num_rows, self.rank, self.seed = num_rows, rank, seed
         self.shape = accumulation, world_size, batch_size
         self.global_batch = math.prod(self.shape)
         self.updates_per_epoch = num_rows // self.global_batch
-        self.first_update, self.updates = 0, updates
 
-    def __iter__(self):
-        for update in range(self.first_update, self.updates):
+    def batches(self, first_update: int, end: int):
+        """Yields the micro-batches of the updates from `first_update`, counted from 0, to before `end`."""
+        for update in range(first_update, end):
             epoch, position = divmod(update, self.updates_per_epoch)
-            if position == 0 or update == self.first_update:
+            if position == 0 or update == first_update:
                 permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
             rows = permutation[position * self.global_batch : (position + 1) * self.global_batch]
             for micro_batch in rows.reshape(self.shape)[:, self.rank]:
@@ -249,6 +249,96 @@ def read_weights(folder: str) -> dict:
     return weights
 
 
+# -------- metrics.jsonl and its curve
+def read_metrics(path: str | Path) -> list[dict]:
+    """The records of a metrics.jsonl; a last line that a kill cut off is left out.
+
+    ValueError: where another line is no record.
+    """
+    lines = Path(path).read_text("utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        del lines[-1]
+    records = [json.loads(line) for line in lines]
+    if not all(isinstance(record, dict) and "event" in record and "step" in record for record in records):
+        raise ValueError(f"{path} holds lines that are no records of a run")
+    return records
+
+
+def begin_metrics(output_dir: str, step: int):
+    """Makes metrics.jsonl that of a run which goes on from `step`, or, where that is 0, of a new one.
+
+    What an earlier run, which left no checkpoint, wrote there is kept as metrics.jsonl.1 (.2, ...).
+    """
+    path = Path(output_dir, "metrics.jsonl")
+    if not path.exists():
+        return
+    if step == 0:
+        number = 1
+        while Path(f"{path}.{number}").exists():
+            number += 1
+        path.rename(f"{path}.{number}")
+        return
+    with explaining(f"{path}: no metrics of a run: move it elsewhere"):
+        records = read_metrics(path)
+    # The checkpoint was written after that step's report, and before its evaluation, which is repeated.
+    kept = [r for r in records if r["step"] < step or (r["step"] == step and r["event"] != "evaluation")]
+    new = Path(f"{path}.new")
+    new.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+    new.rename(path)
+
+
+def add_metrics(output_dir: str, record: dict):
+    """Appends a record to metrics.jsonl; a number that is not finite becomes null, as JSON has no NaN."""
+    os.makedirs(output_dir, exist_ok=True)
+    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in record.items()}
+    with open(f"{output_dir}/metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def draw_curve(records: list[dict], path: str):
+    """Draws losses, evaluations with their yardsticks, and the learning rate of a run's records, as .png, .svg ..."""
+    import matplotlib.figure  # VisualDL brings it along; importing it takes half a second
+
+    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
+    losses, rates = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+    training = [record for record in records if record["event"] == "train"]
+    evaluations = [record for record in records if record["event"] == "evaluation"]
+    steps = [record["step"] for record in training]
+    losses.plot(steps, [record["loss"] for record in training], label="training loss", linewidth=0.8)
+    for name in names_of_validation_sets(evaluations):
+        points = [(r["step"], r["eval_loss"] if name == "validation" else r[name]["eval_loss"]) for r in evaluations]
+        losses.plot(*zip(*points), label=f"loss on {name}", marker="o", markersize=3)
+    for key, label, style in (
+        ("unigram_entropy", "entropy of the word frequencies", "--"),
+        ("loss_without_context", "the best without the context", ":"),
+    ):
+        if evaluations and key in evaluations[-1]:
+            level = evaluations[-1][key]
+            losses.axhline(level, color="gray", linestyle=style, label=f"{label}, {level:.2f}")
+    losses.set(ylabel="loss (nats per masked token)")
+    losses.legend(frameon=False)
+    rates.plot(steps, [record["learning_rate"] for record in training], color="tab:gray")
+    rates.set(xlabel="updates", ylabel="learning rate")
+    for axes in (losses, rates):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def names_of_validation_sets(evaluations: list[dict]) -> list[str]:
+    """ "validation" for the numbers that stand in an evaluation's record itself, and the names of further sets."""
+    others = {name for record in evaluations for name, value in record.items() if isinstance(value, dict)}
+    return (["validation"] if evaluations else []) + sorted(others)
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: "35 s", "12 min", "5.3 h", "2.1 days"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 # -------- whole directories
 @contextlib.contextmanager
 def atomic_directory(path: str):
@@ -348,12 +438,38 @@ def explaining(what: str):
         raise UserError(f"{what} ({reason})") from error
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Ends a flag's help with its default, unless the text says itself what is done without the flag."""
+
+    def _get_help_string(self, action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action) -> str:
+        kinds = {"int": "N", "float": "X", "boolean": "True|False"}
+        return kinds.get(getattr(action.type, "__name__", ""), "TEXT")
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with defaults in the help, no abbreviations, errors of one line."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False)
-        self.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+
+    def group(self, title: str):
+        """Begins a group of the help; returns add(flag, may_change=False, **options), which adds flags to it.
+
+        `may_change` says that a resumed run may have another value of the flag than its checkpoint.
+        """
+        group = self.add_argument_group(title)
+
+        def add(flag: str, may_change: bool = False, **options):
+            group.add_argument(flag, **options).may_change = may_change
+
+        return add
+
+    def may_change(self) -> set[str]:
+        """The names of the flags that may change on resuming."""
+        return {action.dest for action in self._actions if getattr(action, "may_change", False)}
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the arguments)")
