@@ -71,7 +71,9 @@ def main(argv: list | None = None):
     set_device(args)
     tokenizer, rows = load_data(args)
     config = build_config(args, tokenizer)
-    collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
+    shortest, longest = zip(*(split.lengths for split in rows.values()))
+    multiple = None if min(shortest) == max(longest) else utils.LENGTH_MULTIPLE  # packed rows stay as they are
+    collator = DataCollatorMLM(tokenizer, args.mlm_probability, args.seed, args.whole_word_masking, multiple)
     report = Report(args, rows["validation"], tokenizer)
     sizes = args.batch_size, dist.get_rank(), dist.get_world_size()
     held_out = utils.evaluation_batches(len(rows["validation"]), *sizes, args.max_eval_rows)
@@ -82,11 +84,11 @@ def main(argv: list | None = None):
         return
 
     sampler = UpdateSampler(len(rows["train"]), *sizes, args.gradient_accumulation_steps, args.seed)
-    sampler.updates = count_updates(args, sampler)
+    total_steps = count_updates(args, sampler)
     with utils.lock(args.output_dir) if dist.get_rank() == 0 else nullcontext():
-        run = start_or_resume(args, config, rows, sampler, report)
-        sampler.first_update = run.global_step
-        evaluation = train(run, batches_of(rows["train"], sampler, collator), validation)
+        run = start_or_resume(args, config, rows, sampler, total_steps, report)
+        keys = sampler.batches(run.global_step, total_steps)
+        evaluation = train(run, batches_of(rows["train"], keys, collator), validation)
         report.end(run, evaluation)
 
 
@@ -407,19 +409,19 @@ def build_optimizer(model, args):
     return optimizer, paddle.amp.GradScaler(enable=is_float16, init_loss_scaling=args.scale_loss)
 
 
-def batches_of(rows: TokenRows, sampler, collator: DataCollatorMLM):
-    """Yields a sampler's batches as dicts of tensors, masked when asked for."""
-    for keys in sampler:
+def batches_of(rows: TokenRows, batches, collator: DataCollatorMLM):
+    """Yields batches of (epoch, row) as dicts of tensors, masked when asked for."""
+    for keys in batches:
         batch = collator([rows[key] for key in keys])
         yield {name: paddle.to_tensor(array) for name, array in batch.items()}
 
 
 # -------- checkpoints
-def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
+def start_or_resume(args, config, rows: dict, sampler, total_steps: int, report) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
     checkpoint = find_checkpoint(args)
-    identity = run_identity(args, config, sampler)
-    state = load_state(checkpoint, identity, sampler.updates) if checkpoint else {"global_step": 0}
+    identity = run_identity(args, config, sampler, total_steps)
+    state = load_state(checkpoint, identity, total_steps) if checkpoint else {"global_step": 0}
     steps = sum_over_ranks(paddle.to_tensor(state["global_step"])).item()
     is_same = steps == state["global_step"] * dist.get_world_size()
     require(is_same, "the processes find different checkpoints: share one --output_dir")
@@ -436,7 +438,7 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
                 scaler.load_state_dict({**state["scaler"], "scale": scale})
     # DataParallel gives every rank the first one's weights.
     parallel = paddle.DataParallel(model) if dist.get_world_size() > 1 else model
-    run = Run(args, model, parallel, optimizer, scaler, sampler.updates, identity, report)
+    run = Run(args, model, parallel, optimizer, scaler, total_steps, identity, report)
     is_share = args.warmup_steps < 1
     run.warmup_steps = math.ceil(args.warmup_steps * (run.total_steps if is_share else 1))
     for name in STATE:
@@ -445,12 +447,12 @@ def start_or_resume(args, config, rows: dict, sampler, report) -> Run:
     return run
 
 
-def run_identity(args, config, sampler) -> dict:
+def run_identity(args, config, sampler, total_steps: int) -> dict:
     """What the result depends on: arguments not in MAY_CHANGE, and what follows."""
     identity = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
     identity["global_batch"] = sampler.global_batch
     if args.lr_scheduler != "constant_with_warmup":  # its runs may go on
-        identity["total_steps"] = sampler.updates
+        identity["total_steps"] = total_steps
     for name, value in config.to_dict().items():
         if name not in ("architectures", "paddlenlp_version"):
             identity[f"architecture.{name}"] = value
