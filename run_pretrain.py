@@ -68,7 +68,7 @@ def main(argv: list | None = None):
     machine = start_machine(args)
     data = load_data(args)
     config = build_config(args, data.tokenizer, data.seq_length)
-    collator = DataCollatorMLM(data.tokenizer, args.mlm_probability, args.seed, args.whole_word_masking)
+    collator = build_collator(args, data)
     validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
     report = Report(args, data)
     if args.max_steps == 0:
@@ -537,6 +537,12 @@ def build_optimizer(model, args, precision: str):
     )
     is_float16 = precision == "float16"  # else the scaler does nothing
     return optimizer, paddle.amp.GradScaler(enable=is_float16, init_loss_scaling=args.scale_loss)
+
+
+def build_collator(args, data: Data) -> DataCollatorMLM:
+    """The masking of training and evaluations; rows of different lengths are padded to few lengths."""
+    multiple = utils.LENGTH_MULTIPLE if data.is_padded else None
+    return DataCollatorMLM(data.tokenizer, args.mlm_probability, args.seed, args.whole_word_masking, multiple)
 
 
 def batches_of(rows: TokenRows, keys: Iterator[list], collator: DataCollatorMLM) -> Iterator[dict]:
@@ -1032,6 +1038,8 @@ def load_data(args) -> Data:
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
     is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
+    if is_padded:  # to what the collator pads such rows to
+        limit = math.ceil(limit / utils.LENGTH_MULTIPLE) * utils.LENGTH_MULTIPLE
     return Data(tokenizer, files, train, validation, limit, is_padded, digests)
 
 

@@ -36,6 +36,16 @@ from tqdm import tqdm
 IGNORE_INDEX = -100  # the label of a position that is not predicted
 MASKED, RANDOMIZED = 0.8, 0.1  # of the chosen positions; the others stay
 EVALUATION_EPOCH = 2**32 - 1  # no training reaches it
+# The number of positions to predict in a batch is filled up to the next multiple of this, by at least one
+# position that is ignored. Few sizes: a GPU's allocator keeps blocks by size, and its kernels, like oneDNN's
+# primitives on a CPU, are chosen (and kept) for each shape. And never none: a micro-batch in which no token was
+# chosen still has a position to compute (Paddle 2.6.2 multiplies no empty matrix), so every rank goes through
+# the same backward pass.
+POSITIONS_MULTIPLE = 128
+# Batches of rows of several lengths are padded to a multiple of this. Few lengths: each new shape makes some 40
+# oneDNN primitives on a CPU, kept for the next batch of that shape (0.8 GB after a minute of ragged rows without
+# this); and a GPU's tensor cores want lengths that 8 divides. Pieces of 8, 16 and 32 tokens divide it (cut_rows).
+LENGTH_MULTIPLE = 32
 CHECKSUMS = "SHA256SUMS"
 TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; longer ones first
     (".encoder.layers.", ".encoder.layer."),
@@ -62,53 +72,65 @@ class DataCollatorMLM:
     <mask>, 10 % any token that is not special, 10 % stay (BERT, section 3.1). `whole_words`
     chooses words, which begin with a space (as in RoBERTa's BPE) or behind a special token.
 
-    A row's mask depends on (seed, epoch, row) alone, not on batch, device or restart; a row
-    without these is known by a hash of its ids and the attribute `epoch`. ValueError: where
-    mlm_probability is not in (0, 1], or the tokenizer lacks a mask or padding.
+    A row's mask depends on (seed, epoch, row) alone: not on the batch, how it is padded, the
+    device or a restart. A row without epoch and row is known by a hash of its ids and the
+    attribute `epoch` (0 unless set).
 
-    Takes [{"input_ids": [length], "special_tokens_mask" (optional)}, ...]; returns in int64:
-        input_ids: [batch, longest], masked and padded
-        labels: [batch, longest], -100 where a position was not chosen
-        masked_positions: [n], flat indices of the chosen, filled up with one that is not
+    Takes [{"input_ids": [length], "special_tokens_mask" (optional)}, ...], in lists or arrays, and
+    returns in int64:
+        input_ids: [batch, seq], masked and padded
+        labels: [batch, seq], IGNORE_INDEX (-100) where a position was not chosen
+        masked_positions: [n], flat indices of the chosen positions, filled up to a multiple of
+            POSITIONS_MULTIPLE (128) with one that was not chosen
+    seq is the longest row's length, made a multiple of `pad_to_multiple_of`. Left out, that is
+    LENGTH_MULTIPLE (32) where the batch's rows differ in length; packed rows stay as they are.
+
+    ValueError: mlm_probability is not in (0, 1], or the tokenizer lacks a mask or padding.
     """
 
-    def __init__(self, tokenizer, mlm_probability=0.15, seed=0, whole_words=False):
+    def __init__(self, tokenizer, mlm_probability=0.15, seed=0, whole_words=False, pad_to_multiple_of=None):
         if not 0 < mlm_probability <= 1:
             raise ValueError(f"mlm_probability is {mlm_probability}, not in (0, 1]")
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer lacks a mask token or a pad token")
         self.mlm_probability, self.seed, self.epoch = mlm_probability, seed, 0
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
-        self.special_ids = np.array(tokenizer.all_special_ids)
-        self.regular_ids = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special_ids)
-        self.begins_word = np.ones(tokenizer.vocab_size, dtype=bool)  # each token is a word
+        all_ids = np.arange(vocabulary_size(tokenizer))
+        self.is_special = np.isin(all_ids, special_ids(tokenizer))
+        self.regular_ids = all_ids[~self.is_special]
+        self.begins_word = np.ones(len(all_ids), dtype=bool)  # each token is a word
         if whole_words:
-            tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
+            tokens = tokenizer.convert_ids_to_tokens(all_ids.tolist())
             self.begins_word = np.array([token.startswith("Ġ") for token in tokens])  # a space
 
     def __call__(self, examples: list) -> dict:
         rows = [self._mask(example) for example in examples]
-        shape = len(rows), max(len(ids) for ids, _ in rows)
+        lengths = [len(ids) for ids, _ in rows]
+        multiple = self.pad_to_multiple_of
+        if multiple is None:
+            multiple = LENGTH_MULTIPLE if min(lengths) < max(lengths) else 1
+        shape = len(rows), math.ceil(max(lengths) / multiple) * multiple
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         for i, (ids, targets) in enumerate(rows):
             input_ids[i, : len(ids)] = ids
             labels[i, : len(ids)] = targets
         positions = np.flatnonzero(labels != IGNORE_INDEX)
-        ignored = np.flatnonzero(labels == IGNORE_INDEX)
-        filler = ignored[:1].repeat(128 - len(positions) % 128)  # few sizes: for GPUs
+        ignored = np.flatnonzero(labels == IGNORE_INDEX)  # none only where every position is chosen
+        filler = ignored[:1].repeat(POSITIONS_MULTIPLE - len(positions) % POSITIONS_MULTIPLE)
         positions = np.append(positions, filler)
         return {"input_ids": input_ids, "labels": labels, "masked_positions": positions}
 
     def _mask(self, example: dict) -> tuple:
         """Returns a row's masked ids and its labels (int64 [length])."""
         ids = np.asarray(example["input_ids"], dtype=np.int64)
-        special = example.get("special_tokens_mask")
-        if special is None:
-            special = np.isin(ids, self.special_ids)
-        special = np.asarray(special, dtype=bool)
+        special = self.is_special[ids]
+        if example.get("special_tokens_mask") is not None:
+            special |= np.asarray(example["special_tokens_mask"], dtype=bool)
 
-        # The row's own random numbers, from a counter (Salmon et al., 2011)
+        # The row's own random numbers, from a counter (Salmon et al., 2011): no stream to keep
+        # in step or to save, and the same whichever process asks for the row
         row, is_hash = example.get("row"), "row" not in example
         if is_hash:
             row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
@@ -127,13 +149,46 @@ class DataCollatorMLM:
         return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
 
 
+def vocabulary_size(tokenizer) -> int:
+    """How many ids a tokenizer has, tokens added to its vocabulary included (`vocab_size` leaves them out)."""
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else tokenizer.vocab_size
+
+
+def special_ids(tokenizer) -> np.ndarray:
+    """The ids of a tokenizer that are special, sorted: never chosen, never drawn as a replacement.
+
+    These are <s>, <mask> and the like, the additional special tokens, and what a tokenizer.json
+    calls special; of PaddleNLP's tokenizers, which do not read that file, all that they know of.
+    """
+    ids = set(tokenizer.all_special_ids)
+    # {id: token} of the added tokens: AddedTokens, which may be special, in transformers; text in PaddleNLP
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids |= {token_id for token_id, token in added.items() if getattr(token, "special", False)}
+    return np.array(sorted(ids), dtype=np.int64)
+
+
+def cut_rows(batch: dict, length: int) -> dict:
+    """A batch of DataCollatorMLM with its rows cut into pieces of `length` tokens.
+
+    input_ids and labels go from [batch, seq] to [batch * seq / length, length] and share the given
+    arrays' memory; the order of the tokens stays, so masked_positions, which are flat, stay too.
+    ValueError: `length` does not divide seq.
+    """
+    seq = batch["input_ids"].shape[1]
+    if length < 1 or seq % length:
+        raise ValueError(f"rows of {seq} tokens cannot be cut into pieces of {length}")
+    pieces = {name: batch[name].reshape(-1, length) for name in ("input_ids", "labels")}
+    return batch | pieces
+
+
 # -------- rows and their order
 class UpdateSampler:
-    """For each micro-batch of this rank in a training run, a list of (epoch, row).
+    """The rows of each update of a training run, as they are cut among ranks and micro-batches.
 
     An epoch is a permutation of the rows, from (seed, epoch), cut into global batches (without
     an incomplete last one), these into micro-steps, and these into ranks. So an update's rows
-    depend on its number and the global batch alone.
+    depend on its number and the global batch alone, and a run goes on at any update without
+    reading what it has passed.
     """
 
     def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0):
@@ -142,9 +197,15 @@ class UpdateSampler:
         self.global_batch = math.prod(self.shape)
         self.updates_per_epoch = num_rows // self.global_batch
 
-    def batches(self, first_update: int, end: int):
-        """Yields the micro-batches of the updates from `first_update`, counted from 0, to before `end`."""
-        for update in range(first_update, end):
+    def batches(self, first_update: int, last_update: int):
+        """Yields this rank's micro-batches of the updates first_update ... last_update - 1 (from 0).
+
+        Each is a list of (epoch, row), `accumulation` of them an update. ValueError: there are
+        fewer rows than a global batch takes.
+        """
+        if self.updates_per_epoch == 0:
+            raise ValueError(f"{self.num_rows} rows are fewer than a global batch of {self.global_batch}")
+        for update in range(first_update, last_update):
             epoch, position = divmod(update, self.updates_per_epoch)
             if position == 0 or update == first_update:
                 permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
@@ -154,7 +215,11 @@ class UpdateSampler:
 
 
 def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
-    """The same for an evaluation of all rows, or of `max_rows` drawn ones."""
+    """This rank's batches of an evaluation, lists of (EVALUATION_EPOCH, row).
+
+    Over all ranks each row stands in exactly one of them, all rows or `max_rows` of them, drawn
+    once and for all. (Paddle's DistributedBatchSampler repeats rows to fill its last batch.)
+    """
     rows = np.arange(num_rows)
     if 0 < max_rows < num_rows:
         rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
@@ -163,7 +228,12 @@ def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -
 
 
 class TokenRows:
-    """A split of one or more data sets; `rows[epoch, i]` is what DataCollatorMLM takes."""
+    """A split of one or more data sets; `rows[epoch, i]` is what DataCollatorMLM takes.
+
+    {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}:
+    arrays straight from the Arrow files' memory map, read-only (`datasets` in numpy's format makes
+    an int64 copy of every row).
+    """
 
     def __init__(self, *splits):
         names = ["input_ids", "special_tokens_mask"]
@@ -186,24 +256,33 @@ class TokenRows:
 
 
 def yardsticks(rows: TokenRows, tokenizer) -> tuple:
-    """The lowest losses (nats) of models that see only the place they predict, and nothing.
+    """The lowest losses (nats) that two kinds of model without any context can reach on average.
 
-    The second is the tokens' entropy. So is the first where the mask is shown; where a token is,
-    it is the entropy of (shown, right) less that of (shown).
+    The first sees only the place that it predicts, the second sees nothing at all. A model whose
+    loss is below the first uses the context.
+
+    The second is the entropy of the tokens' shares, special ones left out. So is the first at
+    the MASKED places that hold <mask>, which tells nothing. The others show a token, kept or
+    drawn from all: there it is the entropy of the right token where the shown one is known,
+    H(right | shown) = H(shown, right) - H(shown).
     """
-    from scipy.special import entr  # -x log x
+    from scipy.special import entr  # -x log x, and 0 where x is 0
 
     found = pc.value_counts(pc.list_flatten(rows.input_ids))
-    counts = np.bincount(found.field("values"), found.field("counts"), tokenizer.vocab_size)
-    fits = len(counts) == tokenizer.vocab_size
+    counts = np.bincount(found.field("values"), found.field("counts"), vocabulary_size(tokenizer))
+    fits = len(counts) == vocabulary_size(tokenizer)
     require(fits, "--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
-    counts = np.delete(counts, tokenizer.all_special_ids)
+    counts = np.delete(counts, special_ids(tokenizer))
     shares = counts / counts.sum()
     entropy = entr(shares).sum()
-    kept, drawn = 1 - MASKED - RANDOMIZED, RANDOMIZED / len(shares)  # shares of what is shown
-    equal, unequal = entr((kept + drawn) * shares).sum(), entr(drawn * shares).sum()
+
+    # Where a token is shown: of all places that are predicted, the right token stands at
+    # `kept` * its share, and each token, the right one too, was drawn at `drawn` of them.
+    kept, drawn = 1 - MASKED - RANDOMIZED, RANDOMIZED / len(shares)
+    equal = entr((kept + drawn) * shares).sum()  # of pairs (shown, right) that are the same token
+    unequal = (len(shares) - 1) * entr(drawn * shares).sum()  # and of those that are not
     shown = entr(kept * shares + drawn).sum()
-    without_context = MASKED * entropy + equal + (len(shares) - 1) * unequal - shown
+    without_context = MASKED * entropy + equal + unequal - shown
     return float(without_context), float(entropy)
 
 

@@ -19,9 +19,16 @@ from utils import (
 )
 
 VOCAB, BOS, PAD, EOS, MASK = 1000, 0, 1, 2, 999
-TOKENIZER = SimpleNamespace(
-    mask_token_id=MASK, pad_token_id=PAD, vocab_size=VOCAB, all_special_ids=[BOS, PAD, EOS, 3, MASK]
-)
+
+
+class Ids(SimpleNamespace):
+    """The least that a tokenizer must be asked for."""
+
+    def __len__(self) -> int:
+        return self.size
+
+
+TOKENIZER = Ids(mask_token_id=MASK, pad_token_id=PAD, size=VOCAB, all_special_ids=[BOS, PAD, EOS, 3, MASK])
 
 
 def example(row: int, length: int = 128, epoch: int = 0) -> dict:
@@ -89,13 +96,13 @@ def test_whole_words_are_masked_on_real_text(data_dir, tmp_path):
 
 def yardsticks_of(ids: list, vocab_size: int, special: list) -> tuple:
     columns = {"input_ids": ids, "special_tokens_mask": ids}
-    tokenizer = SimpleNamespace(vocab_size=vocab_size, all_special_ids=special)
+    tokenizer = Ids(size=vocab_size, all_special_ids=special)
     return yardsticks(TokenRows(datasets.Dataset.from_dict(columns)), tokenizer)
 
 
 def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_place_shows():
     words = np.arange(4, 54)  # of a vocabulary of 50 words, whose frequencies are known
-    tokenizer = SimpleNamespace(mask_token_id=54, pad_token_id=PAD, vocab_size=55, all_special_ids=[0, 1, 2, 3, 54])
+    tokenizer = Ids(mask_token_id=54, pad_token_id=PAD, size=55, all_special_ids=[0, 1, 2, 3, 54])
     shares = 1 / np.arange(1, 51) ** 1.2
     shares[-5:] = 0  # words that do not occur can still replace others
     shares /= shares.sum()
@@ -107,7 +114,7 @@ def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_pla
     seen = np.zeros((55, 50))  # how often a word is right where a token is shown: the best guess's odds
     np.add.at(seen, (shown, right), 1)
     odds = seen[shown, right] / seen.sum(axis=1)[shown]
-    without_context, entropy = yardsticks_of(ids, tokenizer.vocab_size, tokenizer.all_special_ids)
+    without_context, entropy = yardsticks_of(ids, 55, tokenizer.all_special_ids)
     assert -np.log(odds).mean() == pytest.approx(without_context, rel=0.005)
     assert without_context < 0.95 * entropy
     assert entropy == pytest.approx(-np.log(shares[right]).mean(), rel=0.005)
@@ -162,7 +169,7 @@ def test_paddles_loader_takes_the_saved_rows_and_the_collator_as_they_are(packed
 def test_batches_are_int64_padded_and_name_the_masked_positions():
     batch = DataCollatorMLM(TOKENIZER)([example(0, 30), example(1, 50)])
     assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.dtype("int64"))
-    assert batch["input_ids"].shape == batch["labels"].shape == (2, 50)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, 64)
     assert np.all(batch["input_ids"][0, 30:] == PAD) and np.all(batch["labels"][0, 30:] == IGNORE_INDEX)
     positions, labels = batch["masked_positions"], batch["labels"].ravel()
     chosen = np.flatnonzero(labels != IGNORE_INDEX)
@@ -171,6 +178,60 @@ def test_batches_are_int64_padded_and_name_the_masked_positions():
     everything = {"input_ids": np.arange(4, 260), "special_tokens_mask": np.zeros(256, dtype=bool)}
     positions = DataCollatorMLM(TOKENIZER, mlm_probability=1)([everything])["masked_positions"]
     assert np.array_equal(positions, np.arange(256))
+
+
+def test_rows_of_several_lengths_are_padded_to_a_multiple_and_packed_ones_are_not():
+    def width(lengths: list, **options) -> int:
+        examples = [example(row, length) for row, length in enumerate(lengths)]
+        batch = DataCollatorMLM(TOKENIZER, **options)(examples)
+        assert batch["input_ids"].shape == batch["labels"].shape
+        assert np.all(batch["input_ids"][:, max(lengths) :] == PAD)
+        assert np.all(batch["labels"][:, max(lengths) :] == IGNORE_INDEX)
+        return batch["input_ids"].shape[1]
+
+    assert [width([9, longest]) for longest in (10, 32, 33, 100)] == [32, 32, 64, 128]
+    assert width([50, 50]) == width([50]) == 50  # packed: no position is wasted
+    assert width([50, 50], pad_to_multiple_of=utils.LENGTH_MULTIPLE) == 64  # one length by chance
+    assert width([50, 90], pad_to_multiple_of=8) == 96
+
+
+def test_padding_changes_no_mask():
+    short, *others = [DataCollatorMLM(TOKENIZER, seed=1, pad_to_multiple_of=m)([example(0, 50)]) for m in (1, 32, 128)]
+    for batch in others:
+        for name in ("input_ids", "labels"):
+            assert np.array_equal(batch[name][:, :50], short[name])
+        assert np.array_equal(batch["masked_positions"], short["masked_positions"])  # one row: the same flat places
+    assert np.any(short["labels"] != IGNORE_INDEX)
+
+
+def test_a_batch_without_a_choice_still_has_positions_to_compute():
+    batch = DataCollatorMLM(TOKENIZER, mlm_probability=1e-9)([example(0), example(1)])
+    assert np.all(batch["labels"] == IGNORE_INDEX)
+    assert np.array_equal(batch["masked_positions"], np.zeros(128))
+
+
+@pytest.mark.parametrize("length", [8, 16, 32])
+def test_rows_cut_into_pieces_keep_tokens_order_and_masks(length):
+    batch = DataCollatorMLM(TOKENIZER, seed=1)([example(0, 90), example(1, 50), example(2, 77)])
+    pieces = utils.cut_rows(batch, length)
+    assert pieces.keys() == batch.keys()
+    for name in ("input_ids", "labels"):
+        assert batch[name].shape == (3, 96) and pieces[name].shape == (3 * 96 // length, length)
+        assert np.array_equal(pieces[name].ravel(), batch[name].ravel())  # each token once, in order
+        assert np.shares_memory(pieces[name], batch[name])
+    # What is predicted is what was chosen: the flat positions hold for rows and for pieces.
+    assert np.array_equal(pieces["masked_positions"], batch["masked_positions"])
+    labels = pieces["labels"].ravel()
+    assert set(np.flatnonzero(labels != IGNORE_INDEX)) < set(pieces["masked_positions"])
+    whole = utils.cut_rows(batch, 96)
+    assert all(np.array_equal(whole[name], array) for name, array in batch.items())
+
+
+@pytest.mark.parametrize("length", [0, 7, 64, 192])
+def test_pieces_that_do_not_divide_the_rows_are_refused(length):
+    batch = DataCollatorMLM(TOKENIZER)([example(0, 90), example(1, 50)])
+    with pytest.raises(ValueError, match=f"rows of 96 tokens cannot be cut into pieces of {length}"):
+        utils.cut_rows(batch, length)
 
 
 def test_works_alone_on_plain_lists_keyed_by_their_ids_and_the_epoch():
@@ -196,7 +257,7 @@ def test_inputs_are_never_edited():
 def test_tokenizers_without_mask_or_pad_and_impossible_probabilities_are_refused():
     for name in ("mask_token_id", "pad_token_id"):
         with pytest.raises(ValueError, match="mask token or a pad token"):
-            DataCollatorMLM(SimpleNamespace(**{**vars(TOKENIZER), name: None}))
+            DataCollatorMLM(Ids(**{**vars(TOKENIZER), name: None}))
     for probability in (0, -0.1, 1.5):
         with pytest.raises(ValueError, match="mlm_probability"):
             DataCollatorMLM(TOKENIZER, mlm_probability=probability)
@@ -204,12 +265,9 @@ def test_tokenizers_without_mask_or_pad_and_impossible_probabilities_are_refused
 
 def rows_of_updates(accumulation: int, batch_size: int, world_size: int, first_update: int = 0) -> list:
     """The rows of each update over all ranks, micro-batch by micro-batch, as they lie in the global batch."""
-    samplers = [
-        UpdateSampler(100, batch_size, rank, world_size, accumulation, seed=7, updates=20) for rank in range(world_size)
-    ]
-    for sampler in samplers:
-        sampler.first_update = first_update
-    ranks = list(map(list, samplers))
+    samplers = [UpdateSampler(100, batch_size, rank, world_size, accumulation, seed=7) for rank in range(world_size)]
+    assert {(s.num_rows, s.global_batch, s.updates_per_epoch) for s in samplers} == {(100, 12, 8)}
+    ranks = [list(sampler.batches(first_update, 20)) for sampler in samplers]
     return [
         [key for micro in range(accumulation) for rank in ranks for key in rank[update * accumulation + micro]]
         for update in range(20 - first_update)
@@ -233,9 +291,19 @@ def test_an_epoch_has_each_row_at_most_once_and_the_next_another_order():
 
 def test_the_order_depends_on_the_seed():
     one, other, again = (
-        [row for keys in UpdateSampler(96, 12, seed=s, updates=8) for _, row in keys] for s in (1, 2, 1)
+        [row for keys in UpdateSampler(96, 12, seed=s).batches(0, 8) for _, row in keys] for s in (1, 2, 1)
     )
     assert one == again != other and sorted(one) == sorted(other)
+
+
+def test_a_range_of_updates_may_be_asked_for_at_any_time():
+    sampler = UpdateSampler(100, 12, seed=7)
+    together = list(sampler.batches(0, 20))
+    assert len(together) == 20
+    assert [*sampler.batches(0, 5), *sampler.batches(5, 8), *sampler.batches(8, 20)] == together
+    assert list(sampler.batches(3, 3)) == []
+    with pytest.raises(ValueError, match="11 rows are fewer than a global batch of 12"):
+        next(UpdateSampler(11, 12).batches(0, 1))
 
 
 def test_evaluation_has_masks_of_its_own():
@@ -245,7 +313,7 @@ def test_evaluation_has_masks_of_its_own():
 
 def test_no_word_reaches_over_a_special_token():
     """Of tokens that begin no word, those before and after a </s> are chosen apart; beside each other, together."""
-    tokenizer = SimpleNamespace(**vars(TOKENIZER), convert_ids_to_tokens=lambda ids: ["x"] * len(ids))
+    tokenizer = Ids(**vars(TOKENIZER), convert_ids_to_tokens=lambda ids: ["x"] * len(ids))
     collator, ids = DataCollatorMLM(tokenizer, 0.5, whole_words=True), [BOS, 10, 11, EOS, 12, 13, EOS]
     seen = set()
     for row in range(60):

@@ -78,9 +78,12 @@ def ours(args) -> Contestant:
     optimizer, scaler = project.build_optimizer(model, run_args)
     run = project.Run(run_args, model, model, optimizer, scaler, args.updates)
     run.warmup_steps = args.warmup_steps
-    sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed, updates=args.updates)
+    sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed)
     collator = project.DataCollatorMLM(tokenizer, run_args.mlm_probability, seed=run_args.seed)
-    loader = functools.partial(project.batches_of, rows["train"], sampler, collator)
+
+    def loader():
+        return project.batches_of(rows["train"], sampler.batches(0, args.updates), collator)
+
     rates = [project.learning_rate_at(step + 1, run) for step in range(args.updates)]
     if args.quality:
         held_out = project.utils.evaluation_batches(len(rows["validation"]), args.batch_size)
