@@ -94,7 +94,7 @@ def training_arguments(data: pathlib.Path, output: pathlib.Path, model: str = TI
 
 
 def around_updates(monkeypatch, before=None, after=None) -> None:
-    """Calls before(run) ahead of each update and after(run, result) behind it; run.global_step counts those done."""
+    """Calls before(run) ahead of each update and after(run, result) behind it; run.progress.global_step counts those done."""
     import run_pretrain
 
     real = run_pretrain.train_update
@@ -108,6 +108,17 @@ def around_updates(monkeypatch, before=None, after=None) -> None:
         return result
 
     monkeypatch.setattr(run_pretrain, "train_update", train_update)
+
+
+def run_of(model, *arguments: str, precision: str = "float32", **progress):
+    """A Run of a model as main() makes one, with these arguments and on this machine, but for its files."""
+    import run_pretrain
+
+    args = run_pretrain.parse_arguments([*arguments])
+    machine = run_pretrain.Machine("cpu", precision, "for a test")
+    optimizer, scaler = run_pretrain.build_optimizer(model, args, precision) if model is not None else (None, None)
+    progress = run_pretrain.Progress(**progress)
+    return run_pretrain.Run(args, machine, model, None, progress, parallel=model, optimizer=optimizer, scaler=scaler)
 
 
 def metrics(output: pathlib.Path, event: str) -> list:

@@ -175,11 +175,11 @@ real_update, real_loss = run_pretrain.train_update, run_pretrain.masked_loss
 
 def update(run, batches):
     global bad_here
-    bad_here = run_pretrain.dist.get_rank() == 1 and run.global_step in {steps}
+    bad_here = run.machine.rank == 1 and run.progress.global_step in {steps}
     before = [p.numpy().copy() for p in run.model.parameters()]
     result = real_update(run, batches)
     changed = not all(np.array_equal(b, p.numpy()) for b, p in zip(before, run.model.parameters()))
-    print("UPDATE", run.global_step, "changed" if changed else "unchanged", flush=True)
+    print("UPDATE", run.progress.global_step, "changed" if changed else "unchanged", flush=True)
     return result
 
 def loss(model, batch):
@@ -212,7 +212,7 @@ def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path,
 
 
 START_ELSEWHERE = """
-import sys
+import argparse, sys
 sys.path.insert(0, {root!r})
 import run_pretrain, utils
 import numpy as np
@@ -220,16 +220,15 @@ rank = run_pretrain.dist.get_rank()
 real_model, real_update = run_pretrain.build_model, run_pretrain.train_update
 
 def model(args, *rest):
-    seed, args.seed = args.seed, args.seed + rank  # as GPUs of two kinds draw from one seed
-    built = real_model(args, *rest)
-    args.seed = seed
+    other = argparse.Namespace(**vars(args) | {{"seed": args.seed + rank}})  # as GPUs of two kinds draw from one seed
+    built = real_model(other, *rest)
     print("BUILT", digest(built), flush=True)
     return built
 
 def update(run, batches):
-    print("BEFORE", run.global_step, digest(run.model), flush=True)
+    print("BEFORE", run.progress.global_step, digest(run.model), flush=True)
     result = real_update(run, batches)
-    print("AFTER", run.global_step, digest(run.model), flush=True)
+    print("AFTER", run.progress.global_step, digest(run.model), flush=True)
     return result
 
 def digest(model):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, around_updates, metrics, run_script
+from conftest import ROOT, around_updates, metrics, run_of, run_script
 from test_resume import RESUME, infinite_losses, kill_in_update, result
 
 import run_pretrain
@@ -34,14 +34,12 @@ def gpu_tracer():
 def float16(monkeypatch):
     """Runs with --amp True scale their loss as in float16, by Paddle's own scaler, and compute in float32."""
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", gpu_tracer)
-    real = run_pretrain.set_precision
+    real = run_pretrain.choose_precision
 
-    def set_precision(args):
-        reason = real(args)
-        args.precision = "float16" if args.amp else args.precision
-        return reason
+    def choose_precision(args, device):
+        return ("float16", "as on a GPU") if args.amp else real(args, device)
 
-    monkeypatch.setattr(run_pretrain, "set_precision", set_precision)
+    monkeypatch.setattr(run_pretrain, "choose_precision", choose_precision)
 
 
 def pretend_gpu(monkeypatch, capability: tuple) -> None:
@@ -70,15 +68,9 @@ class TinyModel(paddle.nn.Layer):
 @pytest.fixture
 def tiny_run(float16):
     """A Run of a tiny model with a real scaler, and its batches."""
-    args = run_pretrain.parse_arguments([])
-    args.precision = "float16"
-    args.device = "cpu"
     paddle.seed(0)
-    model = TinyModel()
-    optimizer, scaler = run_pretrain.build_optimizer(model, args)
-    assert scaler.is_enable() and type(scaler) is paddle.amp.GradScaler
-    stop = SimpleNamespace(requested=False)
-    run = run_pretrain.Run(args, model, model, optimizer, scaler, stop=stop)
+    run = run_of(TinyModel(), precision="float16")
+    assert run.scaler.is_enable() and type(run.scaler) is paddle.amp.GradScaler
     ids = paddle.to_tensor([[1, 2, 3, 4]])
     labels = paddle.to_tensor([[-100, 2, 3, -100]])
     batch = {"input_ids": ids, "labels": labels, "masked_positions": paddle.to_tensor([1, 2, 0, 0])}
@@ -142,8 +134,7 @@ def test_the_scale_changes_no_update_but_by_rounding(tiny_run, monkeypatch):
     start = {name: value.numpy().copy() for name, value in start.items()}
     for enabled in (True, False):
         run.model.set_state_dict(start)
-        run.args.precision, run.args.max_grad_norm = "float16" if enabled else "float32", 0.01
-        run.optimizer, run.scaler = run_pretrain.build_optimizer(run.model, run.args)
+        run = run_of(run.model, "--max_grad_norm", "0.01", precision="float16" if enabled else "float32")
         update = run_pretrain.train_update(run, batches)
         assert update["grad_norm"] > 0.01 and update["loss_scale"] == (2.0**15 if enabled else 1)
         results.append((update["grad_norm"], *weights_of(run)))
@@ -231,18 +222,18 @@ def test_the_precision_on_a_gpu(monkeypatch, arguments, capability, precision, s
     pretend_gpu(monkeypatch, capability)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", gpu_tracer)
     args, cast = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()]), []
-    run_pretrain.set_precision(args)
-    _, scaler = run_pretrain.build_optimizer(TinyModel(), args)
-    assert (args.precision, scaler.is_enable()) == (precision, scaled)
+    machine = run_pretrain.Machine("gpu", *run_pretrain.choose_precision(args, "gpu"))
+    _, scaler = run_pretrain.build_optimizer(TinyModel(), args, machine.precision)
+    assert (machine.precision, scaler.is_enable()) == (precision, scaled)
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: cast.append(options))
-    run_pretrain.auto_cast(args)
+    run_pretrain.auto_cast(machine)
     assert cast[0]["enable"] == (precision != "float32") and (not cast[0]["enable"] or cast[0]["dtype"] == precision)
 
 
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
     pretend_gpu(monkeypatch, (7, 0))
     with pytest.raises(UserError, match="take float16"):
-        run_pretrain.set_precision(run_pretrain.parse_arguments(["--device", "gpu", "--amp_dtype", "bfloat16"]))
+        run_pretrain.choose_precision(run_pretrain.parse_arguments(["--amp_dtype", "bfloat16"]), "gpu")
 
 
 DECISIONS = """
@@ -264,15 +255,16 @@ auto_cast._dygraph_tracer = Tracer
 auto_cast._is_gpu_float16_supported = auto_cast._is_gpu_bfloat16_supported = lambda: True
 run_pretrain.ARCHITECTURES["tiny"] = (1, 32, 2)
 args = run_pretrain.parse_arguments(["--model_name_or_path", "tiny", "--max_seq_length", "32"])
-args.precision, args.device = {precision!r}, "gpu"
+machine = run_pretrain.Machine("gpu", {precision!r}, "as on a GPU")
 run_pretrain.onednn = lambda: None  # the cross entropy of a GPU
 tokenizer = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, vocab_size=400)
-model = run_pretrain.RobertaForMaskedLM(run_pretrain.build_config(args, SimpleNamespace(**tokenizer)))
-run_pretrain.use_fast_layers(model, args, padded={padded})
+model = run_pretrain.RobertaForMaskedLM(run_pretrain.build_config(args, SimpleNamespace(**tokenizer), 32))
+run_pretrain.use_fast_layers(model, machine.device, machine.precision, padded={padded})
 ids = paddle.to_tensor(np.arange(64).reshape(2, 32) + 3)
 batch = dict(input_ids=ids, labels=ids, masked_positions=paddle.arange(128) % 64)
-optimizer, _ = run_pretrain.build_optimizer(model, args)
-run = run_pretrain.Run(args, model, model, optimizer, paddle.amp.GradScaler(enable=False))
+optimizer, _ = run_pretrain.build_optimizer(model, args, machine.precision)
+scaler = paddle.amp.GradScaler(enable=False)
+run = run_pretrain.Run(args, machine, model, None, parallel=model, optimizer=optimizer, scaler=scaler)
 print("BEGIN", file=sys.stderr, flush=True)
 run_pretrain.train_update(run, [batch])
 print("END", file=sys.stderr, flush=True)
@@ -298,7 +290,7 @@ def test_paddle_runs_every_matrix_product_in_half_precision_and_the_delicate_ope
 
 
 def as_on_a_gpu(layer, padded: bool = False):
-    run_pretrain.use_fast_layers(layer, SimpleNamespace(device="gpu", precision="float16"), padded)
+    run_pretrain.use_fast_layers(layer, "gpu", "float16", padded)
     return layer
 
 
@@ -415,7 +407,7 @@ def one_of_two(monkeypatch):
 def test_processes_on_the_cpu_talk_over_gloo_though_there_are_gpus(one_of_two):
     args = run_pretrain.parse_arguments(["--device", "cpu"])
     with pytest.raises(Chosen, match="gloo"):
-        run_pretrain.set_device(args)
+        run_pretrain.start_machine(args)
     assert paddle.get_device() == "cpu"
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import paddle
 import pytest
 import safetensors.numpy
-from conftest import ROOT, TINY, around_updates, create, metrics, run_script, text_of_words, training_arguments
+from conftest import ROOT, TINY, around_updates, create, metrics, run_of, run_script, text_of_words, training_arguments
 from paddlenlp import transformers
 
 import run_pretrain
 import utils
-from run_pretrain import Run, build_config, build_model, learning_rate_at, masked_loss
+from run_pretrain import Machine, build_config, build_model, learning_rate_at, masked_loss
 from utils import DataCollatorMLM, TokenRows, UserError
 
 PAGE_COMMAND = """--model_name_or_path roberta-en-base --batch_size 16 --learning_rate 1e-4 --weight_decay 1e-2
@@ -42,9 +42,8 @@ def build(monkeypatch, packed_data):
 
     def build(*arguments: str, padded: bool = False):
         args = run_pretrain.parse_arguments([*training_arguments(packed_data, ROOT), *arguments])
-        run_pretrain.set_precision(args)
-        rows = {"train": SimpleNamespace(lengths=(16 if padded else 32, 32))}
-        return build_model(args, build_config(args, tokenizer), rows)
+        machine = Machine("cpu", *run_pretrain.choose_precision(args, "cpu"))
+        return build_model(args, build_config(args, tokenizer, 32), machine, padded)
 
     return build
 
@@ -184,7 +183,7 @@ def test_recompute_gives_the_same_gradients(build, batch, padded, dropout, monke
 
 def test_a_mask_is_used_only_where_rows_are_padded(pretrain, packed_data, ragged_data, tmp_path, monkeypatch):
     real, built = run_pretrain.use_fast_layers, []
-    monkeypatch.setattr(run_pretrain, "use_fast_layers", lambda *model: built.append(model[2]) or real(*model))
+    monkeypatch.setattr(run_pretrain, "use_fast_layers", lambda *model: built.append(model[3]) or real(*model))
     pretrain("--max_steps", "1", output=tmp_path / "packed")
     pretrain("--max_steps", "1", data=ragged_data, output=tmp_path / "ragged")
     assert built == [False, True]
@@ -217,7 +216,7 @@ def test_a_batch_without_a_masked_token_has_no_loss_and_no_gradient(build, batch
 
 def test_every_value_of_the_architecture_is_robertas(packed_data):
     args = run_pretrain.parse_arguments(["--model_name_or_path", "roberta-en-base", "--max_seq_length", "512"])
-    config = build_config(args, load(packed_data)[0])
+    config = build_config(args, load(packed_data)[0], 512)
     expected = {
         "hidden_size": 768,
         "num_hidden_layers": 12,
@@ -240,8 +239,8 @@ def test_every_value_of_the_architecture_is_robertas(packed_data):
 
 def schedule(name: str, warmup_steps: int, total_steps: int) -> list:
     """The rates of a run's updates, as shares of the peak."""
-    args = SimpleNamespace(lr_scheduler=name, learning_rate=1.0)
-    run = Run(args, None, stop=None, total_steps=total_steps, warmup_steps=warmup_steps)
+    run = run_of(None, "--lr_scheduler", name, "--learning_rate", "1", warmup_steps=warmup_steps)
+    run.total_steps = total_steps
     return [learning_rate_at(step, run) for step in range(1, total_steps + 1)]
 
 
@@ -278,7 +277,7 @@ def test_a_single_update_trains(pretrain, build):
 @pytest.mark.parametrize(("given", "steps"), [((), 3), (("--warmup_steps", "0.2"), 8), (("--warmup_steps", "7"), 7)])
 def test_the_warmup_is_a_number_of_updates_or_a_share_of_them(pretrain, given, steps, capsys):
     output = pretrain("--max_steps", "40", "--logging_steps", "1", *given)
-    assert re.search(rf"40 updates of 8 \([\d.]+ epochs\), {steps} of them warmup", capsys.readouterr().out)
+    assert re.search(rf"40 updates of 8 rows \([\d.]+ epochs\), {steps} of them warmup", capsys.readouterr().out)
     rates = [record["learning_rate"] for record in metrics(output, "train")]
     assert rates[:steps] == pytest.approx([1e-3 * k / steps for k in range(1, steps + 1)])
     assert rates[steps] < 1e-3 and len(rates) == 40
@@ -286,10 +285,8 @@ def test_the_warmup_is_a_number_of_updates_or_a_share_of_them(pretrain, given, s
 
 def test_weight_decay_spares_biases_and_layer_norms(build):
     model = build()
-    args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT), "--weight_decay", "0.5"])
-    run_pretrain.set_precision(args)
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
-    optimizer, _ = run_pretrain.build_optimizer(model, args)
+    optimizer = run_of(model, "--learning_rate", "1e-3", "--weight_decay", "0.5").optimizer
     (0 * sum(p.sum() for p in model.parameters())).backward()  # no gradient: only decay moves a weight
     optimizer.step()
     for name, parameter in model.named_parameters():
@@ -308,15 +305,13 @@ def test_adams_moments_decay_by_09_and_098(pretrain):
 
 
 def test_the_gradient_is_that_of_the_mean_over_the_masked_tokens_of_all_micro_batches(build, batch):
-    args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT)])
-    args.precision, model, twin = "float32", build("--dropout", "0"), build("--dropout", "0")
+    model, twin = build("--dropout", "0"), build("--dropout", "0")
     fewer = {**batch, "masked_positions": batch["masked_positions"][:20]}  # of other size
     fewer["labels"] = paddle.full_like(batch["labels"], -100).flatten()
     fewer["labels"] = paddle.scatter(
         fewer["labels"], fewer["masked_positions"], paddle.gather(batch["labels"].flatten(), fewer["masked_positions"])
     ).reshape(batch["labels"].shape)
-    run = Run(args, model, model, *run_pretrain.build_optimizer(model, args), stop=SimpleNamespace(requested=False))
-    update = run_pretrain.train_update(run, [batch, fewer])
+    update = run_pretrain.train_update(run_of(model), [batch, fewer])
     loss = sum(masked_loss(twin, micro_batch)[0] for micro_batch in (batch, fewer))
     number = sum(int((micro_batch["labels"] != -100).sum()) for micro_batch in (batch, fewer))
     (loss / number).backward()
@@ -327,29 +322,26 @@ def test_the_gradient_is_that_of_the_mean_over_the_masked_tokens_of_all_micro_ba
 
 
 def test_each_micro_batch_of_each_rank_and_update_has_dropout_of_its_own(build, batch, monkeypatch):
-    args = run_pretrain.parse_arguments([*training_arguments(ROOT, ROOT)])
-    args.precision, model, seeds, real = "float32", build(), [], paddle.seed
-    optimizer, scaler = run_pretrain.build_optimizer(model, args)
-    run = Run(args, model, model, optimizer, scaler, stop=SimpleNamespace(requested=False))
+    run, seeds, real = run_of(build()), [], paddle.seed
     monkeypatch.setattr(paddle, "seed", lambda seed: seeds.append(seed) or real(seed))
-    for run.global_step in (0, 1):
+    for run.progress.global_step in (0, 1):
         for rank in (0, 1):
-            monkeypatch.setattr(run_pretrain.dist, "get_rank", lambda rank=rank: rank)
+            run.machine = Machine("cpu", "float32", "for a test", rank)
             run_pretrain.train_update(run, [batch, batch])
     assert len(seeds) == len(set(seeds)) == 8
 
 
-def test_padding_in_either_split_needs_the_mask(packed_data, build):
-    args = run_pretrain.parse_arguments(training_arguments(packed_data, ROOT))
-    run_pretrain.set_precision(args)
-    config = build_config(args, load(packed_data)[0])
-    for train, validation, padded in (
-        ((32, 32), (32, 32), False),
-        ((32, 32), (5, 32), True),
-        ((5, 32), (32, 32), True),
-    ):
-        rows = {"train": SimpleNamespace(lengths=train), "validation": SimpleNamespace(lengths=validation)}
-        assert build_model(args, config, rows).roberta.encoder.layers[0].self_attn.padded is padded
+def test_padding_in_either_split_needs_the_mask(packed_data, ragged_data, tmp_path):
+    ragged = datasets.load_from_disk(str(ragged_data))
+    for train, validation, padded in ((False, False, False), (False, True, True), (True, False, True)):
+        data = tmp_path / f"{train}{validation}"
+        splits = datasets.load_from_disk(str(packed_data))
+        for name, is_ragged in (("train", train), ("validation", validation)):
+            splits[name] = ragged[name] if is_ragged else splits[name]
+        splits.save_to_disk(str(data))
+        shutil.copytree(packed_data / "tokenizer", data / "tokenizer")
+        loaded = run_pretrain.load_data(run_pretrain.parse_arguments(["--input_file", str(data)]))
+        assert loaded.is_padded is padded and loaded.seq_length == 32
 
 
 # ---------------------------------------------------------------- a run
@@ -371,7 +363,7 @@ def test_a_run_from_start_to_checkpoint(pretrain, packed_data, capsys):
     loss, perplexity = evaluations[1]["eval_loss"], evaluations[1]["perplexity"]
     assert shown[-1] == f"done: {output}/paddle_60, evaluation loss {loss:.4f}, perplexity {perplexity:.2f}"
     lines = [line for line in shown if line.startswith("step ")]
-    pattern = r"step {}/60  loss {:.3f}  rate {:.2e}  [\d,]+ tokens/s  ETA \d+\.\d\d h"
+    pattern = r"step {}/60  loss {:.3f}  rate {:.2e}  [\d,]+ tokens/s  \d+ s left"
     for line, record in zip(lines, train, strict=True):
         assert re.fullmatch(pattern.format(record["step"], record["loss"], record["learning_rate"]), line)
     [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
@@ -445,7 +437,7 @@ def test_training_goes_on_without_a_planned_end(pretrain, tmp_path):
     names = ("model.safetensors", "training_state/optimizer.safetensors")
     assert all((whole / "paddle_6" / n).read_bytes() == (grown / "paddle_6" / n).read_bytes() for n in names)
     linear = pretrain("--max_steps", "3", output=tmp_path / "linear")
-    with pytest.raises(UserError, match=r"total_steps \(was 3, is 6\)"):
+    with pytest.raises(UserError, match=r"total_steps \(was 3, is 6;"):
         pretrain("--max_steps", "6", "--resume_from_checkpoint", "auto", output=linear)
 
 
@@ -495,8 +487,12 @@ def test_evaluating_only_prints_the_loss_of_the_model_and_writes_a_line_on_reque
     run_pretrain.main(["--input_file", str(packed_data), "--device", "cpu", "--amp", "False", *evaluated])
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out.splitlines()
-    line = "evaluation: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
-    assert shown[-1] == line.format(**record) and 1 < record["eval_loss"] < math.log(400)
+    line = "evaluation: loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}: "
+    assert (
+        shown[-1].startswith(line.format(**record))
+        and shown[-1].endswith(run_pretrain.where_it_stands(record))
+        and 1 < record["eval_loss"] < math.log(400)
+    )
     [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
     assert all(f"{record[key]:.3f}" in yardsticks for key in ("unigram_entropy", "loss_without_context"))
     assert any(line.endswith(f"continuing from {output / 'paddle_8'}") for line in shown)
@@ -527,7 +523,9 @@ def test_an_evaluation_reads_the_same_max_eval_rows_each_time(pretrain, tmp_path
 def test_the_best_checkpoint_is_kept_and_named_at_the_end(pretrain, monkeypatch, capsys, tmp_path):
     losses = dict(zip((2, 4, 6, 8, 10), (5.0, 4.0, 4.5, 4.25, 4.75)))
     evaluation = {"perplexity": 1.0, "accuracy": 0.5}
-    monkeypatch.setattr(run_pretrain, "evaluate", lambda run, _: {"eval_loss": losses[run.global_step], **evaluation})
+    monkeypatch.setattr(
+        run_pretrain, "evaluate", lambda run, _: {"eval_loss": losses[run.progress.global_step], **evaluation}
+    )
     more = "--save_steps", "2", "--save_total_limit", "2"
     output = pretrain("--max_steps", "10", *more)
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_10", "paddle_4", "paddle_8"]
@@ -551,15 +549,14 @@ def test_weights_that_became_too_large_to_evaluate_are_named(pretrain):
 
 def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
     args = run_pretrain.parse_arguments(training_arguments(packed_data, tmp_path))
-    report = run_pretrain.Report(args, *reversed(load(packed_data, "validation")))
-    optimizer = SimpleNamespace(get_lr=lambda: 1.2345e-4)
-    run = Run(args, None, None, optimizer, stop=None, total_steps=1_000_000, global_step=123_400)
-    run.window = {"loss_sum": 123.4, "num_masked": 10.0, "skipped_updates": 0}
-    run.window.update(updates=100, tokens=26_214_400, seconds=100.0, data_seconds=1.0, flops=1e15)
-    result = {"grad_norm": 1.0, "loss_scale": 1.0}
-    report.training(run, result)
+    report = run_pretrain.Report(args, run_pretrain.load_data(args))
+    window = {"loss_sum": 123.4, "num_masked": 10.0, "skipped_updates": 0}
+    window.update(updates=100, tokens=26_214_400, seconds=100.0, data_seconds=1.0, flops=1e15)
+    run = run_of(None, global_step=123_400, window=window)
+    run.optimizer, run.total_steps = SimpleNamespace(get_lr=lambda: 1.2345e-4), 1_000_000
+    report.log_training(run, {"grad_norm": 1.0, "loss_scale": 1.0})
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  ETA 243.50 h"
+    assert line == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  10.1 days left"
     assert len(line) <= 100
 
 
@@ -714,7 +711,8 @@ def test_validation_rows_that_give_no_result_are_refused(pretrain, packed_data, 
 BROKEN_DATA = {
     "not a data set": lambda data: (data / "dataset_dict.json").unlink(),
     "damaged.*special_tokens_mask": drop_column,
-    "damaged.*tokenizer_config.json": lambda data: shutil.rmtree(data / "tokenizer"),
+    "damaged.*data/tokenizer|damaged.*broken/tokenizer": lambda data: shutil.rmtree(data / "tokenizer"),
+    "damaged.*tokenizer_config.json": lambda data: (data / "tokenizer/tokenizer_config.json").unlink(),
     "not a data set of create_data.py, or damaged": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
     "damaged.*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
     "beyond the tokenizer's vocabulary": lambda data: (data / "tokenizer/vocab.json").write_text(
@@ -944,9 +942,10 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
     assert f"data: {rows:,} rows" in capsys.readouterr().out
     shutil.rmtree(resumed / "paddle_4")
     resume = ("--resume_from_checkpoint", "auto")
-    with pytest.raises(UserError, match=r"data\.0\.train"):  # the other way round
+    refusal = "cannot resume from .*: the data of --input_file"
+    with pytest.raises(UserError, match=refusal):  # the other way round
         pretrain(*arguments[:-2], *reversed(arguments[-2:]), *resume)
-    with pytest.raises(UserError, match=r"data\.1\.train.*is None"):
+    with pytest.raises(UserError, match=refusal):
         pretrain(*arguments[:-1], *resume)
     pretrain(*arguments, *resume)
     assert (whole / "paddle_4/model.safetensors").read_bytes() == (resumed / "paddle_4/model.safetensors").read_bytes()
@@ -955,7 +954,7 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
     content[len(content) // 2] ^= 1
     arrow.write_bytes(content)
     shutil.rmtree(resumed / "paddle_4")
-    with pytest.raises(UserError, match=r"data\.1\.train"):
+    with pytest.raises(UserError, match=f"{arrow} is not as create_data.py wrote it"):
         pretrain(*arguments, *resume)
 
 

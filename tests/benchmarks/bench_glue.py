@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..",
 from utils import ArgumentParser, UserError, command_line, number
 
 RUN_WITH_FAST_LAYERS = """
-import runpy, sys, types
+import runpy, sys
 import run_pretrain
 from paddlenlp.transformers import AutoModelForSequenceClassification
 
@@ -34,9 +34,8 @@ load = AutoModelForSequenceClassification.from_pretrained
 
 def load_with_fast_layers(*arguments, **options):
     model = load(*arguments, **options)
-    settings = types.SimpleNamespace(device="cpu", amp=True)
-    run_pretrain.set_precision(settings)
-    run_pretrain.use_fast_layers(model, settings, padded=True)
+    precision, _ = run_pretrain.choose_precision(run_pretrain.parse_arguments([]), "cpu")
+    run_pretrain.use_fast_layers(model, "cpu", precision, padded=True)
     return model
 
 AutoModelForSequenceClassification.from_pretrained = load_with_fast_layers
