@@ -94,7 +94,8 @@ def training_arguments(data: pathlib.Path, output: pathlib.Path, model: str = TI
 
 
 def around_updates(monkeypatch, before=None, after=None) -> None:
-    """Calls before(run) ahead of each update and after(run, result) behind it; run.progress.global_step counts those done."""
+    """Calls before(run) ahead of each update and after(run, result) behind it, when progress.global_step updates
+    are done."""
     import run_pretrain
 
     real = run_pretrain.train_update

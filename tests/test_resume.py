@@ -453,7 +453,7 @@ def test_swapped_rows_are_refused_and_the_same_rows_elsewhere_are_not(pretrain, 
     content = content.replace(first, b"?" * 64).replace(second, first).replace(b"?" * 64, second)
     (tmp_path / "swapped").write_bytes(content)
     os.replace(tmp_path / "swapped", path)  # the other stays for who has it open
-    with pytest.raises(UserError, match="is not as create_data.py wrote it"):
+    with pytest.raises(UserError, match=r"is not as create_data\.py wrote it"):
         pretrain(*TWO_THEN_FOUR, *RESUME, data=data)
     (data / "data_card.json").unlink()  # nothing to compare with but the checkpoint
     with pytest.raises(UserError, match=r"the data of --input_file \(was .* digest [0-9a-f]{8}, is .* digest"):
