@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stderr, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +51,7 @@ from visualdl import LogWriter
 
 import datasets  # after paddlenlp, which warns otherwise
 
+EMBEDDINGS_RMS, SINUSOIDS_BASE = 0.06, 10_000  # of begin_with_sinusoids()
 ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and BERT's small models
     "roberta-en-tiny": (2, 128, 2),
     "roberta-en-mini": (4, 256, 4),
@@ -61,18 +62,44 @@ ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and 
 EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What training from scratch begins with, and with which settings; flags of the same names go before it."""
+
+    learning_rate: float  # the peak
+    mlm_probability: float  # share of the tokens that training predicts
+    dropout: float | None  # None: the model's, which is 0.1 from scratch
+    initialization: str  # "normal": RoBERTa's; "sinusoids": see begin_with_sinusoids()
+    stages: tuple[tuple[int, float], ...]  # (length, share): until this share of the updates, pieces of this length
+
+
+RECIPES = {
+    # RoBERTa's own settings (section 5 and its configuration), and the original page's rate.
+    "roberta": Recipe(1e-4, 0.15, None, "normal", ()),
+    # Small models stay for thousands of updates where they do not use the context. These begin with pieces of rows so
+    # short that attention has few places to choose from: tests/benchmarks/README.md tells what was tried, and why.
+    "growing_rows": Recipe(3e-3, 0.4, 0.0, "sinusoids", ((8, 0.3), (32, 0.45))),
+}
+GROWING = ("roberta-en-tiny", "roberta-en-mini", "roberta-en-small")  # architectures whose recipe is growing_rows
+
+
 # -------- the task
 def main(argv: list | None = None):
     """Trains; with --max_steps 0, evaluates."""
     args = parse_arguments(argv)
+    recipe = choose_recipe(args)
     machine = start_machine(args)
-    data = load_data(args)
-    config = build_config(args, data.tokenizer, data.seq_length)
-    collator = build_collator(args, data)
-    validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
+    data = load_data(args, recipe)
+    config = build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
+    training_masks = build_collator(args, data, recipe.mlm_probability)
+    validation_masks = build_collator(args, data, args.eval_mlm_probability)
+    validation = {
+        name: validation_batches(rows, validation_masks, args, machine) for name, rows in data.validation.items()
+    }
     report = Report(args, data)
     if args.max_steps == 0:
-        run = Run(args, machine, build_model(args, config, machine, data.is_padded), report)
+        model = build_model(args, config, machine, data.is_padded)
+        run = Run(args, machine, model, report)
         run.stop.catch_signals()
         evaluate_all(run, validation)
         return
@@ -86,10 +113,10 @@ def main(argv: list | None = None):
         seed=args.seed,
     )
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
-        run = start_or_resume(args, machine, data, config, sampler, report)
+        run = start_or_resume(args, recipe, machine, data, config, sampler, report)
         run.stop.catch_signals()
         keys = sampler.batches(run.progress.global_step, run.total_steps)
-        evaluations = train(run, batches_of(data.train, keys, collator), validation)
+        evaluations = train(run, batches_of(data.train, keys, training_masks), validation)
         report.log_end(run, evaluations)
 
 
@@ -136,6 +163,7 @@ class Run:
     machine: Machine
     model: nn.Layer  # RobertaForMaskedLM
     report: "Report"
+    recipe: Recipe = RECIPES["roberta"]
     progress: Progress = field(default_factory=Progress)
     parallel: nn.Layer | None = None  # the model; of several ranks, in DataParallel
     optimizer: paddle.optimizer.Optimizer | None = None
@@ -159,6 +187,9 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
     while progress.global_step < run.total_steps:
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
+        length = piece_length_at(progress.global_step + 1, run)
+        if length is not None:
+            micro_batches = [utils.cut_rows(batch, length) for batch in micro_batches]
         data_seconds = time.perf_counter() - started
 
         run.optimizer.set_lr(learning_rate_at(progress.global_step + 1, run))
@@ -311,7 +342,7 @@ def first_of(evaluations: dict[str, dict]) -> dict:
 
 def learning_rate_at(step: int, run: Run) -> float:
     """The rate of update `step`, counted from 1: that of transformers' schedules one update later, so none is 0."""
-    peak, warmup_steps = run.args.learning_rate, run.progress.warmup_steps
+    peak, warmup_steps = run.recipe.learning_rate, run.progress.warmup_steps
     if step <= warmup_steps:
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / (run.total_steps - warmup_steps + 1)  # above 0, below 1
@@ -320,6 +351,17 @@ def learning_rate_at(step: int, run: Run) -> float:
     if run.args.lr_scheduler == "cosine":
         return peak * (1 + math.cos(math.pi * progress)) / 2
     return peak  # constant_with_warmup
+
+
+def piece_length_at(step: int, run: Run) -> int | None:
+    """The length of the pieces into which update `step`, counted from 1, cuts its rows; None: whole rows.
+
+    Each piece has the positions 0, 1, 2, ... anew, and tokens see only those of their own piece.
+    """
+    for length, share in run.recipe.stages:
+        if step <= share * run.total_steps:
+            return length if length < run.data.train.lengths[1] else None
+    return None
 
 
 # -------- the update's tools
@@ -450,7 +492,7 @@ def attention(layer, hidden, key=None, value=None, attn_mask=None, cache=None):
     return layer.out_proj(context.reshape(query.shape))
 
 
-def build_config(args, tokenizer, seq_length: int):
+def build_config(args, tokenizer, seq_length: int, dropout: float | None = None):
     """The configuration of an architecture, a directory or a hub id."""
     name = args.model_name_or_path
     positions = seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
@@ -481,23 +523,25 @@ def build_config(args, tokenizer, seq_length: int):
         problem = f"{name} has {', '.join(unsuited)}, which does not suit the data"
         remedy = f"take another, or data prepared with --tokenizer_name {name}"
         require(not unsuited, f"{problem}: {remedy}")
-    if args.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = args.dropout
+    if dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     return config
 
 
-def build_model(args, config, machine: Machine, is_padded: bool, checkpoint: str | None = None):
+def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None, initialization: str = "normal"):
     """The model with weights of a checkpoint, of --model_name_or_path, or new ones."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
     needed = "model.safetensors must be a RobertaForMaskedLM's, as in config.json"
     with explaining(f"cannot load the weights of {source}: {needed}"):
         model, action = load_model(source, config)
+    if action == "training from scratch" and initialization == "sinusoids":
+        begin_with_sinusoids(model, args.seed)
     use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
         suits = machine.device != "cpu" or onednn() is None
         require(suits, "--recompute True is for GPUs: a CPU's layers keep little")
-        options = dict(use_reentrant=False, preserve_rng_state=args.dropout != 0)
+        options = dict(use_reentrant=False, preserve_rng_state=config.hidden_dropout_prob != 0)
         for layer in model.roberta.encoder.layers:
             layer.forward = partial(dist.fleet.utils.recompute, layer.forward, **options)
     size = sum(parameter.size for parameter in model.parameters())
@@ -523,11 +567,35 @@ def load_model(source: str, config) -> tuple:
     return model, f"continuing from {source}"
 
 
+def begin_with_sinusoids(model, seed: int):
+    """Initializes a new model as the recipe growing_rows does.
+
+    Position embeddings begin as sinusoids (Vaswani et al., 2017, section 3.5, sines and cosines side by side), which
+    are learned on; words are normal with the same root mean square, linear layers normal with 1 / sqrt(width).
+    Biases, LayerNorms and token types stay as PaddleNLP begins them, which is RoBERTa's way.
+    """
+    width = model.config.hidden_size
+    embeddings = model.roberta.embeddings
+    generator = np.random.default_rng([seed, 0])
+
+    def draw(parameter, deviation: float):
+        parameter.set_value(generator.normal(0, deviation, parameter.shape).astype(np.float32))
+
+    draw(embeddings.word_embeddings.weight, EMBEDDINGS_RMS)
+    positions = np.arange(embeddings.position_embeddings.weight.shape[0])[:, None]
+    angles = positions * SINUSOIDS_BASE ** (-np.arange(width // 2) / (width // 2))
+    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) * math.sqrt(2) * EMBEDDINGS_RMS
+    embeddings.position_embeddings.weight.set_value(sinusoids.astype(np.float32))
+    for layer in model.sublayers():
+        if type(layer) is nn.Linear:
+            draw(layer.weight, 1 / math.sqrt(width))
+
+
 def build_optimizer(model, args, precision: str):
     """AdamW, decaying matrices and embeddings only, and the scaler that float16 needs."""
     decayed = {parameter.name for parameter in model.parameters() if parameter.ndim >= 2}
     optimizer = paddle.optimizer.AdamW(
-        learning_rate=args.learning_rate,
+        learning_rate=0.0,  # train() sets it for each update
         beta1=0.9,
         beta2=0.98,  # RoBERTa, section 3.1
         epsilon=args.adam_epsilon,
@@ -539,10 +607,10 @@ def build_optimizer(model, args, precision: str):
     return optimizer, paddle.amp.GradScaler(enable=is_float16, init_loss_scaling=args.scale_loss)
 
 
-def build_collator(args, data: Data) -> DataCollatorMLM:
-    """The masking of training and evaluations; rows of different lengths are padded to few lengths."""
+def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
+    """The masking of training or of evaluations; rows of different lengths are padded to few lengths."""
     multiple = utils.LENGTH_MULTIPLE if data.is_padded else None
-    return DataCollatorMLM(data.tokenizer, args.mlm_probability, args.seed, args.whole_word_masking, multiple)
+    return DataCollatorMLM(data.tokenizer, mlm_probability, args.seed, args.whole_word_masking, multiple)
 
 
 def batches_of(rows: TokenRows, keys: Iterator[list], collator: DataCollatorMLM) -> Iterator[dict]:
@@ -563,10 +631,12 @@ def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine
 
 
 # -------- checkpoints
-def start_or_resume(args, machine: Machine, data: Data, config, sampler: UpdateSampler, report: "Report") -> Run:
+def start_or_resume(
+    args, recipe: Recipe, machine: Machine, data: Data, config, sampler: UpdateSampler, report: "Report"
+) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
     total_steps = count_updates(args, sampler)
-    identity = run_identity(args, machine, data, config, sampler.global_batch, total_steps)
+    identity = run_identity(args, recipe, machine, data, config, sampler.global_batch, total_steps)
     checkpoint = find_checkpoint(args)
     state = load_state(checkpoint, identity, data, total_steps) if checkpoint else None
     if state is not None:
@@ -576,7 +646,7 @@ def start_or_resume(args, machine: Machine, data: Data, config, sampler: UpdateS
         progress = Progress(warmup_steps=math.ceil(args.warmup_steps * (total_steps if is_share else 1)))
     check_ranks_agree(args, machine, identity, progress.global_step)
 
-    model = build_model(args, config, machine, data.is_padded, checkpoint)
+    model = build_model(args, config, machine, data.is_padded, checkpoint, recipe.initialization)
     optimizer, scaler = build_optimizer(model, args, machine.precision)
     if checkpoint:
         load_optimizer(checkpoint, state, model, optimizer, scaler)
@@ -587,6 +657,7 @@ def start_or_resume(args, machine: Machine, data: Data, config, sampler: UpdateS
         machine=machine,
         model=model,
         report=report,
+        recipe=recipe,
         progress=progress,
         parallel=parallel,
         optimizer=optimizer,
@@ -626,10 +697,13 @@ def count_updates(args, sampler: UpdateSampler) -> int:
     return total_steps
 
 
-def run_identity(args, machine: Machine, data: Data, config, global_batch: int, total_steps: int) -> dict:
+def run_identity(
+    args, recipe: Recipe, machine: Machine, data: Data, config, global_batch: int, total_steps: int
+) -> dict:
     """What the result depends on, by name: a resumed run must have all of it in common with its checkpoint."""
     may_change = build_parser().may_change()
     identity = {name: value for name, value in vars(args).items() if name not in may_change}
+    identity |= {name: value for name, value in asdict(recipe).items() if name != "dropout"}  # the configuration has it
     identity["precision"] = machine.precision
     identity["global_batch"] = global_batch
     if args.lr_scheduler != "constant_with_warmup":  # whose runs may go on for as long as one likes
@@ -723,6 +797,7 @@ def load_state(checkpoint: str, identity: dict, data: Data, total_steps: int) ->
 def changes_between(saved: dict, current: dict, data: str, saved_data: str | None) -> list[str]:
     """What differs between two identities, in a user's words."""
     defaults = vars(parse_arguments([]))  # for a flag that the checkpoint does not know yet
+    defaults |= {name: getattr(RECIPES["roberta"], name) for name in ("initialization", "stages")}
     was = {name: defaults[name] for name in current if name in defaults} | saved
     is_data = {name for name in [*was, *current] if name.startswith("data.")}
     changes = []
@@ -1014,7 +1089,32 @@ def end_with_the_launcher():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
-def load_data(args) -> Data:
+def choose_recipe(args) -> Recipe:
+    """The recipe of --recipe, or of the architecture, with the flags that are given instead; says what it is."""
+    default = "growing_rows" if args.model_name_or_path in GROWING else "roberta"
+    name = args.recipe or default
+    given = {field: getattr(args, field) for field in asdict(RECIPES[name]) if getattr(args, field) is not None}
+    recipe = replace(RECIPES[name], **given)
+    if args.max_steps != 0:
+        other = "" if name == "roberta" else "; --recipe roberta for RoBERTa's own settings"
+        log(f"recipe {name}: {describe_recipe(recipe)}{other}")
+    return recipe
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """A recipe in a line."""
+    rows = "whole rows"
+    if recipe.stages:
+        pieces = [f"pieces of {length} tokens until {share:.0%} of the updates" for length, share in recipe.stages]
+        rows = f"rows cut into {', '.join(pieces)}, whole then"
+    dropout = "the model's dropout" if recipe.dropout is None else f"dropout {recipe.dropout:g}"
+    return (
+        f"{rows}; {recipe.mlm_probability:.0%} of the tokens predicted; rate {recipe.learning_rate:g}; {dropout}; "
+        f"{recipe.initialization} initialization of a new model"
+    )
+
+
+def load_data(args, recipe: Recipe) -> Data:
     """Reads the data sets of --input_file as one."""
     named = f"--input_file {' '.join(args.input_file)}"
     with explaining(f"{named}: not a data set of create_data.py, or damaged: prepare it anew"):
@@ -1038,6 +1138,8 @@ def load_data(args) -> Data:
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
     is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
+    # Rows that the pieces of the recipe's stages do not divide are padded, too.
+    is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
     if is_padded:  # to what the collator pads such rows to
         limit = math.ceil(limit / utils.LENGTH_MULTIPLE) * utils.LENGTH_MULTIPLE
     return Data(tokenizer, files, train, validation, limit, is_padded, digests)
@@ -1090,6 +1192,21 @@ def parse_arguments(argv: list | None) -> argparse.Namespace:
     return args
 
 
+def stages(text: str) -> tuple[tuple[int, float], ...]:
+    """The argparse type of --stages: lengths and shares that rise, or none."""
+    if text == "none":
+        return ()
+    pairs = [stage.split(":") for stage in text.split(",")]
+    found = tuple((int(length), float(share)) for length, share in pairs)
+    rising = [(0, 0.0), *found]
+    for (length, share), (next_length, next_share) in zip(rising, found):
+        if not (length < next_length <= utils.LENGTH_MULTIPLE and utils.LENGTH_MULTIPLE % next_length == 0):
+            raise argparse.ArgumentTypeError(f"{text}: lengths must rise, and divide {utils.LENGTH_MULTIPLE}")
+        if not share < next_share <= 1:
+            raise argparse.ArgumentTypeError(f"{text}: shares of the updates must rise, up to 1")
+    return found
+
+
 def build_parser() -> utils.ArgumentParser:
     """All flags. One changes the result, and is refused on resuming, unless it says that it may change."""
     parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.")
@@ -1114,9 +1231,14 @@ def build_parser() -> utils.ArgumentParser:
     add(
         "--mlm_probability",
         type=number(float, 1e-9, 1),
+        help="share of the tokens that are predicted in training: of these 80 %% are masked, 10 %% replaced by any "
+        "token and 10 %% left as they are (default: the recipe's, 0.15 or 0.4)",
+    )
+    add(
+        "--eval_mlm_probability",
+        type=number(float, 1e-9, 1),
         default=0.15,
-        help="share of the tokens that are predicted, in training and evaluations: of these 80 %% are masked, 10 %% "
-        "replaced by any token and 10 %% left as they are",
+        help="the same share in evaluations, so that runs with different shares in training can be compared",
     )
     add(
         "--whole_word_masking",
@@ -1137,8 +1259,32 @@ def build_parser() -> utils.ArgumentParser:
         "--dropout",
         may_change=True,  # the configuration is compared instead
         type=number(float, 0, 0.99),
-        help="share of hidden values and attention weights that are dropped in training (default: the model's, 0.1 "
-        "from scratch)",
+        help="share of hidden values and attention weights that are dropped in training (default: the recipe's, which "
+        "is 0, or the model's own, 0.1 from scratch)",
+    )
+    add(
+        "--recipe",
+        may_change=True,  # what it sets is compared instead
+        choices=list(RECIPES),
+        help=f"settings for what is not given: `roberta` has RoBERTa's; `growing_rows` takes small models past the "
+        "plateau where they do not use the context: rows cut into short pieces at first, more tokens predicted, a "
+        f"higher rate, no dropout, positions that begin as sinusoids (default: growing_rows for {', '.join(GROWING)}, "
+        "roberta for others and for weights that are continued)",
+    )
+    add(
+        "--initialization",
+        may_change=False,
+        choices=["normal", "sinusoids"],
+        help="how a new model begins: `normal` is RoBERTa's way; `sinusoids` begins positions as sinusoids, which are "
+        "learned on, and other weights larger (default: the recipe's)",
+    )
+    add(
+        "--stages",
+        type=stages,
+        metavar="LENGTH:SHARE,...",
+        help="8:0.3,32:0.45 cuts rows into pieces of 8 tokens until 30 %% of the updates, of 32 until 45 %%, and "
+        "leaves them whole then; each piece has positions of its own and sees no other; `none` leaves rows whole "
+        "(default: the recipe's)",
     )
 
     add = parser.group("optimization")
@@ -1157,7 +1303,11 @@ def build_parser() -> utils.ArgumentParser:
         default=1,
         help="micro-batches of each device in an update; more take less memory for the same global batch",
     )
-    add("--learning_rate", type=not_negative, default=1e-4, help="the peak learning rate, reached after the warmup")
+    add(
+        "--learning_rate",
+        type=not_negative,
+        help="the peak learning rate, reached after the warmup (default: the recipe's, 1e-4 or 3e-3)",
+    )
     add(
         "--lr_scheduler",
         choices=["linear", "cosine", "constant_with_warmup"],

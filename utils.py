@@ -170,14 +170,14 @@ def special_ids(tokenizer) -> np.ndarray:
 def cut_rows(batch: dict, length: int) -> dict:
     """A batch of DataCollatorMLM with its rows cut into pieces of `length` tokens.
 
-    input_ids and labels go from [batch, seq] to [batch * seq / length, length] and share the given
-    arrays' memory; the order of the tokens stays, so masked_positions, which are flat, stay too.
-    ValueError: `length` does not divide seq.
+    input_ids and labels, arrays or tensors, go from [batch, seq] to [batch * seq / length, length];
+    arrays share the given ones' memory. The order of the tokens stays, so masked_positions, which
+    are flat, stay too. ValueError: `length` does not divide seq.
     """
     seq = batch["input_ids"].shape[1]
     if length < 1 or seq % length:
         raise ValueError(f"rows of {seq} tokens cannot be cut into pieces of {length}")
-    pieces = {name: batch[name].reshape(-1, length) for name in ("input_ids", "labels")}
+    pieces = {name: batch[name].reshape([-1, length]) for name in ("input_ids", "labels")}
     return batch | pieces
 
 
