@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError
-from utils import explaining, log, number, onednn, require, rounded
+from utils import explaining, log, number, onednn, require
 
 utils.prepare_for_paddle()  # threads and memory, which are read when Paddle is imported
 
@@ -247,7 +247,7 @@ def train_update(run: Run, batches: list[dict]) -> dict:
         is_last = micro_step == len(batches) - 1
         with nullcontext() if is_last or machine.world_size == 1 else model.no_sync():
             with auto_cast(machine):
-                loss, _, _ = masked_loss(model, batch)
+                loss, _ = masked_loss(model, batch)
             scaler.scale(loss * weight).backward()
         loss_sum += loss.detach()
 
@@ -284,11 +284,9 @@ def clip_and_step(run: Run, gradients: list, result: dict):
 
 
 def masked_loss(model, batch: dict) -> tuple:
-    """The masked tokens' sum of losses (nats), logits [n, vocab], labels [n] (-100: filler)."""
+    """The masked tokens' sum of losses (nats), and in evaluations how many of them are predicted right."""
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
-    logits = model(batch["input_ids"], batch["masked_positions"]).astype("float32")
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum(), logits, labels  # a CPU's cross_entropy hides NaN
+    return model(batch["input_ids"], batch["masked_positions"], labels)
 
 
 @paddle.no_grad()
@@ -300,8 +298,8 @@ def evaluate(run: Run, make_batches: Callable) -> dict | None:
         if run.stop.requested:
             break
         with auto_cast(run.machine):
-            loss, logits, labels = masked_loss(run.model, batch)
-        counts = loss, (logits.argmax(-1) == labels).sum(), (labels != IGNORE_INDEX).sum()
+            loss, num_correct = masked_loss(run.model, batch)
+        counts = loss, num_correct, (batch["labels"] != IGNORE_INDEX).sum()
         totals[:3] += paddle.stack([count.astype("float64") for count in counts])
     run.model.train()
     totals[3] = float(run.stop.requested)
@@ -438,58 +436,26 @@ def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> flo
 class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
     """PaddleNLP's model and checkpoints; a quarter cheaper with masked_positions."""
 
-    def forward(self, input_ids, masked_positions=None, **kwargs):
-        """Logits [batch, seq, vocab]; [n, vocab] with masked_positions (flat indices [n])."""
+    def forward(self, input_ids, masked_positions=None, labels=None, **kwargs):
+        """Logits [batch, seq, vocab]; with masked_positions (flat indices [n]) logits [n, vocab].
+
+        With labels (int64 [n], -100 where masked_positions is filled up) the loss: the sum of the
+        cross entropies, float32, and how many labels have the highest logit, int64 (None in training).
+        """
         if masked_positions is None:
-            return super().forward(input_ids, **kwargs)
+            return super().forward(input_ids, labels=labels, **kwargs)
         hidden = self.roberta(input_ids)[0]
-        return self.lm_head(paddle.gather(hidden.flatten(0, 1), masked_positions))
+        logits = self.lm_head(paddle.gather(hidden.flatten(0, 1), masked_positions))
+        if labels is None:
+            return logits
+        num_correct = None if self.training else (logits.argmax(-1) == labels).sum()
+        return cross_entropy(logits.astype("float32"), labels), num_correct
 
 
-def use_fast_layers(model, device: str, precision: str, padded: bool):
-    """Makes PaddleNLP's layers faster, on a CPU also bfloat16; their parameters stay."""
-    on_cpu = device == "cpu" and onednn() is not None
-    fast = {nn.Linear: linear, TransposedLinear: linear, nn.MultiHeadAttention: attention}
-    fast |= {nn.Dropout: dropout} if on_cpu else {}
-    for layer in model.sublayers(include_self=True):
-        layer.on_cpu, layer.half, layer.padded = on_cpu, precision == "bfloat16", padded
-        if type(layer) in fast:
-            layer.forward = partial(fast[type(layer)], layer)
-        if type(layer) is nn.TransformerEncoderLayer and on_cpu:
-            layer.activation = partial(Function.apply, gelu_operation, layer)
-
-
-def linear(layer, x):
-    """TransposedLinear's weight is the embedding's; PaddleNLP would copy it."""
-    if layer.on_cpu:
-        return Function.apply(linear_operation, layer, x, layer.weight, layer.bias)
-    out = paddle.matmul(x, layer.weight, transpose_y=isinstance(layer, TransposedLinear))
-    return out + layer.bias.astype(out.dtype)  # 2.6.2 would give float32
-
-
-def dropout(layer, x):
-    return Function.apply(dropout_operation, x, layer.p) if layer.training and layer.p else x
-
-
-def attention(layer, hidden, key=None, value=None, attn_mask=None, cache=None):
-    """hidden and the result are [batch, seq, width], attn_mask is [batch, 1, 1, seq]."""
-    mask = attn_mask if layer.padded else None
-    dropout = layer.dropout if layer.training else 0.0
-    query, key, value = layer.q_proj(hidden), layer.k_proj(hidden), layer.v_proj(hidden)
-    if layer.on_cpu:
-        mask = None if mask is None else mask.numpy()
-        return layer.out_proj(Function.apply(attention_operation, layer, query, key, value, mask, dropout))
-    heads = [x.reshape([*x.shape[:2], layer.num_heads, -1]) for x in (query, key, value)]
-    if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
-        context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
-    else:
-        q, k, v = (x.transpose([0, 2, 1, 3]) for x in heads)
-        scores = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)
-        if mask is not None:
-            scores = scores + mask.astype(scores.dtype)
-        weights = F.dropout(F.softmax(scores), dropout)
-        context = paddle.matmul(weights, v).transpose([0, 2, 1, 3])
-    return layer.out_proj(context.reshape(query.shape))
+def cross_entropy(logits, labels):
+    """The sum of the losses (nats) of logits [n, vocab] where labels [n] are not -100."""
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return loss + 0 * logits.detach().sum()  # a CPU's cross_entropy hides NaN
 
 
 def build_config(args, tokenizer, seq_length: int, dropout: float | None = None):
@@ -1442,27 +1408,139 @@ def build_parser() -> utils.ArgumentParser:
     return parser
 
 
-# -------- the CPU's layers (skip on first reading)
-# They compute on arrays that share the tensors' memory. Where a layer's `half` is set, operands
-# of products are rounded to bfloat16; all else is float32.
-CHUNK = 2**21  # attention weights in memory; at least one row's
+# -------- layers in the place of PaddleNLP's (skip on first reading)
+def use_fast_layers(model, device: str, precision: str, padded: bool):
+    """Puts our layers in the place of the model's own, once; leave it out for PaddleNLP's, and the same numbers.
+
+    Ours hold the very same parameters, so names, checkpoints and tied weights stay. On a CPU they
+    compute with oneDNN (utils.py), products in `precision`; elsewhere as Paddle does under auto_cast,
+    attention by FlashAttention where the device has it. `padded` says whether rows may hold <pad>.
+    """
+    on_cpu = device == "cpu" and onednn() is not None
+    for parent in reversed(model.sublayers(include_self=True)):  # children before their parents
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                setattr(parent, name, Linear(layer, on_cpu, precision))
+            elif type(layer) is TransposedLinear:
+                setattr(parent, name, OutputLayer(layer, on_cpu, precision))
+            elif type(layer) is nn.MultiHeadAttention:
+                setattr(parent, name, Attention(layer, on_cpu, precision, padded))
+            elif type(layer) is nn.Dropout and on_cpu:
+                setattr(parent, name, Dropout(layer.p))
+        if type(parent) is nn.TransformerEncoderLayer and on_cpu and parent.activation is F.gelu:
+            parent.activation = Gelu(precision)
+
+
+class Linear(nn.Linear):
+    """nn.Linear with the parameters of another one: [..., in] to [..., out] with a weight [in, out]."""
+
+    def __init__(self, replaced: nn.Linear, on_cpu: bool, precision: str):
+        nn.Layer.__init__(self)
+        self.weight, self.bias, self.name = replaced.weight, replaced.bias, None
+        self.on_cpu, self.precision = on_cpu, precision
+
+    def forward(self, x):
+        return linear(self, x, transposed=False)
+
+
+class OutputLayer(TransposedLinear):
+    """PaddleNLP's linear layer whose weight [out, in] is the embedding's, which PaddleNLP would copy."""
+
+    def __init__(self, replaced: TransposedLinear, on_cpu: bool, precision: str):
+        nn.Layer.__init__(self)
+        self.weight, self.bias, self.name = replaced.weight, replaced.bias, None
+        self.on_cpu, self.precision = on_cpu, precision
+
+    def forward(self, x):
+        return linear(self, x, transposed=True)
+
+
+def linear(layer, x, transposed: bool):
+    if layer.on_cpu:
+        operation = utils.LinearOperation(onednn(), layer.precision, transposed)
+        out_shape = [*x.shape[:-1], layer.bias.shape[0]]
+        return Function.apply(operation, out_shape, x, layer.weight, layer.bias)
+    out = paddle.matmul(x, layer.weight, transpose_y=transposed)
+    return out + layer.bias.astype(out.dtype)  # 2.6.2 would give float32
+
+
+class Gelu(nn.GELU):
+    """The exact GELU on a CPU."""
+
+    def __init__(self, precision: str):
+        super().__init__()
+        self.precision = precision
+
+    def forward(self, x):
+        return Function.apply(utils.GeluOperation(onednn(), self.precision), x.shape, x)
+
+
+class Dropout(nn.Dropout):
+    """Dropout on a CPU; it follows paddle.seed()."""
+
+    def forward(self, x):
+        if not (self.training and self.p):
+            return x
+        return Function.apply(utils.DropoutOperation(onednn(), self.p, drawn_seed()), x.shape, x)
+
+
+def drawn_seed() -> int:
+    return paddle.randint(2**31 - 1).item()
+
+
+class Attention(nn.MultiHeadAttention):
+    """Self-attention of hidden [batch, seq, width]; attn_mask is [batch, 1, 1, seq], added to the scores."""
+
+    def __init__(self, replaced: nn.MultiHeadAttention, on_cpu: bool, precision: str, padded: bool):
+        nn.Layer.__init__(self)
+        for name in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "need_weights"):
+            setattr(self, name, getattr(replaced, name))
+        for name, layer in replaced.named_children():  # q_proj, k_proj, v_proj, out_proj
+            setattr(self, name, layer)
+        self.on_cpu, self.precision, self.padded = on_cpu, precision, padded
+
+    def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
+        mask = attn_mask if self.padded else None  # PaddleNLP makes one in any case
+        dropout = self.dropout if self.training else 0.0
+        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        attend = self.attend_on_cpu if self.on_cpu else self.attend
+        return self.out_proj(attend(query, key, value, mask, dropout))
+
+    def attend_on_cpu(self, query, key, value, mask, dropout: float):
+        mask = None if mask is None else mask.numpy()
+        seed = drawn_seed() if dropout else 0
+        operation = utils.AttentionOperation(onednn(), self.precision, self.num_heads, mask, dropout, seed)
+        return Function.apply(operation, query.shape, query, key, value)
+
+    def attend(self, query, key, value, mask, dropout: float):
+        heads = [x.reshape([*x.shape[:2], self.num_heads, -1]) for x in (query, key, value)]
+        if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
+            context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
+        else:
+            q, k, v = (x.transpose([0, 2, 1, 3]) for x in heads)
+            scores = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)
+            if mask is not None:
+                scores = scores + mask.astype(scores.dtype)
+            weights = F.dropout(F.softmax(scores), dropout)
+            context = paddle.matmul(weights, v).transpose([0, 2, 1, 3])
+        return context.reshape(query.shape)
 
 
 class Function(paddle.autograd.PyLayer):
-    """Calls operation(out, *arguments), which fills out and returns what fills the gradients."""
+    """Runs an operation of utils.py, which computes on arrays, for tensors and their gradients."""
 
     @staticmethod
-    def forward(ctx, operation, *arguments):
-        ctx.shapes = [x.shape for x in arguments if isinstance(x, paddle.Tensor)]
-        out = paddle.empty([*ctx.shapes[0][:-1], ctx.shapes[-1][-1]])  # as wide as the last
-        arguments = (array_of(x) if isinstance(x, paddle.Tensor) else x for x in (out, *arguments))
-        ctx.write = operation(*arguments)
+    def forward(ctx, operation, out_shape: list, *tensors):
+        """The operation keeps what its backward pass needs, and lives as long as Paddle's record."""
+        out = paddle.empty(out_shape)
+        operation.forward(array_of(out), *map(array_of, tensors))
+        ctx.operation, ctx.shapes = operation, [tensor.shape for tensor in tensors]
         return out
 
     @staticmethod
-    def backward(ctx, by_out):
+    def backward(ctx, grad_out):
         gradients = [paddle.empty(shape) for shape in ctx.shapes]
-        ctx.write(*map(array_of, (by_out, *gradients)))
+        ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
         return tuple(gradients)
 
 
@@ -1473,93 +1551,6 @@ def array_of(tensor):
     memory = (ctypes.c_float * tensor.size).from_address(tensor.data_ptr())
     memory.owner = tensor
     return np.frombuffer(memory, np.float32).reshape(tensor.shape)
-
-
-def linear_operation(out, layer, x, weight, bias):
-    # As [out, in], which the embedding's weight is that the output layer shares
-    turned = np.asarray if isinstance(layer, TransposedLinear) else np.transpose
-    weight, width = turned(rounded(weight, layer.half)), len(bias)
-    rows = rounded(x.reshape(-1, x.shape[-1]), layer.half)
-    onednn().matmul(rows, weight.T, out.reshape(-1, width), bias.reshape(1, -1))
-
-    def write(by_out, by_x, by_weight, by_bias):
-        by_rows = rounded(by_out.reshape(-1, width), layer.half)
-        onednn().matmul(by_rows, weight, by_x.reshape(rows.shape))
-        values = dict(src=rows, diff_weights=turned(by_weight), diff_bias=by_bias, diff_dst=by_rows)
-        onednn().run("inner_product_backward_weights", **values, hint=None)
-
-    return write
-
-
-def gelu_operation(out, layer, x):
-    onednn().run("eltwise_forward", prop="forward", algorithm="gelu", src=x, dst=out, alpha=0.0, beta=0.0)
-    kept = rounded(x, layer.half)  # half the memory
-
-    def write(by_out, by_x):
-        src = onednn().run("reorder", src=kept, dst=np.empty(kept.shape, np.float32)) if layer.half else kept
-        values = dict(diff_src=by_x, diff_dst=by_out, src=src, alpha=0.0, beta=0.0)
-        onednn().run("eltwise_backward", algorithm="gelu", **values, hint=None)
-
-    return write
-
-
-def dropout_operation(out, x, dropout: float):
-    kept, factor = draw_kept(x.shape, dropout), np.float32(1 / (1 - dropout))
-    np.multiply(onednn().multiply(x, kept, out), factor, out=out)
-    return lambda by_out, by_x: np.multiply(onednn().multiply(by_out, kept, by_x), factor, out=by_x)
-
-
-def draw_kept(shape, dropout: float):
-    """Which values dropout keeps, as uint8: 16 random bits each, which follow paddle.seed()."""
-    size, generator = math.prod(shape), np.random.SFC64(paddle.randint(2**31 - 1).item())
-    draw = generator.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
-    return (draw >= round(dropout * 2**16)).view(np.uint8)
-
-
-def attention_operation(out, layer, query, key, value, mask, dropout: float):
-    """The backward pass computes the weights anew (Dao et al., 2022, section 3.1)."""
-    (batch, seq, width), heads, half = query.shape, layer.num_heads, layer.half
-    dnn, step = onednn(), max(1, CHUNK // (heads * seq**2))
-    chunks = [slice(start, start + step) for start in range(0, batch, step)]
-    kept = draw_kept([batch, heads, seq, seq], dropout) if dropout else None
-    factors = (width // heads) ** -0.5, 1, 1 / (1 - dropout)  # so that products need none
-
-    def by_head(array):
-        return array.reshape(batch, seq, heads, -1).swapaxes(1, 2)
-
-    scaled = [x * np.float32(factor) for x, factor in zip((query, key, value), factors)]
-    query, key, value = (by_head(rounded(x, half)) for x in scaled)
-
-    def weights_of(chunk):
-        """softmax(query key^T + mask), float32 [rows, heads, seq, seq]; and after dropout."""
-        weights = dnn.matmul(query[chunk], key[chunk].swapaxes(2, 3))
-        if mask is not None:
-            weights += mask[chunk]
-        dnn.run("softmax_forward", prop="forward", algorithm="softmax", src=weights, dst=weights, axis=3)
-        dropped = weights if kept is None else dnn.multiply(weights, kept[chunk], np.empty_like(weights))
-        return weights, rounded(dropped, half)
-
-    for chunk in chunks:
-        dnn.matmul(weights_of(chunk)[1], value[chunk], by_head(out)[chunk])
-
-    def write(by_out, *gradients):
-        by_context = by_head(rounded(by_out, half))
-        by_query, by_key, by_value = map(by_head, gradients)
-        for chunk in chunks:
-            weights, dropped = weights_of(chunk)
-            dnn.matmul(dropped.swapaxes(2, 3), by_context[chunk], by_value[chunk])
-            by_weights = dnn.matmul(by_context[chunk], value[chunk].swapaxes(2, 3))
-            if kept is not None:
-                dnn.multiply(by_weights, kept[chunk], by_weights)
-            values = dict(diff_src=by_weights, diff_dst=by_weights, dst=weights, axis=3, hint=None)
-            dnn.run("softmax_backward", algorithm="softmax", **values)
-            by_weights = rounded(by_weights, half)
-            dnn.matmul(by_weights, key[chunk], by_query[chunk])
-            dnn.matmul(by_weights.swapaxes(2, 3), query[chunk], by_key[chunk])
-        for array, factor in zip(gradients, factors):
-            array *= np.float32(factor)
-
-    return write
 
 
 if __name__ == "__main__":

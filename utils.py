@@ -11,6 +11,7 @@ As a script, it exports a checkpoint to Hugging Face transformers:
 """
 
 import argparse
+import collections
 import contextlib
 import ctypes
 import errno
@@ -618,91 +619,393 @@ def prepare_for_paddle():
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
 
 
-# -------- Paddle's oneDNN
-# Numbers of its dnnl_types.h; uint16 stands for bfloat16.
-DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}
-CHOICES = {"forward": 64, "gelu": 49, "multiply": 131057, "softmax": 196608}
-ARGUMENTS = {"src": 1, "src_1": 2, "dst": 17, "weights": 33, "bias": 41}
-ARGUMENTS |= {"diff_src": 129, "diff_dst": 145, "diff_weights": 161, "diff_bias": 169}
+# -------- Paddle's oneDNN (skip on first reading)
+#
+# Kernels of a CPU: how the layers of run_pretrain.py compute where no GPU is. Above, in run_pretrain.py,
+# are layers, tensors and autograd; here are numpy arrays, and nothing of Paddle but a library that it ships.
+#
+# Why not Paddle's own kernels? They have no product of bfloat16 on a CPU, in any version. In float32 they call MKL,
+# which takes a slow path on AMD's processors (26 to 46 GFLOP/s on two cores, where oneDNN makes 200 to 230, and 350 to
+# 1,000 in bfloat16), and all but the products is computed by one thread: the gradient of GELU takes 76 ms for
+# 2048 x 3072 (2.4 here), a cast to bfloat16 11 ms (0.4 here; and Paddle 2.6.2 truncates where it should round).
+# But Paddle ships oneDNN (libs/libdnnl.so.3), Intel's library for this, whose plain C functions ctypes can call.
+#
+# How oneDNN is used. A *primitive* is an operation compiled for arrays of one layout (shape, strides, type), which
+# takes milliseconds. It runs on *memory* objects, handles to which an array's address is given just before the call.
+# `OneDNN` has a method for each kind of primitive, with a signature of its own, and keeps what it has prepared, for
+# the last PREPARED layouts. Since a prepared primitive has one memory object for each argument, calls must not
+# overlap: this part is for one thread (oneDNN itself uses as many as OMP_NUM_THREADS says).
+#
+# What is a layer's work? A linear layer has three products: out = x weight + bias; backward, with grad_out the
+# gradient of the loss by out, grad_x = grad_out weight^T and grad_weight = x^T grad_out. Attention has, for each head,
+# scores = query key^T and context = softmax(scores) value; and four more backward.
+#
+# What is rounded? With precision "bfloat16", both operands of each product are rounded to it, to nearest (as
+# autocast does on a GPU); products are added up in float32. Weights, gradients, softmax, GELU, dropout and the
+# sum with a bias are float32. Numpy has no bfloat16: arrays of uint16 stand for it here.
+#
+# Who owns the memory? The caller: each method writes into an array that it is given and keeps none. An *operation*
+# (LinearOperation, ...) is one call of a layer: forward() keeps in it what backward() needs, rounded operands above
+# all, and it dies with Paddle's record of that call. Tensors' arrays are views of Paddle's memory (array_of() in
+# run_pretrain.py), which keep it alive.
+DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}  # dnnl_data_type_t; uint16 stands for bfloat16
+CPU, FORWARD_TRAINING = 1, 64  # dnnl_engine_kind_t, dnnl_prop_kind_t
+GELU_ERF, MULTIPLY, SOFTMAX = 0x31, 0x1FFF1, 0x30000  # dnnl_alg_kind_t
+SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41  # DNNL_ARG_...
+GRAD_SRC, GRAD_DST, GRAD_WEIGHTS, GRAD_BIAS = 129, 145, 161, 169  # DNNL_ARG_DIFF_...
+PRODUCTS = "matmul", "inner_product"  # all other kinds take arrays of one shape
+PREPARED = 512  # primitives kept, 0.4 MB each; a model has some 40 for each shape of batch
+ATTENTION_CHUNK = 2**21  # attention weights computed at a time, 8 MB in float32: they stay in the cache
+
+
+def opaque(name: str):
+    """The type of pointers to one of oneDNN's structures; ctypes refuses all others where it is declared."""
+    return ctypes.POINTER(type(name, (ctypes.Structure,), {}))
+
+
+Engine, Stream, Layout, Memory = opaque("Engine"), opaque("Stream"), opaque("Layout"), opaque("Memory")
+Description, Primitive, Attributes = opaque("Description"), opaque("Primitive"), opaque("Attributes")
+
+
+class Argument(ctypes.Structure):
+    """dnnl_exec_arg_t: what a memory object is to a primitive."""
+
+    _fields_ = (("role", ctypes.c_int), ("memory", Memory))
+
+
+def signatures() -> dict:
+    """The C functions used here, and the types that they take (dnnl.h)."""
+    pointer, integer, number = ctypes.POINTER, ctypes.c_int, ctypes.c_float
+    numbers, new = pointer(ctypes.c_int64), pointer(Description)
+    created = {
+        "matmul": (Engine, Layout, Layout, Layout, Layout, Attributes),
+        "binary": (Engine, integer, Layout, Layout, Layout, Attributes),
+        "reorder": (Layout, Engine, Layout, Engine, Attributes),
+        "eltwise_forward": (Engine, integer, integer, Layout, Layout, number, number, Attributes),
+        "eltwise_backward": (Engine, integer, Layout, Layout, Layout, number, number, Description, Attributes),
+        "softmax_forward": (Engine, integer, integer, Layout, Layout, integer, Attributes),
+        "softmax_backward": (Engine, integer, Layout, Layout, Layout, integer, Description, Attributes),
+        "inner_product_backward_weights": (Engine, Layout, Layout, Layout, Layout, Description, Attributes),
+    }
+    return {f"{kind}_primitive_desc_create": (new, *types) for kind, types in created.items()} | {
+        "engine_create": (pointer(Engine), integer, ctypes.c_size_t),
+        "stream_create": (pointer(Stream), Engine, ctypes.c_uint),
+        "memory_desc_create_with_strides": (pointer(Layout), integer, numbers, integer, numbers),
+        "memory_desc_destroy": (Layout,),
+        "memory_create": (pointer(Memory), Layout, Engine, ctypes.c_void_p),
+        "memory_set_data_handle": (Memory, ctypes.c_void_p),
+        "memory_destroy": (Memory,),
+        "primitive_desc_destroy": (Description,),
+        "primitive_create": (pointer(Primitive), Description),
+        "primitive_execute": (Primitive, Stream, integer, pointer(Argument)),
+        "primitive_destroy": (Primitive,),
+    }
 
 
 class OneDNN:
-    """Runs primitives of Paddle's oneDNN library on arrays."""
+    """Runs primitives of Paddle's oneDNN on arrays: float32, uint16 (bfloat16), uint8.
+
+    TypeError: for what is no such array. ValueError: for shapes that do not fit. RuntimeError: where
+    oneDNN refuses a layout.
+    """
 
     def __init__(self):
         folder = os.path.dirname(sys.modules["paddle"].__file__)
         self.library = ctypes.CDLL(f"{folder}/libs/libdnnl.so.3")
+        for name, types in signatures().items():
+            function = self.function(name)
+            function.argtypes, function.errcheck = types, self.check_status
         isa = self.library.dnnl_get_effective_cpu_isa()
         self.has_bfloat16 = bool(isa & 0x80)  # AVX512_BF16 or AMX
-        self.engine = self.new("engine_create", 1, ctypes.c_size_t(0))  # 1: a CPU's
-        self.stream = self.new("stream_create", self.engine, 1)
-        self.primitive = functools.cache(self.make)
+        self.engine = self.new(Engine, "engine_create", CPU, 0)
+        self.stream = self.new(Stream, "stream_create", self.engine, 1)
+        self.prepared = collections.OrderedDict()  # the least recently used first
 
-    def matmul(self, left, right, out=None, bias=None):
-        if out is None:
-            out = np.empty((*left.shape[:-1], right.shape[-1]), np.float32)
-        return self.run("matmul", src=left, weights=right, bias=bias, dst=out)
+    def matmul(self, left, right, out, bias=None):
+        """out = left right + bias: [..., m, k], [..., k, n], [..., m, n], a row in float32.
+
+        Arrays may be views with any strides, as of a head's columns or of a transposed matrix.
+        """
+        arrays = {SRC: left, WEIGHTS: right, DST: out}
+        if bias is not None:
+            arrays[BIAS] = bias
+
+        def describe(left, right, out, bias=None):
+            return self.engine, left, right, bias, out, None
+
+        self.run("matmul", arrays, describe)
+        return out
+
+    def inner_product_backward_weights(self, x, grad_out, grad_weight, grad_bias):
+        """grad_weight = grad_out^T x and grad_bias = sum of grad_out's rows: of [n, in], [n, out].
+
+        grad_weight is [out, in] or, with its strides, a transposed [in, out]; both are float32.
+        """
+        arrays = {SRC: x, GRAD_WEIGHTS: grad_weight, GRAD_BIAS: grad_bias, GRAD_DST: grad_out}
+        self.run("inner_product_backward_weights", arrays, lambda *layouts: (self.engine, *layouts, None, None))
 
     def multiply(self, left, right, out):
-        return self.run("binary", algorithm="multiply", src=left, src_1=right, dst=out)
+        """out = left right, value by value: float32, and right may be uint8."""
 
-    def run(self, kind: str, **values):
-        """Takes what the description takes in C, in its order; returns dst."""
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        layouts = {name: (x.shape, x.strides, x.dtype) for name, x in arrays.items()}
-        primitive, memories, arguments = self.primitive(kind, **(values | layouts))
-        for name, memory in memories.items():
-            address = ctypes.c_void_p(arrays[name].ctypes.data)
-            self.call("memory_set_data_handle", memory, address)
-        self.call("primitive_execute", primitive, self.stream, len(memories), arguments)
-        return values.get("dst")
+        def describe(left, right, out):
+            return self.engine, MULTIPLY, left, right, out, None
 
-    def make(self, kind: str, **values) -> tuple:
-        described, memories, arguments = [self.engine], {}, []
-        for name, value in values.items():
-            if isinstance(value, tuple):
-                shape, strides, dtype = value
-                numbers = ctypes.c_int64 * len(shape)
-                strides = numbers(*(stride // dtype.itemsize for stride in strides))
-                layout = len(shape), numbers(*shape), DATA_TYPES[dtype.name], strides
-                value = self.new("memory_desc_create_with_strides", *layout)
-                memories[name] = self.new("memory_create", value, self.engine, None)
-                arguments += ARGUMENTS[name], memories[name].value
-            elif isinstance(value, str):
-                value = CHOICES[value]
-            described.append(ctypes.c_float(value) if isinstance(value, float) else value)
-        if kind == "reorder":  # each array has an engine of its own
-            described = [described[1], self.engine, described[2], self.engine]
-        description = self.new(f"{kind}_primitive_desc_create", *described, None)
-        primitive = self.new("primitive_create", description)
-        return primitive, memories, (ctypes.c_uint64 * len(arguments))(*arguments)
+        self.run("binary", {SRC: left, SRC_1: right, DST: out}, describe)
+        return out
 
-    def new(self, name: str, *arguments):
-        self.call(name, ctypes.byref(handle := ctypes.c_void_p()), *arguments)
-        return handle
+    def copy(self, src, dst):
+        """dst = src, rounded to nearest or widened to dst's type."""
+        self.run("reorder", {SRC: src, DST: dst}, lambda src, dst: (src, self.engine, dst, self.engine, None))
+        return dst
 
-    def call(self, name: str, *arguments):
-        if status := getattr(self.library, f"dnnl_{name}")(*arguments):
-            raise RuntimeError(f"oneDNN's {name} gave status {status}")
+    def round_to_bfloat16(self, array):
+        """A new array of uint16: the float32 values in bfloat16, to nearest, ties to even."""
+        return self.copy(array, np.empty(array.shape, np.uint16))
+
+    def gelu(self, src, dst):
+        """dst = src (1 + erf(src / sqrt(2))) / 2, of one shape."""
+
+        def describe(src, dst):
+            return self.engine, FORWARD_TRAINING, GELU_ERF, src, dst, 0, 0, None
+
+        self.run("eltwise_forward", {SRC: src, DST: dst}, describe)
+
+    def gelu_backward(self, src, grad_dst, grad_src):
+        """grad_src = grad_dst (Phi(src) + src phi(src)), with the normal distribution's Phi and phi."""
+
+        def describe(grad_src, grad_dst, src):
+            return self.engine, GELU_ERF, grad_src, grad_dst, src, 0, 0, None, None
+
+        self.run("eltwise_backward", {GRAD_SRC: grad_src, GRAD_DST: grad_dst, SRC: src}, describe)
+
+    def softmax(self, src, dst):
+        """dst = exp(src) / sum of exp(src) over the last axis; src and dst may be the same."""
+
+        def describe(layout, dst):
+            return self.engine, FORWARD_TRAINING, SOFTMAX, layout, dst, src.ndim - 1, None
+
+        self.run("softmax_forward", {SRC: src, DST: dst}, describe)
+
+    def softmax_backward(self, dst, grad_dst, grad_src):
+        """grad_src = dst (grad_dst - sum of dst grad_dst over the last axis); may be grad_dst itself."""
+
+        def describe(grad_src, grad_dst, layout):
+            return self.engine, SOFTMAX, grad_src, grad_dst, layout, dst.ndim - 1, None, None
+
+        self.run("softmax_backward", {GRAD_SRC: grad_src, GRAD_DST: grad_dst, DST: dst}, describe)
+
+    # ---- how primitives are prepared, run and freed
+    def run(self, kind: str, arrays: dict, describe):
+        """Runs a primitive on {role: array}; describe(layouts) returns what its description takes in C."""
+        key = kind, *((x.shape, x.strides, x.dtype.char) for x in arrays.values())
+        if key in self.prepared:
+            self.prepared.move_to_end(key)
+        else:
+            if len(self.prepared) >= PREPARED:
+                self.free(*self.prepared.popitem(last=False)[1])
+            self.prepared[key] = self.prepare(kind, arrays, describe)
+        primitive, arguments = self.prepared[key]
+        for argument, array in zip(arguments, arrays.values()):
+            self.library.dnnl_memory_set_data_handle(argument.memory, array.ctypes.data)
+        self.library.dnnl_primitive_execute(primitive, self.stream, len(arguments), arguments)
+
+    def prepare(self, kind: str, arrays: dict, describe) -> tuple:
+        """The primitive, and its arguments with memory objects that have no memory yet."""
+        shapes = {array.shape for array in arrays.values()}
+        if len(shapes) > 1 and not kind.startswith(PRODUCTS):  # which oneDNN does not see in a softmax
+            raise ValueError(f"arrays of different shapes: {shapes}")
+        layouts = [self.layout_of(array) for array in arrays.values()]
+        description = self.new(Description, f"{kind}_primitive_desc_create", *describe(*layouts))
+        primitive = self.new(Primitive, "primitive_create", description)
+        memories = [self.new(Memory, "memory_create", layout, self.engine, None) for layout in layouts]
+        self.library.dnnl_primitive_desc_destroy(description)
+        for layout in layouts:
+            self.library.dnnl_memory_desc_destroy(layout)
+        return primitive, (Argument * len(arrays))(*zip(arrays, memories))
+
+    def layout_of(self, array) -> Layout:
+        if not isinstance(array, np.ndarray) or array.dtype.name not in DATA_TYPES:
+            raise TypeError(f"neither float32, uint16 (bfloat16) nor uint8: {getattr(array, 'dtype', type(array))}")
+        numbers = ctypes.c_int64 * array.ndim
+        strides = numbers(*(stride // array.itemsize for stride in array.strides))
+        arguments = array.ndim, numbers(*array.shape), DATA_TYPES[array.dtype.name], strides
+        return self.new(Layout, "memory_desc_create_with_strides", *arguments)
+
+    def clear(self):
+        """Frees all that is prepared; what is used again is prepared again."""
+        while self.prepared:
+            self.free(*self.prepared.popitem()[1])
+
+    def free(self, primitive: Primitive, arguments):
+        self.library.dnnl_primitive_destroy(primitive)
+        for argument in arguments:
+            self.library.dnnl_memory_destroy(argument.memory)
+
+    def new(self, kind: type, create: str, *arguments):
+        """The structure that one of the library's create functions makes."""
+        made = kind()
+        self.function(create)(ctypes.byref(made), *arguments)
+        return made
+
+    def function(self, name: str):
+        return getattr(self.library, f"dnnl_{name}")
+
+    @staticmethod
+    def check_status(status: int, function, arguments):
+        if status:
+            raise RuntimeError(f"oneDNN's {function.__name__} gave status {status}")
 
 
 @functools.cache
 def onednn() -> OneDNN | None:
     """Paddle's oneDNN; or None, which is said, where it is missing, lacks something or fails."""
     try:
-        library, zero = OneDNN(), np.zeros((1, 1), np.float32)
-        library.matmul(zero, zero)
+        library = OneDNN()
+        try_operations(library)
         return library
     except (OSError, AttributeError, RuntimeError) as error:
         log(f"the CPU's faster layers are left out: {error}")
         return None
 
 
-def rounded(array, half: bool):
-    """The array itself or, with half, its values in bfloat16, rounded to nearest."""
-    if not half:
-        return array
-    return onednn().run("reorder", src=array, dst=np.empty(array.shape, np.uint16))
+def try_operations(dnn: OneDNN):
+    """Runs each kind of primitive once, in each precision, so that what is missing is missed before a run."""
+    x, weight, bias = np.ones((2, 4), np.float32), np.ones((4, 4), np.float32), np.ones(4, np.float32)
+    rows, out = np.ones((1, 2, 4), np.float32), np.empty((1, 2, 4), np.float32)
+    for precision in ("float32", "bfloat16") if dnn.has_bfloat16 else ("float32",):
+        for operation, arrays in (
+            (LinearOperation(dnn, precision, transposed=False), (x, weight, bias)),
+            (GeluOperation(dnn, precision), (x,)),
+            (DropoutOperation(dnn, dropout=0.5, seed=1), (x,)),
+            (AttentionOperation(dnn, precision, 2, None, dropout=0.5, seed=1), (rows, rows, rows)),
+        ):
+            result = out if arrays[0] is rows else out[0]
+            operation.forward(result, *arrays)
+            operation.backward(result, *(np.empty_like(array) for array in arrays))
+
+
+def as_operand(dnn: OneDNN, array, precision: str):
+    """What a product takes: the float32 array itself, or its values in bfloat16."""
+    return dnn.round_to_bfloat16(array) if precision == "bfloat16" else array
+
+
+class LinearOperation:
+    """out = x weight + bias: [..., in], [in, out], [out]; a transposed weight is [out, in], as the embedding's."""
+
+    def __init__(self, dnn: OneDNN, precision: str, transposed: bool):
+        self.dnn, self.precision, self.transposed = dnn, precision, transposed
+
+    def forward(self, out, x, weight, bias):
+        weight = as_operand(self.dnn, weight, self.precision)
+        self.weight = weight if self.transposed else weight.T  # [out, in]
+        self.rows = as_operand(self.dnn, x.reshape(-1, x.shape[-1]), self.precision)
+        self.dnn.matmul(self.rows, self.weight.T, out.reshape(-1, len(bias)), bias.reshape(1, -1))
+
+    def backward(self, grad_out, grad_x, grad_weight, grad_bias):
+        """grad_x = grad_out weight^T, grad_weight = x^T grad_out, grad_bias = the sum of grad_out's rows."""
+        grad_rows = as_operand(self.dnn, grad_out.reshape(-1, len(grad_bias)), self.precision)
+        self.dnn.matmul(grad_rows, self.weight, grad_x.reshape(self.rows.shape))
+        grad_weight = grad_weight if self.transposed else grad_weight.T
+        self.dnn.inner_product_backward_weights(self.rows, grad_rows, grad_weight, grad_bias)
+
+
+class GeluOperation:
+    """out = gelu(x), of any shape; x is kept in the precision, in bfloat16 half the memory."""
+
+    def __init__(self, dnn: OneDNN, precision: str):
+        self.dnn, self.precision = dnn, precision
+
+    def forward(self, out, x):
+        self.dnn.gelu(x, out)
+        self.x = as_operand(self.dnn, x, self.precision)
+
+    def backward(self, grad_out, grad_x):
+        is_rounded = self.precision == "bfloat16"
+        x = self.dnn.copy(self.x, np.empty(self.x.shape, np.float32)) if is_rounded else self.x
+        self.dnn.gelu_backward(x, grad_out, grad_x)
+
+
+class DropoutOperation:
+    """out = x / (1 - dropout) where a value is kept, with the probability 1 - dropout; 0 elsewhere."""
+
+    def __init__(self, dnn: OneDNN, dropout: float, seed: int):
+        self.dnn, self.dropout, self.seed = dnn, dropout, seed
+
+    def forward(self, out, x):
+        self.kept = draw_kept(x.shape, self.dropout, self.seed)
+        self.backward(x, out)
+
+    def backward(self, grad_out, grad_x):
+        """The same of the gradient."""
+        self.dnn.multiply(grad_out, self.kept, grad_x)
+        grad_x *= np.float32(1 / (1 - self.dropout))
+
+
+def draw_kept(shape: tuple, dropout: float, seed: int):
+    """Which values dropout keeps, as uint8 that are 1 there and 0 elsewhere; from 16 random bits each."""
+    size = math.prod(shape)
+    draw = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
+    return (draw >= round(dropout * 2**16)).view(np.uint8)
+
+
+class AttentionOperation:
+    """context = dropout(softmax(query key^T / sqrt(head's width) + mask)) value, for each head: [batch, seq, width].
+
+    mask is [batch, 1, 1, seq], added to the scores, or None. The attention weights, [batch, heads, seq, seq], are
+    computed for so many rows at a time as stay in the cache, and anew by backward() (Dao et al., 2022, section 3.1).
+    """
+
+    def __init__(self, dnn: OneDNN, precision: str, num_heads: int, mask, dropout: float, seed: int):
+        self.dnn, self.precision, self.num_heads, self.mask = dnn, precision, num_heads, mask
+        self.dropout, self.seed = dropout, seed
+
+    def forward(self, out, query, key, value):
+        (batch, seq, width), heads = query.shape, self.num_heads
+        step = max(1, ATTENTION_CHUNK // (heads * seq**2))
+        self.chunks = [slice(start, start + step) for start in range(0, batch, step)]
+        self.kept = draw_kept((batch, heads, seq, seq), self.dropout, self.seed) if self.dropout else None
+        # The operands take the factors, so that the products need none.
+        self.factors = np.float32((width // heads) ** -0.5), np.float32(1), np.float32(1 / (1 - self.dropout))
+        scaled = [x * factor for x, factor in zip((query, key, value), self.factors)]
+        self.query, self.key, self.value = (self.by_head(as_operand(self.dnn, x, self.precision)) for x in scaled)
+        for chunk in self.chunks:
+            _, dropped = self.weights(chunk)
+            self.dnn.matmul(dropped, self.value[chunk], self.by_head(out)[chunk])
+
+    def backward(self, grad_out, grad_query, grad_key, grad_value):
+        grad_context = self.by_head(as_operand(self.dnn, grad_out, self.precision))
+        gradients = grad_query, grad_key, grad_value
+        grad_query, grad_key, grad_value = map(self.by_head, gradients)
+        for chunk in self.chunks:
+            weights, dropped = self.weights(chunk)
+            self.dnn.matmul(dropped.swapaxes(2, 3), grad_context[chunk], grad_value[chunk])
+            grad_weights = np.empty_like(weights)
+            self.dnn.matmul(grad_context[chunk], self.value[chunk].swapaxes(2, 3), grad_weights)
+            if self.kept is not None:
+                self.dnn.multiply(grad_weights, self.kept[chunk], grad_weights)
+            self.dnn.softmax_backward(weights, grad_weights, grad_weights)
+            grad_scores = as_operand(self.dnn, grad_weights, self.precision)
+            self.dnn.matmul(grad_scores, self.key[chunk], grad_query[chunk])
+            self.dnn.matmul(grad_scores.swapaxes(2, 3), self.query[chunk], grad_key[chunk])
+        for array, factor in zip(gradients, self.factors):
+            array *= factor
+
+    def weights(self, chunk: slice) -> tuple:
+        """A chunk's attention weights in float32, and what dropout leaves of them, as an operand."""
+        query, key = self.query[chunk], self.key[chunk]
+        weights = np.empty((*query.shape[:3], key.shape[2]), np.float32)
+        self.dnn.matmul(query, key.swapaxes(2, 3), weights)
+        if self.mask is not None:
+            weights += self.mask[chunk]
+        self.dnn.softmax(weights, weights)
+        dropped = weights
+        if self.kept is not None:
+            dropped = self.dnn.multiply(weights, self.kept[chunk], np.empty_like(weights))
+        return weights, as_operand(self.dnn, dropped, self.precision)
+
+    def by_head(self, array):
+        """[batch, seq, width] as [batch, heads, seq, width of a head], without a copy."""
+        return array.reshape(*array.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,9 @@ class TinyModel(paddle.nn.Layer):
         super().__init__()
         self.embedding, self.output = paddle.nn.Embedding(8, 4), paddle.nn.Linear(4, 8)
 
-    def forward(self, input_ids, masked_positions):
-        return self.output(self.embedding(paddle.gather(input_ids.flatten(), masked_positions)))
+    def forward(self, input_ids, masked_positions, labels):
+        logits = self.output(self.embedding(paddle.gather(input_ids.flatten(), masked_positions)))
+        return run_pretrain.cross_entropy(logits, labels), (logits.argmax(-1) == labels).sum()
 
 
 @pytest.fixture
@@ -290,8 +291,9 @@ def test_paddle_runs_every_matrix_product_in_half_precision_and_the_delicate_ope
 
 
 def as_on_a_gpu(layer, padded: bool = False):
-    run_pretrain.use_fast_layers(layer, "gpu", "float16", padded)
-    return layer
+    model = paddle.nn.Sequential(layer)
+    run_pretrain.use_fast_layers(model, "gpu", "float16", padded)
+    return model[0]
 
 
 def test_a_bias_takes_the_type_of_the_product(monkeypatch):
@@ -320,7 +322,7 @@ def test_flash_attention_gets_half_precision_without_padding_from_ampere_on(
 ):
     pretend_gpu(monkeypatch, capability)
     # What white-listed projections give on a GPU; a CPU has no product in half precision.
-    monkeypatch.setattr(run_pretrain, "linear", lambda layer, x: x.astype(dtype))
+    monkeypatch.setattr(run_pretrain, "linear", lambda layer, x, transposed: x.astype(dtype))
     attention = as_on_a_gpu(paddle.nn.MultiHeadAttention(8, 2, dropout=0.1), padded)
     given = []
 

@@ -132,8 +132,10 @@ def check_flash(machine: Machine) -> dict:
     from run_pretrain import F, auto_cast, paddle, use_fast_layers
 
     paddle.seed(0)
-    flash, args = paddle.nn.MultiHeadAttention(768, 12), SimpleNamespace(precision="bfloat16", device="gpu")
-    use_fast_layers(flash, args, padded=False)
+    attention = paddle.nn.MultiHeadAttention(768, 12)
+    model, args = paddle.nn.Sequential(attention), SimpleNamespace(precision="bfloat16", device="gpu")
+    use_fast_layers(model, "gpu", "bfloat16", padded=False)
+    flash = model[0]
     hidden, weight = paddle.randn([4, 512, 768]), paddle.randn([4, 512, 768])
     real, calls, results = F.scaled_dot_product_attention, [], []
     F.scaled_dot_product_attention = lambda *qkv, **more: calls.append(qkv[0].dtype) or real(*qkv, **more)
