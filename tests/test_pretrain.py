@@ -341,7 +341,9 @@ def test_padding_in_either_split_needs_the_mask(packed_data, ragged_data, tmp_pa
             splits[name] = ragged[name] if is_ragged else splits[name]
         splits.save_to_disk(str(data))
         shutil.copytree(packed_data / "tokenizer", data / "tokenizer")
-        loaded = run_pretrain.load_data(run_pretrain.parse_arguments(["--input_file", str(data)]))
+        loaded = run_pretrain.load_data(
+            run_pretrain.parse_arguments(["--input_file", str(data)]), run_pretrain.RECIPES["roberta"]
+        )
         assert loaded.is_padded is padded and loaded.seq_length == 32
 
 
@@ -550,7 +552,7 @@ def test_weights_that_became_too_large_to_evaluate_are_named(pretrain):
 
 def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
     args = run_pretrain.parse_arguments(training_arguments(packed_data, tmp_path))
-    report = run_pretrain.Report(args, run_pretrain.load_data(args))
+    report = run_pretrain.Report(args, run_pretrain.load_data(args, run_pretrain.RECIPES["roberta"]))
     window = {"loss_sum": 123.4, "num_masked": 10.0, "skipped_updates": 0}
     window.update(updates=100, tokens=26_214_400, seconds=100.0, data_seconds=1.0, flops=1e15)
     run = run_of(None, global_step=123_400, window=window)

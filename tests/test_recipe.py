@@ -1,0 +1,195 @@
+"""The recipe for small models: rows that grow, a beginning with sinusoids, other shares of masks; and RoBERTa's own."""
+
+import json
+import math
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, create, metrics, training_arguments
+from test_resume import RESUME, kill_in_update, result
+
+import run_pretrain
+import utils
+from utils import UserError
+
+GROWING = ["--recipe", "growing_rows", "--learning_rate", "1e-3"]
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """The batches of each update as the model sees them, in order."""
+    updates, real = [], run_pretrain.train_update
+
+    def train_update(run, batches):
+        updates.append([{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches])
+        return real(run, batches)
+
+    monkeypatch.setattr(run_pretrain, "train_update", train_update)
+    return updates
+
+
+def rows_of(update: list, length: int) -> np.ndarray:
+    """The rows of an update, put together again, with what was masked shown."""
+    shown = [np.where(batch["labels"] == -100, batch["input_ids"], batch["labels"]) for batch in update]
+    return np.concatenate([ids.reshape(-1, length) for ids in shown])
+
+
+def test_each_stage_covers_every_token_once_and_in_order(pretrain, seen, tmp_path):
+    arguments = ["--max_steps", "10", "--save_steps", "5", "--gradient_accumulation_steps", "2", "--batch_size", "4"]
+    pretrain(*arguments, "--stages", "none", output=tmp_path / "whole")
+    whole = seen[:]
+    seen.clear()
+    pretrain(*arguments, "--stages", "8:0.3,16:0.5", output=tmp_path / "cut")
+    assert [update[0]["input_ids"].shape for update in seen] == [(16, 8)] * 3 + [(8, 16)] * 2 + [(4, 32)] * 5
+    for update, expected in zip(seen, whole, strict=True):
+        assert np.array_equal(rows_of(update, 32), rows_of(expected, 32))
+        for batch, uncut in zip(update, expected, strict=True):  # and the masks are those of the whole rows
+            assert np.array_equal(batch["input_ids"].ravel(), uncut["input_ids"].ravel())
+            assert np.array_equal(batch["labels"].ravel(), uncut["labels"].ravel())
+            assert np.array_equal(batch["masked_positions"], uncut["masked_positions"])
+            assert (batch["labels"] != -100).any()
+
+
+def test_a_token_sees_its_own_piece_alone_at_positions_of_its_own(build_model):
+    model = build_model()
+    model.eval()
+    ids = paddle.to_tensor(np.random.default_rng(0).integers(5, 400, (1, 32)))
+    batch = {"input_ids": ids, "labels": ids}
+    pieces = utils.cut_rows(batch, 8)["input_ids"]
+    logits = model(pieces)
+    for i in range(4):
+        alone = model(ids[:, 8 * i : 8 * i + 8])
+        np.testing.assert_allclose(logits[i].numpy(), alone[0].numpy(), atol=1e-5)
+    assert (logits.reshape([1, 32, -1]) - model(ids)).abs().max().item() > 1e-3
+
+
+@pytest.fixture
+def build_model(packed_data, monkeypatch):
+    """Builds a new roberta-en-mini as a run with these arguments does."""
+
+    def build(*arguments: str):
+        args = run_pretrain.parse_arguments(
+            [*training_arguments(packed_data, ROOT, "roberta-en-mini"), "--device", "cpu", *arguments]
+        )
+        recipe = run_pretrain.choose_recipe(args)
+        data = run_pretrain.load_data(args, recipe)
+        config = run_pretrain.build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
+        machine = run_pretrain.Machine("cpu", "float32", "for a test")
+        return run_pretrain.build_model(args, config, machine, False, None, recipe.initialization)
+
+    return build
+
+
+def test_a_growing_model_begins_with_sinusoids_and_larger_weights_layer_by_layer(build_model):
+    model = build_model("--recipe", "growing_rows")
+    weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    width, rms = 256, run_pretrain.EMBEDDINGS_RMS
+    positions = weights["roberta.embeddings.position_embeddings.weight"]
+    for position in (0, 1, 7, 100):
+        for i in (0, 1, 50, 127):
+            angle = position * run_pretrain.SINUSOIDS_BASE ** (-i / 128)
+            expected = math.sqrt(2) * rms * np.array([math.sin(angle), math.cos(angle)])
+            np.testing.assert_allclose(positions[position, [i, i + 128]], expected, atol=1e-6)
+    assert np.sqrt((positions**2).mean(1)) == pytest.approx(rms, rel=1e-4)
+    assert weights["roberta.embeddings.word_embeddings.weight"].std() == pytest.approx(rms, rel=0.02)
+    linear = [name for name, weight in weights.items() if weight.ndim == 2 and "embeddings" not in name]
+    assert len(linear) == 4 * 6 + 1  # four projections and two layers each, and the head's
+    for name in linear:
+        assert weights[name].std() == pytest.approx(1 / math.sqrt(width), rel=0.02), name
+        assert abs(weights[name].mean()) < 0.01 / math.sqrt(width), name
+    for name, weight in weights.items():
+        if weight.ndim == 1:
+            assert (weight == (1 if "norm" in name and name.endswith("weight") else 0)).all(), name
+
+
+def test_robertas_own_initialization_is_one_flag_away(build_model):
+    weights = {name: parameter.numpy() for name, parameter in build_model("--recipe", "roberta").named_parameters()}
+    matrices = [name for name, weight in weights.items() if weight.ndim == 2]
+    assert len(matrices) > 20
+    for name in matrices:
+        assert weights[name].std() == pytest.approx(0.02, rel=0.1), name
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5])  # inside the first stage, at its end, at the end of the second
+def test_a_run_resumed_inside_a_stage_or_at_its_boundary_is_exact(pretrain, monkeypatch, tmp_path, killed_after):
+    arguments = ["--max_steps", "10", "--save_steps", "1", "--stages", "8:0.3,16:0.5", *GROWING]
+    expected = result(pretrain(*arguments, output=tmp_path / "whole"))
+    kill_in_update(pretrain, monkeypatch, killed_after, *arguments)
+    assert result(pretrain(*arguments, *RESUME)) == expected
+
+
+def test_training_predicts_more_tokens_than_evaluations_which_stay_comparable(pretrain, monkeypatch):
+    shares, real = {True: [], False: []}, run_pretrain.masked_loss
+
+    def masked_loss(model, batch):
+        labels = batch["labels"].numpy()
+        shares[model.training].append((labels[:, 1:-1] != -100).mean())
+        return real(model, batch)
+
+    monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
+    pretrain("--max_steps", "6", "--batch_size", "32", "--recipe", "growing_rows", "--stages", "none")
+    assert np.mean(shares[True]) == pytest.approx(run_pretrain.RECIPES["growing_rows"].mlm_probability, abs=0.03)
+    assert np.mean(shares[False]) == pytest.approx(0.15, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "name", "rate"),
+    [
+        ("roberta-en-tiny", "", "growing_rows", 3e-3),
+        ("roberta-en-small", "--recipe roberta", "roberta", 1e-4),
+        ("roberta-en-base", "", "roberta", 1e-4),
+        ("roberta-en-base", "--recipe growing_rows --learning_rate 1e-3", "growing_rows", 1e-3),
+        ("some/directory", "--dropout 0.2", "roberta", 1e-4),
+    ],
+)
+def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, name, rate, capsys):
+    args = run_pretrain.parse_arguments(["--model_name_or_path", model, *more.split()])
+    recipe = run_pretrain.choose_recipe(args)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"recipe {name}: ") and recipe.learning_rate == rate
+    assert ("--recipe roberta for RoBERTa's own" in line) == (name == "growing_rows")
+    assert bool(recipe.stages) == (name == "growing_rows")
+    assert recipe.dropout == (0.2 if "--dropout" in more else 0.0 if name == "growing_rows" else None)
+    assert ("pieces of 8 tokens until 30%" in line) == (name == "growing_rows")
+
+
+def test_a_resumed_run_keeps_the_recipe(pretrain):
+    output = pretrain("--max_steps", "2", "--recipe", "growing_rows")
+    identity = json.loads((output / "paddle_2/training_state/state.json").read_text())["identity"]
+    assert identity["stages"] == [[8, 0.3], [32, 0.45]] and identity["initialization"] == "sinusoids"
+    for change, named in (
+        (["--recipe", "roberta"], r"stages \(was \[\[8, 0\.3\], \[32, 0\.45\]\], is \[\]\)"),
+        (["--recipe", "growing_rows", "--stages", "8:0.4"], r"stages \(was .*, is \[\[8, 0\.4\]\]\)"),
+        (["--recipe", "growing_rows", "--mlm_probability", "0.2"], r"mlm_probability \(was 0\.4, is 0\.2\)"),
+    ):
+        with pytest.raises(UserError, match=named):
+            pretrain("--max_steps", "2", *change, *RESUME)
+
+
+@pytest.mark.parametrize("text", ["8", "8:2", "32:0.3,8:0.5", "8:0.5,16:0.5", "12:0.5", "64:0.5", "8:x", ""])
+def test_stages_that_make_no_sense_are_one_line(text):
+    with pytest.raises(UserError, match="--stages: "):
+        run_pretrain.parse_arguments(["--stages", text])
+
+
+def test_rows_that_the_pieces_do_not_divide_are_padded(pretrain, corpus, tmp_path, seen):
+    data = create(corpus, tmp_path / "data", "--max_seq_length", "20")
+    options = ["--max_steps", "4", "--stages", "8:0.5", "--batch_size", "4"]
+    pretrain(*options, data=data)
+    assert [update[0]["input_ids"].shape for update in seen] == [(16, 8)] * 2 + [(4, 32)] * 2
+    for update in seen:
+        rows = rows_of(update, 32)
+        assert (rows[:, 20:] == 1).all() and (rows[:, :20] != 1).all()
+    assert metrics(tmp_path / "ckp", "evaluation")
+
+
+def test_pieces_longer_than_the_rows_leave_them_whole(pretrain, corpus, tmp_path, seen):
+    data = create(corpus, tmp_path / "data", "--max_seq_length", "16")
+    pretrain("--max_steps", "3", "--stages", "8:0.34,32:1", "--batch_size", "4", data=data)
+    assert [update[0]["input_ids"].shape for update in seen] == [(8, 8), (4, 16), (4, 16)]
+
+
+def test_line_by_line_rows_grow_too(pretrain, ragged_data, seen):
+    pretrain("--max_steps", "4", *GROWING, "--stages", "8:0.5", data=ragged_data)
+    assert [update[0]["input_ids"].shape[1] for update in seen] == [8, 8, 32, 32]
