@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -51,7 +52,6 @@ from visualdl import LogWriter
 
 import datasets  # after paddlenlp, which warns otherwise
 
-EMBEDDINGS_RMS, SINUSOIDS_BASE = 0.06, 10_000  # of begin_with_sinusoids()
 ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and BERT's small models
     "roberta-en-tiny": (2, 128, 2),
     "roberta-en-mini": (4, 256, 4),
@@ -67,20 +67,26 @@ class Recipe:
     """What training from scratch begins with, and with which settings; flags of the same names go before it."""
 
     learning_rate: float  # the peak
-    mlm_probability: float  # share of the tokens that training predicts
+    mlm_probability: float  # share of the tokens that training predicts at its beginning
+    final_mlm_probability: float  # and at its end; in between, the share follows a line
     dropout: float | None  # None: the model's, which is 0.1 from scratch
-    initialization: str  # "normal": RoBERTa's; "sinusoids": see begin_with_sinusoids()
+    initialization: str  # "normal": RoBERTa's; "sinusoids": see initialize_with_sinusoids()
     stages: tuple[tuple[int, float], ...]  # (length, share): until this share of the updates, pieces of this length
 
 
 RECIPES = {
     # RoBERTa's own settings (section 5 and its configuration), and the original page's rate.
-    "roberta": Recipe(1e-4, 0.15, None, "normal", ()),
+    "roberta": Recipe(1e-4, 0.15, 0.15, None, "normal", ()),
     # Small models stay for thousands of updates where they do not use the context. These begin with pieces of rows so
     # short that attention has few places to choose from: tests/benchmarks/README.md tells what was tried, and why.
-    "growing_rows": Recipe(3e-3, 0.4, 0.0, "sinusoids", ((8, 0.3), (32, 0.45))),
+    "growing_rows": Recipe(5e-4, 0.4, 0.15, 0.0, "sinusoids", ((8, 0.3), (32, 0.45))),
 }
-GROWING = ("roberta-en-tiny", "roberta-en-mini", "roberta-en-small")  # architectures whose recipe is growing_rows
+# The architectures whose recipe is growing_rows, and their peak rates.
+GROWING = {"roberta-en-tiny": 3e-3, "roberta-en-mini": 2e-3, "roberta-en-small": 1e-3}
+# Of initialize_with_sinusoids(): in units of 1 / sqrt(width), so that the logits of the tied output layer begin with
+# this standard deviation at every width (0.0245 for width 768, where RoBERTa has 0.02).
+EMBEDDINGS_RMS = 0.68
+SINUSOIDS_BASE = 100  # with 10,000, the usual one, half of the waves are constant over 128 positions
 
 
 # -------- the task
@@ -91,11 +97,8 @@ def main(argv: list | None = None):
     machine = start_machine(args)
     data = load_data(args, recipe)
     config = build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
-    training_masks = build_collator(args, data, recipe.mlm_probability)
-    validation_masks = build_collator(args, data, args.eval_mlm_probability)
-    validation = {
-        name: validation_batches(rows, validation_masks, args, machine) for name, rows in data.validation.items()
-    }
+    collator = build_collator(args, data, args.eval_mlm_probability)
+    validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
     report = Report(args, data)
     if args.max_steps == 0:
         model = build_model(args, config, machine, data.is_padded)
@@ -115,8 +118,8 @@ def main(argv: list | None = None):
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
         run = start_or_resume(args, recipe, machine, data, config, sampler, report)
         run.stop.catch_signals()
-        keys = sampler.batches(run.progress.global_step, run.total_steps)
-        evaluations = train(run, batches_of(data.train, keys, training_masks), validation)
+        batches = training_batches(run, sampler, build_collator(args, data, recipe.mlm_probability))
+        evaluations = train(run, batches, validation)
         report.log_end(run, evaluations)
 
 
@@ -362,6 +365,12 @@ def piece_length_at(step: int, run: Run) -> int | None:
     return None
 
 
+def mlm_probability_at(step: int, run: Run) -> float:
+    """The share of the tokens that update `step`, counted from 1, predicts."""
+    begin, end = run.recipe.mlm_probability, run.recipe.final_mlm_probability
+    return begin + (end - begin) * (step - 1) / run.total_steps
+
+
 # -------- the update's tools
 def seed_dropout(seed: int, global_step: int, micro_step: int, rank: int):
     """Seeds Paddle's generator for one forward pass: so a resumed run needs no saved generator to be exact."""
@@ -494,15 +503,15 @@ def build_config(args, tokenizer, seq_length: int, dropout: float | None = None)
     return config
 
 
-def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None, initialization: str = "normal"):
+def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None, initialize: Callable | None = None):
     """The model with weights of a checkpoint, of --model_name_or_path, or new ones."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
     needed = "model.safetensors must be a RobertaForMaskedLM's, as in config.json"
     with explaining(f"cannot load the weights of {source}: {needed}"):
         model, action = load_model(source, config)
-    if action == "training from scratch" and initialization == "sinusoids":
-        begin_with_sinusoids(model, args.seed)
+    if action == "training from scratch" and initialize is not None:
+        initialize(model)
     use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
         suits = machine.device != "cpu" or onednn() is None
@@ -533,28 +542,35 @@ def load_model(source: str, config) -> tuple:
     return model, f"continuing from {source}"
 
 
-def begin_with_sinusoids(model, seed: int):
-    """Initializes a new model as the recipe growing_rows does.
+def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
+    """Begins a new model as the recipe growing_rows does; what is not named here begins as RoBERTa's.
 
-    Position embeddings begin as sinusoids (Vaswani et al., 2017, section 3.5, sines and cosines side by side), which
-    are learned on; words are normal with the same root mean square, linear layers normal with 1 / sqrt(width).
-    Biases, LayerNorms and token types stay as PaddleNLP begins them, which is RoBERTa's way.
+    Positions: sinusoids (Vaswani et al., 2017, section 3.5; sines and cosines side by side), which are learned on.
+    Words: normal, with the same root mean square. Linear layers: normal with 1 / sqrt(width); those that write into
+    the residual stream are divided by sqrt(2 x layers), as GPT-2's: without, roberta-en-mini collapses at a rate of
+    2e-3. The output layer's bias: the logarithm of the tokens' frequencies in the training rows, which is what a model
+    learns first. `token_counts`: as utils.token_counts() returns them.
     """
-    width = model.config.hidden_size
-    embeddings = model.roberta.embeddings
-    generator = np.random.default_rng([seed, 0])
+    width, num_layers = model.config.hidden_size, model.config.num_hidden_layers
+    generator = np.random.default_rng(seed)
 
-    def draw(parameter, deviation: float):
+    def set_normal(parameter, deviation: float):
         parameter.set_value(generator.normal(0, deviation, parameter.shape).astype(np.float32))
 
-    draw(embeddings.word_embeddings.weight, EMBEDDINGS_RMS)
-    positions = np.arange(embeddings.position_embeddings.weight.shape[0])[:, None]
+    embeddings = model.roberta.embeddings
+    rms = EMBEDDINGS_RMS / math.sqrt(width)
+    set_normal(embeddings.word_embeddings.weight, rms)
+    positions = np.arange(model.config.max_position_embeddings)[:, None]
     angles = positions * SINUSOIDS_BASE ** (-np.arange(width // 2) / (width // 2))
-    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) * math.sqrt(2) * EMBEDDINGS_RMS
+    sinusoids = math.sqrt(2) * rms * np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     embeddings.position_embeddings.weight.set_value(sinusoids.astype(np.float32))
-    for layer in model.sublayers():
+    for name, layer in model.named_sublayers():
         if type(layer) is nn.Linear:
-            draw(layer.weight, 1 / math.sqrt(width))
+            writes_residual = name.endswith(("self_attn.out_proj", "linear2"))
+            set_normal(layer.weight, 1 / math.sqrt(width * (2 * num_layers if writes_residual else 1)))
+    counts = np.ones(model.config.vocab_size)  # so that no logarithm is infinite
+    counts[: len(token_counts)] += token_counts
+    model.lm_head.decoder.bias.set_value(np.log(counts / counts.sum()).astype(np.float32))
 
 
 def build_optimizer(model, args, precision: str):
@@ -590,6 +606,15 @@ def batches_of(rows: TokenRows, keys: Iterator[list], collator: DataCollatorMLM)
         yield {name: paddle.to_tensor(array) for name, array in batch.items()}
 
 
+def training_batches(run: Run, sampler: UpdateSampler, collator: DataCollatorMLM) -> Iterator[dict]:
+    """Yields the micro-batches of the updates that are left, as many for each as --gradient_accumulation_steps."""
+    first_step = run.progress.global_step + 1
+    keys = sampler.batches(first_step - 1, run.total_steps)
+    for step in range(first_step, run.total_steps + 1):
+        collator.mlm_probability = mlm_probability_at(step, run)
+        yield from batches_of(run.data.train, islice(keys, run.args.gradient_accumulation_steps), collator)
+
+
 def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine: Machine) -> Callable:
     """A function that yields this rank's batches of an evaluation, the same ones at each call."""
     keys = utils.evaluation_batches(len(rows), args.batch_size, machine.rank, machine.world_size, args.max_eval_rows)
@@ -612,7 +637,11 @@ def start_or_resume(
         progress = Progress(warmup_steps=math.ceil(args.warmup_steps * (total_steps if is_share else 1)))
     check_ranks_agree(args, machine, identity, progress.global_step)
 
-    model = build_model(args, config, machine, data.is_padded, checkpoint, recipe.initialization)
+    initialize = None
+    if recipe.initialization == "sinusoids":
+        counts = utils.token_counts(data.train, data.tokenizer)
+        initialize = partial(initialize_with_sinusoids, token_counts=counts, seed=args.seed)
+    model = build_model(args, config, machine, data.is_padded, checkpoint, initialize)
     optimizer, scaler = build_optimizer(model, args, machine.precision)
     if checkpoint:
         load_optimizer(checkpoint, state, model, optimizer, scaler)
@@ -763,7 +792,8 @@ def load_state(checkpoint: str, identity: dict, data: Data, total_steps: int) ->
 def changes_between(saved: dict, current: dict, data: str, saved_data: str | None) -> list[str]:
     """What differs between two identities, in a user's words."""
     defaults = vars(parse_arguments([]))  # for a flag that the checkpoint does not know yet
-    defaults |= {name: getattr(RECIPES["roberta"], name) for name in ("initialization", "stages")}
+    defaults |= {name: value for name, value in asdict(RECIPES["roberta"]).items() if name not in saved}
+    defaults["final_mlm_probability"] = saved.get("mlm_probability")  # which was the same to the end
     was = {name: defaults[name] for name in current if name in defaults} | saved
     is_data = {name for name in [*was, *current] if name.startswith("data.")}
     changes = []
@@ -1059,8 +1089,13 @@ def choose_recipe(args) -> Recipe:
     """The recipe of --recipe, or of the architecture, with the flags that are given instead; says what it is."""
     default = "growing_rows" if args.model_name_or_path in GROWING else "roberta"
     name = args.recipe or default
-    given = {field: getattr(args, field) for field in asdict(RECIPES[name]) if getattr(args, field) is not None}
-    recipe = replace(RECIPES[name], **given)
+    recipe = RECIPES[name]
+    if name == "growing_rows" and args.model_name_or_path in GROWING:
+        recipe = replace(recipe, learning_rate=GROWING[args.model_name_or_path])
+    if args.mlm_probability is not None:  # a given share is kept to the end, unless that is given, too
+        recipe = replace(recipe, final_mlm_probability=args.mlm_probability)
+    given = {name: getattr(args, name) for name in asdict(recipe) if getattr(args, name) is not None}
+    recipe = replace(recipe, **given)
     if args.max_steps != 0:
         other = "" if name == "roberta" else "; --recipe roberta for RoBERTa's own settings"
         log(f"recipe {name}: {describe_recipe(recipe)}{other}")
@@ -1073,9 +1108,12 @@ def describe_recipe(recipe: Recipe) -> str:
     if recipe.stages:
         pieces = [f"pieces of {length} tokens until {share:.0%} of the updates" for length, share in recipe.stages]
         rows = f"rows cut into {', '.join(pieces)}, whole then"
+    share = f"{recipe.mlm_probability:.0%}"
+    if recipe.final_mlm_probability != recipe.mlm_probability:
+        share += f" falling to {recipe.final_mlm_probability:.0%}"
     dropout = "the model's dropout" if recipe.dropout is None else f"dropout {recipe.dropout:g}"
     return (
-        f"{rows}; {recipe.mlm_probability:.0%} of the tokens predicted; rate {recipe.learning_rate:g}; {dropout}; "
+        f"{rows}; {share} of the tokens predicted; rate {recipe.learning_rate:g}; {dropout}; "
         f"{recipe.initialization} initialization of a new model"
     )
 
@@ -1201,6 +1239,12 @@ def build_parser() -> utils.ArgumentParser:
         "token and 10 %% left as they are (default: the recipe's, 0.15 or 0.4)",
     )
     add(
+        "--final_mlm_probability",
+        type=number(float, 1e-9, 1),
+        help="the share at the end of training, to which it goes in a line from update to update (default: "
+        "--mlm_probability where that is given, else the recipe's, 0.15)",
+    )
+    add(
         "--eval_mlm_probability",
         type=number(float, 1e-9, 1),
         default=0.15,
@@ -1272,7 +1316,8 @@ def build_parser() -> utils.ArgumentParser:
     add(
         "--learning_rate",
         type=not_negative,
-        help="the peak learning rate, reached after the warmup (default: the recipe's, 1e-4 or 3e-3)",
+        help="the peak learning rate, reached after the warmup (default: 1e-4; with the recipe growing_rows "
+        f"{', '.join(f'{rate:g} for {name}' for name, rate in GROWING.items())})",
     )
     add(
         "--lr_scheduler",

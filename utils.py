@@ -256,6 +256,18 @@ class TokenRows:
         return {"input_ids": ids, "special_tokens_mask": special, "epoch": epoch, "row": row}
 
 
+def token_counts(rows: TokenRows, tokenizer) -> np.ndarray:
+    """How often each token of the vocabulary occurs in the rows, int64 [vocab]; 0 for special ones, which are never
+    predicted. UserError: where rows hold ids beyond the vocabulary."""
+    found = pc.value_counts(pc.list_flatten(rows.input_ids))
+    size = vocabulary_size(tokenizer)
+    counts = np.bincount(found.field("values"), found.field("counts"), size).astype(np.int64)
+    if len(counts) > size:
+        raise UserError("--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
+    counts[special_ids(tokenizer)] = 0
+    return counts
+
+
 def yardsticks(rows: TokenRows, tokenizer) -> tuple:
     """The lowest losses (nats) that two kinds of model without any context can reach on average.
 
@@ -269,11 +281,7 @@ def yardsticks(rows: TokenRows, tokenizer) -> tuple:
     """
     from scipy.special import entr  # -x log x, and 0 where x is 0
 
-    found = pc.value_counts(pc.list_flatten(rows.input_ids))
-    counts = np.bincount(found.field("values"), found.field("counts"), vocabulary_size(tokenizer))
-    fits = len(counts) == vocabulary_size(tokenizer)
-    require(fits, "--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
-    counts = np.delete(counts, special_ids(tokenizer))
+    counts = np.delete(token_counts(rows, tokenizer), special_ids(tokenizer))
     shares = counts / counts.sum()
     entropy = entr(shares).sum()
 
