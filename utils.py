@@ -316,7 +316,8 @@ class WholeWords:
         if kinds.max(initial=0) >= CHINESE:
             self._cut_scripts_without_spaces(code_points, kinds, begins)
         is_flag = (code_points >= FLAGS[0]) & (code_points <= FLAGS[1])
-        is_joined = extends | (previous == ZERO_WIDTH_JOINER)  # as emoji of several are
+        is_emoji = (previous == ZERO_WIDTH_JOINER) & (before == MARK) & (kinds == MARK)  # of several, joined
+        is_joined = extends | is_emoji
         is_joined[1:] |= is_flag[1:] & is_flag[:-1]
         return begins & ~is_joined, ~is_joined
 
