@@ -17,6 +17,8 @@ import ctypes
 import errno
 import functools
 import hashlib
+import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -24,6 +26,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -71,7 +74,7 @@ class DataCollatorMLM:
 
     Each position that is not special is chosen with `mlm_probability`; of these, 80 % become
     <mask>, 10 % any token that is not special, 10 % stay (BERT, section 3.1). `whole_words`
-    chooses words, which begin with a space (as in RoBERTa's BPE) or behind a special token.
+    chooses words (see WholeWords); what becomes of a token is drawn for each token then, too.
 
     A row's mask depends on (seed, epoch, row) alone: not on the batch, how it is padded, the
     device or a restart. A row without epoch and row is known by a hash of its ids and the
@@ -86,7 +89,8 @@ class DataCollatorMLM:
     seq is the longest row's length, made a multiple of `pad_to_multiple_of`. Left out, that is
     LENGTH_MULTIPLE (32) where the batch's rows differ in length; packed rows stay as they are.
 
-    ValueError: mlm_probability is not in (0, 1], or the tokenizer lacks a mask or padding.
+    ValueError: mlm_probability is not in (0, 1], the tokenizer lacks a mask or padding, or
+    `whole_words` suits neither the tokenizer nor the text (see WholeWords).
     """
 
     def __init__(self, tokenizer, mlm_probability=0.15, seed=0, whole_words=False, pad_to_multiple_of=None):
@@ -100,10 +104,7 @@ class DataCollatorMLM:
         all_ids = np.arange(vocabulary_size(tokenizer))
         self.is_special = np.isin(all_ids, special_ids(tokenizer))
         self.regular_ids = all_ids[~self.is_special]
-        self.begins_word = np.ones(len(all_ids), dtype=bool)  # each token is a word
-        if whole_words:
-            tokens = tokenizer.convert_ids_to_tokens(all_ids.tolist())
-            self.begins_word = np.array([token.startswith("Ġ") for token in tokens])  # a space
+        self.words = WholeWords(tokenizer) if whole_words else None
 
     def __call__(self, examples: list) -> dict:
         rows = [self._mask(example) for example in examples]
@@ -138,9 +139,11 @@ class DataCollatorMLM:
         counter = [0, is_hash, row, example.get("epoch", self.epoch)]
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
 
-        # Which positions are to be predicted? One draw for each word
-        word = np.cumsum(self.begins_word[ids] | special) - 1  # of each position
-        chosen = (generator.random(len(ids)) < self.mlm_probability)[word] & ~special
+        # Which positions are to be predicted?
+        if self.words is None:
+            chosen = (generator.random(len(ids)) < self.mlm_probability) & ~special
+        else:
+            chosen = choose_words(self.words.begins(ids), special, self.mlm_probability, generator)
 
         # What does the model see there? 80 % the mask, 10 % any token, 10 % the right one
         draw = generator.random(len(ids))
@@ -148,6 +151,19 @@ class DataCollatorMLM:
         randomized = chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED)
         masked_ids[randomized] = generator.choice(self.regular_ids, randomized.sum())
         return masked_ids, np.where(chosen, ids, IGNORE_INDEX)
+
+    def identity(self) -> dict:
+        """All that the masks of given rows depend on, in JSON's types: a resumed run must share it."""
+        identity = {
+            "mlm_probability": self.mlm_probability,
+            "seed": self.seed,
+            "shares": {"masked": MASKED, "randomized": RANDOMIZED},
+            "mask_token_id": self.mask_token_id,
+            "special_ids": np.flatnonzero(self.is_special).tolist(),
+            "vocabulary_size": len(self.is_special),
+            "whole_words": None if self.words is None else self.words.identity(),
+        }
+        return {f"masking.{name}": value for name, value in identity.items()}
 
 
 def vocabulary_size(tokenizer) -> int:
@@ -180,6 +196,351 @@ def cut_rows(batch: dict, length: int) -> dict:
         raise ValueError(f"rows of {seq} tokens cannot be cut into pieces of {length}")
     pieces = {name: batch[name].reshape([-1, length]) for name in ("input_ids", "labels")}
     return batch | pieces
+
+
+# -------- whole words
+# What a character is to words. Those before LETTER are words of their own; in scripts of the kinds
+# from CHINESE on, words are not set apart; a character that extends another is of that one's kind.
+SPACE, MARK, APOSTROPHE, LETTER, CHINESE, THAI, LAO, KHMER, BURMESE, SINGLE, EXTENDS = range(11)
+SCRIPTS_WITHOUT_SPACES = {  # Unicode's blocks and parts of blocks, first and last code point
+    CHINESE: [  # Chinese characters and kana, which one dictionary cuts
+        (0x3005, 0x3007), (0x3021, 0x3029), (0x3031, 0x303C), (0x3041, 0x312F), (0x31A0, 0x31FF), (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
+    ],
+    THAI: [(0xE00, 0xE7F)],
+    LAO: [(0xE80, 0xEFF)],
+    KHMER: [(0x1780, 0x17FF)],
+    BURMESE: [(0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F)],
+    SINGLE: [  # no dictionary: Tai Le to New Tai Lue, Tai Tham, Balinese, Yi, Javanese, Tai Viet, Ahom
+        (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F), (0xA000, 0xA4CF), (0xA980, 0xA9DF), (0xAA80, 0xAADF),
+        (0x11700, 0x1174F),
+    ],
+}  # fmt: skip
+NEED_LIBRARY = {THAI: "Thai", LAO: "Lao", KHMER: "Khmer", BURMESE: "Burmese"}
+APOSTROPHES = "'’·׳״"  # part of the word between two letters: Unicode's UAX #29, rules WB6 and WB7
+ZERO_WIDTH_SPACE, ZERO_WIDTH_JOINER, NEWLINE = 0x200B, 0x200D, 0xA
+# Beside combining marks: joiners, Thai and Lao AM, the voicing of narrow kana, skin colours, tags
+EXTENDING = {0x200C, 0x200D, 0xE33, 0xEB3, 0xFF9E, 0xFF9F, *range(0x1F3FB, 0x1F400), *range(0xE0020, 0xE0080)}
+FLAGS = 0x1F1E6, 0x1F1FF  # regional indicators, of which two make a flag
+# A word of more tokens (base64, DNA, a name where the tokenizer is another language's) is cut into
+# even pieces. Of 126 places 19 are predicted at 15 %: with longer words that were all or nothing.
+LONGEST_WORD = 16
+
+
+class WholeWords:
+    """Which tokens of a row begin a word: words as people who read that script mean them.
+
+    - White space, of any kind, sets words apart. A token that holds the space before a word, as
+      in RoBERTa's vocabulary, begins that word; other white space is a word of its own.
+    - Each punctuation mark or symbol is a word of its own, as in BERT's whole-word masking
+      (create_pretraining_data.py), except an apostrophe between letters: "don't", "п'ять".
+    - In scripts without spaces, words are what ICU's dictionaries say (icu4py, where it is
+      installed), one script at a time. Without it, each Chinese character and kana is a word, and
+      a row that is mostly Thai, Lao, Khmer or Burmese is a ValueError. A few such words in
+      another language's row are cut into characters then.
+    - No word begins inside a grapheme cluster (a letter with its accents, an emoji with its
+      modifiers).
+
+    The tokens of a byte-level BPE are bytes, not text: one may hold a space and the first byte of
+    the next letter (11 % of roberta-base's in Korean text), the end of one letter and the
+    beginning of the next, or two words of Chinese. So the row is decoded as a whole, and a word
+    begins only at a token that begins where the word does. Where a token reaches into the next
+    word, both words are one: neither is hidden while a token that holds a part of it is shown.
+
+    ValueError: the tokenizer is not a byte-level BPE, so its words cannot be told from its tokens.
+    """
+
+    def __init__(self, tokenizer):
+        self.token_bytes = token_bytes(tokenizer)
+        self.token_lengths = np.array([len(token) for token in self.token_bytes])
+        self.word_breaker, self.segmenter = word_breaker()
+        # A fast path, for rows whose words show in each token alone. They are 86 % of those of 128
+        # tokens of English Wikipedia (roberta-base), 56 % of those of 512.
+        facts = [facts_of_token(token) for token in self.token_bytes]
+        self.is_plain, self.begins_behind_letter, self.ends_with_letter = np.array(facts).T
+
+    def begins(self, ids: np.ndarray) -> np.ndarray:
+        """Whether a word begins at each token (bool [length]); a row's first token begins one."""
+        if self.is_plain[ids].all():
+            begins, may_begin = self.begins_by_token(ids), np.ones(len(ids), dtype=bool)
+        else:
+            begins, may_begin = self.begins_by_text(ids)
+        begins[:1] = True
+        return cut_long_words(begins, may_begin)
+
+    def identity(self) -> dict:
+        """What the words of a text depend on beside the tokenizer."""
+        return {
+            "version": 2,  # of the rules above; 1 knew the space before a word alone
+            "longest_word": LONGEST_WORD,
+            "segmenter": self.segmenter,
+            "unicode": unicodedata.unidata_version,  # characters' categories; Python's
+        }
+
+    def begins_by_token(self, ids: np.ndarray) -> np.ndarray:
+        """For tokens of whole letters, marks and spaces: a word begins everywhere but between two letters."""
+        begins = self.begins_behind_letter[ids]
+        begins[1:] |= ~self.ends_with_letter[ids[:-1]]
+        return begins
+
+    def begins_by_text(self, ids: np.ndarray) -> tuple:
+        """The same for any tokens; and whether a grapheme cluster begins at each (bool [length])."""
+        row = b"".join([self.token_bytes[token_id] for token_id in ids.tolist()])
+        # A row may begin or end within a character: its bytes become code points U+DC80 to U+DCFF.
+        text = row.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass")
+        code_points = np.frombuffer(text, dtype="<u4")
+        begins_word, begins_cluster = self._boundaries(code_points)
+
+        # From characters to bytes, and from bytes to tokens
+        widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF) + (code_points > 0xFFFF)
+        widths[(code_points >= 0xDC80) & (code_points <= 0xDCFF)] = 1
+        first_bytes = np.cumsum(widths) - widths
+        lengths = self.token_lengths[ids]
+        token_starts = np.cumsum(lengths) - lengths
+        at_byte = np.zeros((2, len(row) + 1), dtype=bool)
+        at_byte[0, first_bytes[begins_word]] = True
+        at_byte[1, first_bytes[begins_cluster]] = True
+        return tuple(at_byte[:, token_starts])
+
+    def _boundaries(self, code_points: np.ndarray) -> tuple:
+        """Before which characters a word may begin, and before which a grapheme cluster does (bool)."""
+        kinds = character_kinds()[code_points]
+        extends = kinds == EXTENDS  # such a character is of the kind of the one that it extends
+        kinds = kinds[np.maximum.accumulate(np.where(extends, 0, np.arange(len(kinds))))]
+        before, after = np.append(SPACE, kinds[:-1]), np.append(kinds[1:], SPACE)
+        previous = np.append(NEWLINE, code_points[:-1])
+        begins = (kinds != before) | (kinds < LETTER) | (kinds == SINGLE)
+        inside = (kinds == APOSTROPHE) & (before == LETTER) & (after == LETTER) & ~extends
+        begins[inside] = False
+        begins[1:][inside[:-1]] = False
+        if kinds.max(initial=0) >= CHINESE:
+            self._cut_scripts_without_spaces(code_points, kinds, begins)
+        is_flag = (code_points >= FLAGS[0]) & (code_points <= FLAGS[1])
+        is_emoji = (previous == ZERO_WIDTH_JOINER) & (before == MARK) & (kinds == MARK)  # of several, joined
+        is_joined = extends | is_emoji
+        is_joined[1:] |= is_flag[1:] & is_flag[:-1]
+        return begins & ~is_joined, ~is_joined
+
+    def _cut_scripts_without_spaces(self, code_points: np.ndarray, kinds: np.ndarray, begins: np.ndarray):
+        """Sets `begins` where a word of a script without spaces begins."""
+        found = set(np.unique(kinds).tolist())
+        if self.word_breaker is None:
+            needy = np.isin(kinds, list(NEED_LIBRARY))
+            if 2 * needy.sum() > (kinds >= LETTER).sum():
+                names = " and ".join(NEED_LIBRARY[kind] for kind in sorted(found & NEED_LIBRARY.keys()))
+                raise ValueError(f"whole words of {names} need a dictionary: pip install icu4py==1.2.0")
+            begins |= (kinds >= CHINESE) & (kinds != EXTENDS)
+            return
+        for script in found & SCRIPTS_WITHOUT_SPACES.keys() - {SINGLE}:
+            # This script's characters alone, with a line end behind each run of them
+            is_script = kinds == script
+            kept = is_script.copy()
+            kept[1:] |= is_script[:-1]
+            places = np.flatnonzero(kept)
+            text = np.where(is_script, code_points, NEWLINE)[places].astype("<u4").tobytes().decode("utf-32-le")
+            ends = np.cumsum([len(word) for word in self.word_breaker(text, "en")])
+            begins[places[ends[:-1]]] = True
+
+
+def cut_long_words(begins: np.ndarray, may_begin: np.ndarray) -> np.ndarray:
+    """Cuts words of more than LONGEST_WORD tokens into even pieces, where `may_begin` says so (bool [length])."""
+    starts = np.flatnonzero(begins)
+    ends = np.append(starts[1:], len(begins))
+    is_long = ends - starts > LONGEST_WORD
+    for start, end in zip(starts[is_long].tolist(), ends[is_long].tolist()):
+        length = end - start
+        piece = math.ceil(length / math.ceil(length / LONGEST_WORD))
+        for place in range(start + 1, end):
+            if place - start >= piece and may_begin[place]:
+                begins[place] = True
+                start = place
+    return begins
+
+
+def choose_words(begins: np.ndarray, special: np.ndarray, probability: float, generator) -> np.ndarray:
+    """Chooses words that hold about `probability` of the places that are not special (bool [length]).
+
+    Each word is chosen with the same probability, whatever its length, and how many tokens are
+    chosen varies from row to row little more than where they are single ones. (If each word were
+    drawn for itself, rows of 126 places and 3 tokens a word would vary 1.7 times as much, and one
+    in a thousand would have nothing to predict.)
+    """
+    chosen = np.zeros(len(begins), dtype=bool)
+    places = np.flatnonzero(~special)
+    # How many places would be chosen as single tokens?
+    num_wanted = generator.binomial(len(places), probability)
+    if num_wanted == 0:
+        return chosen
+    begins = begins[places]
+    begins[0] = True
+    begins[1:] |= np.diff(places) > 1  # behind a special token
+    word = np.cumsum(begins) - 1  # of each place
+    lengths = np.bincount(word)
+    # The words are laid end to end on a circle, in any order, and those are chosen that begin in an
+    # arc of so many places.
+    order = generator.permutation(len(lengths))
+    starts = np.cumsum(lengths[order]) - lengths[order]
+    distances = (starts - generator.integers(len(places))) % len(places)
+    reach = num_wanted
+    if probability * len(places) > LONGEST_WORD:
+        # A row as long as this never goes without, as it could where a long word fills the arc. In
+        # shorter ones, where single tokens too may choose none, this would choose too many.
+        reach = max(num_wanted, distances.min() + 1)
+    taken = np.zeros(len(lengths), dtype=bool)
+    taken[order] = distances < reach
+    chosen[places] = taken[word]
+    return chosen
+
+
+def token_bytes(tokenizer) -> list:
+    """The bytes of each token of a byte-level BPE, by id; of special tokens, a space.
+
+    ValueError: it is not one, as far as PaddleNLP's and transformers' tokenizers can be asked.
+    """
+    if not is_byte_level(tokenizer):
+        raise ValueError(
+            f"whole words cannot be told from the tokens of {type(tokenizer).__name__}, which is not a byte-level BPE: "
+            "take a tokenizer like RoBERTa's, or single tokens"
+        )
+    ids = list(range(vocabulary_size(tokenizer)))
+    by_id = bytes_of_ids(tokenizer, ids)
+    for special_id in special_ids(tokenizer).tolist():
+        by_id[special_id] = b" "
+    return by_id
+
+
+def is_byte_level(tokenizer) -> bool:
+    """Whether its tokens are spelled in bytes: PaddleNLP's and transformers' say it in two ways."""
+    from tokenizers import decoders
+
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return hasattr(tokenizer, "byte_decoder") or isinstance(decoder, decoders.ByteLevel)
+
+
+def bytes_of_ids(tokenizer, ids: list) -> list:
+    """The bytes of each token of a byte-level BPE."""
+    bytes_of, added = bytes_of_characters(), tokenizer.get_added_vocab()
+
+    def in_bytes(token: str) -> bytes:
+        if token in added or not bytes_of.keys() >= set(token):  # stored as text
+            return token.encode()
+        return bytes(bytes_of[character] for character in token)
+
+    return [in_bytes(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+
+
+def facts_of_token(token: bytes) -> tuple:
+    """What begins_by_token() must know: is the token plain, does it begin a word behind a letter, does it end with one?
+
+    It is plain if it holds whole characters of scripts with spaces, and whether an apostrophe in it
+    is inside of a word does not depend on its neighbours (but on a letter before 't in "don't").
+    """
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        return False, False, False
+    all_kinds = character_kinds()
+    kinds = [all_kinds[ord(character)] for character in text]
+    is_contraction = len(kinds) > 1 and kinds[0] == APOSTROPHE and kinds[1] == LETTER
+    others = kinds[1:] if is_contraction else kinds
+    is_plain = all(kind in (SPACE, MARK, LETTER) for kind in others)
+    is_plain = is_plain and not any(FLAGS[0] <= ord(character) <= FLAGS[1] for character in text)
+    return is_plain, kinds[0] != LETTER and not is_contraction, kinds[-1] == LETTER
+
+
+def bytes_of_characters() -> dict:
+    """The byte that each character stands for in the tokens of a byte-level BPE, as in GPT-2's encoder.py."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+@functools.cache
+def character_kinds() -> np.ndarray:
+    """What each Unicode character is to words (uint8 [0x110000]), from its category and its script."""
+    kinds = np.full(sys.maxunicode + 1, LETTER, dtype=np.uint8)
+    for kind, blocks in SCRIPTS_WITHOUT_SPACES.items():
+        for first, last in blocks:
+            kinds[first : last + 1] = kind
+    by_category = {"P": MARK, "S": MARK, "Z": SPACE, "M": EXTENDS}  # letters, numbers and others are not in it
+    for code_point in [*range(0x40000), *range(0xE0000, 0xE0200)]:  # planes without characters take long
+        character = chr(code_point)
+        if code_point in EXTENDING:
+            kinds[code_point] = EXTENDS
+        elif character in APOSTROPHES:
+            kinds[code_point] = APOSTROPHE
+        elif character.isspace() or code_point == ZERO_WIDTH_SPACE:
+            kinds[code_point] = SPACE
+        else:
+            kinds[code_point] = by_category.get(unicodedata.category(character)[0], kinds[code_point])
+    return kinds
+
+
+def word_breaker() -> tuple:
+    """icu4py's WordBreaker and its versions; None where it is not installed."""
+    try:
+        import icu4py.breakers
+    except ImportError:
+        return None, "single characters"
+    version = importlib.metadata.version("icu4py")
+    return icu4py.breakers.WordBreaker, f"icu4py {version} (ICU {icu4py.icu_version})"
+
+
+# -------- what is masked, for the eye
+def describe_row(collator: DataCollatorMLM, tokenizer, example: dict, max_tokens: int = 100) -> str:
+    """The beginning of a training row as the model sees it, in two lines; example is a TokenRows's.
+
+    What is to be predicted stands as [right -> shown]: the mask, a random token, or the right one.
+    """
+    batch = collator([example])
+    shown, labels = batch["input_ids"][0], batch["labels"][0]
+    right = np.where(labels == IGNORE_INDEX, shown, labels)
+    fates = np.select(
+        [labels == IGNORE_INDEX, shown == collator.mask_token_id, shown == right],
+        ["", "masked", "unchanged"],
+        default="random",
+    )
+    counts = ", ".join(f"{np.sum(fates == fate)} {fate}" for fate in ("masked", "random", "unchanged"))
+    places = np.sum(~collator.is_special[np.asarray(example["input_ids"])])
+    pieces = []
+    for fate, group in itertools.groupby(range(min(len(shown), max_tokens)), key=fates.__getitem__):
+        group = list(group)
+        seen = text_of_ids(tokenizer, shown[group])
+        pieces.append(f"[{text_of_ids(tokenizer, right[group])} -> {seen}]" if fate else seen)
+    rest = " ..." if len(shown) > max_tokens else ""
+    return f"a row as the model sees it, {counts} of {places} tokens:\n  {''.join(pieces)}{rest}"
+
+
+def text_of_ids(tokenizer, ids: np.ndarray) -> str:
+    """The tokens' text on one line; bytes that are no whole character become U+FFFD."""
+    if is_byte_level(tokenizer):
+        text = b"".join(bytes_of_ids(tokenizer, ids.tolist())).decode(errors="replace")
+    else:
+        text = " ".join(tokenizer.convert_ids_to_tokens(ids.tolist()))
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def masking_problem(collator: DataCollatorMLM, rows: "TokenRows", max_rows: int = 300) -> str | None:
+    """Says in a line where the choice in rows, a sample of them, departs from what single tokens have."""
+    sample = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).astype(int)).tolist()
+    examples = [rows[0, row] for row in sample]
+    places = np.array([np.sum(~collator.is_special[example["input_ids"]]) for example in examples])
+    chosen = np.array([np.sum(collator([example])["labels"] != IGNORE_INDEX) for example in examples])
+    chosen, places = chosen[places > 0], places[places > 0]
+    if len(places) < 30:  # too few to tell
+        return None
+    probability = collator.mlm_probability
+    share, without = chosen.sum() / places.sum(), np.mean(chosen == 0)
+    deviation = np.std((chosen - probability * places) / np.sqrt(probability * (1 - probability) * places))
+    # Of single tokens the deviation is 1; these bounds are wide enough for what 30 rows have by chance.
+    noise = 4 * math.sqrt((1 - probability) / (probability * places.sum()))
+    expected_without = np.mean((1 - probability) ** places)
+    if abs(share / probability - 1) < 0.1 + noise and deviation < 1.6 and without < 1.5 * expected_without + 0.1:
+        return None
+    return (
+        f"of {len(places)} rows' tokens {share:.1%} are chosen for prediction (asked for: {probability:.1%}), "
+        f"{deviation:.1f} times as unevenly as single tokens, and {without:.0%} of the rows have none"
+    )
 
 
 # -------- rows and their order
