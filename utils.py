@@ -198,6 +198,119 @@ def cut_rows(batch: dict, length: int) -> dict:
     return batch | pieces
 
 
+# -------- rows and their order
+class UpdateSampler:
+    """The rows of each update of a training run, as they are cut among ranks and micro-batches.
+
+    An epoch is a permutation of the rows, from (seed, epoch), cut into global batches (without
+    an incomplete last one), these into micro-steps, and these into ranks. So an update's rows
+    depend on its number and the global batch alone, and a run goes on at any update without
+    reading what it has passed.
+    """
+
+    def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0):
+        self.num_rows, self.rank, self.seed = num_rows, rank, seed
+        self.shape = accumulation, world_size, batch_size
+        self.global_batch = math.prod(self.shape)
+        self.updates_per_epoch = num_rows // self.global_batch
+
+    def batches(self, first_update: int, last_update: int):
+        """Yields this rank's micro-batches of the updates first_update ... last_update - 1 (from 0).
+
+        Each is a list of (epoch, row), `accumulation` of them an update. ValueError: there are
+        fewer rows than a global batch takes.
+        """
+        if self.updates_per_epoch == 0:
+            raise ValueError(f"{self.num_rows} rows are fewer than a global batch of {self.global_batch}")
+        for update in range(first_update, last_update):
+            epoch, position = divmod(update, self.updates_per_epoch)
+            if position == 0 or update == first_update:
+                permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+            rows = permutation[position * self.global_batch : (position + 1) * self.global_batch]
+            for micro_batch in rows.reshape(self.shape)[:, self.rank]:
+                yield [(epoch, row) for row in micro_batch.tolist()]
+
+
+def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
+    """This rank's batches of an evaluation, lists of (EVALUATION_EPOCH, row).
+
+    Over all ranks each row stands in exactly one of them, all rows or `max_rows` of them, drawn
+    once and for all. (Paddle's DistributedBatchSampler repeats rows to fill its last batch.)
+    """
+    rows = np.arange(num_rows)
+    if 0 < max_rows < num_rows:
+        rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
+    keys = [(EVALUATION_EPOCH, row) for row in rows[rank::world_size].tolist()]
+    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+
+
+class TokenRows:
+    """A split of one or more data sets; `rows[epoch, i]` is what DataCollatorMLM takes.
+
+    {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}:
+    arrays straight from the Arrow files' memory map, read-only (`datasets` in numpy's format makes
+    an int64 copy of every row).
+    """
+
+    def __init__(self, *splits):
+        names = ["input_ids", "special_tokens_mask"]
+        tables = [split.data.table.select(names) for split in splits]
+        # "permissive" joins packed rows, which are lists of one length, with others.
+        rows = pyarrow.concat_tables(tables, promote_options="permissive")
+        self.input_ids, self.special_tokens_mask = rows.columns
+        lengths = pc.list_value_length(self.input_ids)
+        ends = pc.min_max(lengths).as_py()
+        self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and longest row
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, key: tuple) -> dict:
+        epoch, row = key
+        ids = self.input_ids[row].values.to_numpy()
+        special = self.special_tokens_mask[row].values.to_numpy(zero_copy_only=False)
+        return {"input_ids": ids, "special_tokens_mask": special, "epoch": epoch, "row": row}
+
+
+def token_counts(rows: TokenRows, tokenizer) -> np.ndarray:
+    """How often each token of the vocabulary occurs in the rows, int64 [vocab]; 0 for special ones, which are never
+    predicted. UserError: where rows hold ids beyond the vocabulary."""
+    found = pc.value_counts(pc.list_flatten(rows.input_ids))
+    size = vocabulary_size(tokenizer)
+    counts = np.bincount(found.field("values"), found.field("counts"), size).astype(np.int64)
+    if len(counts) > size:
+        raise UserError("--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
+    counts[special_ids(tokenizer)] = 0
+    return counts
+
+
+def yardsticks(rows: TokenRows, tokenizer) -> tuple:
+    """The lowest losses (nats) that two kinds of model without any context can reach on average.
+
+    The first sees only the place that it predicts, the second sees nothing at all. A model whose
+    loss is below the first uses the context.
+
+    The second is the entropy of the tokens' shares, special ones left out. So is the first at
+    the MASKED places that hold <mask>, which tells nothing. The others show a token, kept or
+    drawn from all: there it is the entropy of the right token where the shown one is known,
+    H(right | shown) = H(shown, right) - H(shown).
+    """
+    from scipy.special import entr  # -x log x, and 0 where x is 0
+
+    counts = np.delete(token_counts(rows, tokenizer), special_ids(tokenizer))
+    shares = counts / counts.sum()
+    entropy = entr(shares).sum()
+
+    # Where a token is shown: of all places that are predicted, the right token stands at
+    # `kept` * its share, and each token, the right one too, was drawn at `drawn` of them.
+    kept, drawn = 1 - MASKED - RANDOMIZED, RANDOMIZED / len(shares)
+    equal = entr((kept + drawn) * shares).sum()  # of pairs (shown, right) that are the same token
+    unequal = (len(shares) - 1) * entr(drawn * shares).sum()  # and of those that are not
+    shown = entr(kept * shares + drawn).sum()
+    without_context = MASKED * entropy + equal + unequal - shown
+    return float(without_context), float(entropy)
+
+
 # -------- whole words
 # What a character is to words. Those before LETTER are words of their own; in scripts of the kinds
 # from CHINESE on, words are not set apart; a character that extends another is of that one's kind.
@@ -439,6 +552,8 @@ def facts_of_token(token: bytes) -> tuple:
         text = token.decode()
     except UnicodeDecodeError:
         return False, False, False
+    if not text:
+        return False, False, False
     all_kinds = character_kinds()
     kinds = [all_kinds[ord(character)] for character in text]
     is_contraction = len(kinds) > 1 and kinds[0] == APOSTROPHE and kinds[1] == LETTER
@@ -493,7 +608,8 @@ def describe_row(collator: DataCollatorMLM, tokenizer, example: dict, max_tokens
     What is to be predicted stands as [right -> shown]: the mask, a random token, or the right one.
     """
     batch = collator([example])
-    shown, labels = batch["input_ids"][0], batch["labels"][0]
+    length = len(example["input_ids"])  # without padding
+    shown, labels = batch["input_ids"][0, :length], batch["labels"][0, :length]
     right = np.where(labels == IGNORE_INDEX, shown, labels)
     fates = np.select(
         [labels == IGNORE_INDEX, shown == collator.mask_token_id, shown == right],
@@ -501,14 +617,14 @@ def describe_row(collator: DataCollatorMLM, tokenizer, example: dict, max_tokens
         default="random",
     )
     counts = ", ".join(f"{np.sum(fates == fate)} {fate}" for fate in ("masked", "random", "unchanged"))
-    places = np.sum(~collator.is_special[np.asarray(example["input_ids"])])
+    num_places = np.sum(~collator.is_special[np.asarray(example["input_ids"])])
     pieces = []
     for fate, group in itertools.groupby(range(min(len(shown), max_tokens)), key=fates.__getitem__):
         group = list(group)
         seen = text_of_ids(tokenizer, shown[group])
         pieces.append(f"[{text_of_ids(tokenizer, right[group])} -> {seen}]" if fate else seen)
     rest = " ..." if len(shown) > max_tokens else ""
-    return f"a row as the model sees it, {counts} of {places} tokens:\n  {''.join(pieces)}{rest}"
+    return f"a row as the model sees it, {counts} of {num_places} tokens:\n  {''.join(pieces)}{rest}"
 
 
 def text_of_ids(tokenizer, ids: np.ndarray) -> str:
@@ -520,7 +636,7 @@ def text_of_ids(tokenizer, ids: np.ndarray) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def masking_problem(collator: DataCollatorMLM, rows: "TokenRows", max_rows: int = 300) -> str | None:
+def masking_problem(collator: DataCollatorMLM, rows: TokenRows, max_rows: int = 300) -> str | None:
     """Says in a line where the choice in rows, a sample of them, departs from what single tokens have."""
     sample = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).astype(int)).tolist()
     examples = [rows[0, row] for row in sample]
@@ -541,119 +657,6 @@ def masking_problem(collator: DataCollatorMLM, rows: "TokenRows", max_rows: int 
         f"of {len(places)} rows' tokens {share:.1%} are chosen for prediction (asked for: {probability:.1%}), "
         f"{deviation:.1f} times as unevenly as single tokens, and {without:.0%} of the rows have none"
     )
-
-
-# -------- rows and their order
-class UpdateSampler:
-    """The rows of each update of a training run, as they are cut among ranks and micro-batches.
-
-    An epoch is a permutation of the rows, from (seed, epoch), cut into global batches (without
-    an incomplete last one), these into micro-steps, and these into ranks. So an update's rows
-    depend on its number and the global batch alone, and a run goes on at any update without
-    reading what it has passed.
-    """
-
-    def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0):
-        self.num_rows, self.rank, self.seed = num_rows, rank, seed
-        self.shape = accumulation, world_size, batch_size
-        self.global_batch = math.prod(self.shape)
-        self.updates_per_epoch = num_rows // self.global_batch
-
-    def batches(self, first_update: int, last_update: int):
-        """Yields this rank's micro-batches of the updates first_update ... last_update - 1 (from 0).
-
-        Each is a list of (epoch, row), `accumulation` of them an update. ValueError: there are
-        fewer rows than a global batch takes.
-        """
-        if self.updates_per_epoch == 0:
-            raise ValueError(f"{self.num_rows} rows are fewer than a global batch of {self.global_batch}")
-        for update in range(first_update, last_update):
-            epoch, position = divmod(update, self.updates_per_epoch)
-            if position == 0 or update == first_update:
-                permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
-            rows = permutation[position * self.global_batch : (position + 1) * self.global_batch]
-            for micro_batch in rows.reshape(self.shape)[:, self.rank]:
-                yield [(epoch, row) for row in micro_batch.tolist()]
-
-
-def evaluation_batches(num_rows, batch_size, rank=0, world_size=1, max_rows=0) -> list:
-    """This rank's batches of an evaluation, lists of (EVALUATION_EPOCH, row).
-
-    Over all ranks each row stands in exactly one of them, all rows or `max_rows` of them, drawn
-    once and for all. (Paddle's DistributedBatchSampler repeats rows to fill its last batch.)
-    """
-    rows = np.arange(num_rows)
-    if 0 < max_rows < num_rows:
-        rows = np.sort(np.random.default_rng(0).choice(num_rows, max_rows, replace=False))
-    keys = [(EVALUATION_EPOCH, row) for row in rows[rank::world_size].tolist()]
-    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-
-
-class TokenRows:
-    """A split of one or more data sets; `rows[epoch, i]` is what DataCollatorMLM takes.
-
-    {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}:
-    arrays straight from the Arrow files' memory map, read-only (`datasets` in numpy's format makes
-    an int64 copy of every row).
-    """
-
-    def __init__(self, *splits):
-        names = ["input_ids", "special_tokens_mask"]
-        tables = [split.data.table.select(names) for split in splits]
-        # "permissive" joins packed rows, which are lists of one length, with others.
-        rows = pyarrow.concat_tables(tables, promote_options="permissive")
-        self.input_ids, self.special_tokens_mask = rows.columns
-        lengths = pc.list_value_length(self.input_ids)
-        ends = pc.min_max(lengths).as_py()
-        self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and longest row
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def __getitem__(self, key: tuple) -> dict:
-        epoch, row = key
-        ids = self.input_ids[row].values.to_numpy()
-        special = self.special_tokens_mask[row].values.to_numpy(zero_copy_only=False)
-        return {"input_ids": ids, "special_tokens_mask": special, "epoch": epoch, "row": row}
-
-
-def token_counts(rows: TokenRows, tokenizer) -> np.ndarray:
-    """How often each token of the vocabulary occurs in the rows, int64 [vocab]; 0 for special ones, which are never
-    predicted. UserError: where rows hold ids beyond the vocabulary."""
-    found = pc.value_counts(pc.list_flatten(rows.input_ids))
-    size = vocabulary_size(tokenizer)
-    counts = np.bincount(found.field("values"), found.field("counts"), size).astype(np.int64)
-    if len(counts) > size:
-        raise UserError("--input_file: ids beyond the tokenizer's vocabulary: prepare it anew")
-    counts[special_ids(tokenizer)] = 0
-    return counts
-
-
-def yardsticks(rows: TokenRows, tokenizer) -> tuple:
-    """The lowest losses (nats) that two kinds of model without any context can reach on average.
-
-    The first sees only the place that it predicts, the second sees nothing at all. A model whose
-    loss is below the first uses the context.
-
-    The second is the entropy of the tokens' shares, special ones left out. So is the first at
-    the MASKED places that hold <mask>, which tells nothing. The others show a token, kept or
-    drawn from all: there it is the entropy of the right token where the shown one is known,
-    H(right | shown) = H(shown, right) - H(shown).
-    """
-    from scipy.special import entr  # -x log x, and 0 where x is 0
-
-    counts = np.delete(token_counts(rows, tokenizer), special_ids(tokenizer))
-    shares = counts / counts.sum()
-    entropy = entr(shares).sum()
-
-    # Where a token is shown: of all places that are predicted, the right token stands at
-    # `kept` * its share, and each token, the right one too, was drawn at `drawn` of them.
-    kept, drawn = 1 - MASKED - RANDOMIZED, RANDOMIZED / len(shares)
-    equal = entr((kept + drawn) * shares).sum()  # of pairs (shown, right) that are the same token
-    unequal = (len(shares) - 1) * entr(drawn * shares).sum()  # and of those that are not
-    shown = entr(kept * shares + drawn).sum()
-    without_context = MASKED * entropy + equal + unequal - shown
-    return float(without_context), float(entropy)
 
 
 # -------- to and from transformers

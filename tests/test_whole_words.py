@@ -453,6 +453,8 @@ def test_a_row_is_shown_as_the_model_sees_it():
     assert len(seen) == 40
     assert any("[ the -> <mask>]" in line for line in seen) and any("[ the ->  the]" in line for line in seen)
     assert utils.describe_row(collator, tokenizer, example, max_tokens=5).endswith(" ...")
+    padded = DataCollatorMLM(tokenizer, 0.3, pad_to_multiple_of=512)
+    assert utils.describe_row(padded, tokenizer, example) == utils.describe_row(collator, tokenizer, example)
 
 
 def test_a_row_of_other_tokenizers_is_shown_by_its_tokens():
