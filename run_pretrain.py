@@ -43,7 +43,7 @@ import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddle import nn
 from paddlenlp import transformers
-from paddlenlp.transformers.roberta.modeling import TransposedLinear
+from paddlenlp.transformers.roberta.modeling import RobertaLMHead, TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -453,8 +453,10 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
         """
         if masked_positions is None:
             return super().forward(input_ids, labels=labels, **kwargs)
-        hidden = self.roberta(input_ids)[0]
-        logits = self.lm_head(paddle.gather(hidden.flatten(0, 1), masked_positions))
+        hidden = paddle.gather(self.roberta(input_ids)[0].flatten(0, 1), masked_positions)
+        if labels is not None and isinstance(self.lm_head, LMHead):  # a CPU's: output layer and loss as one
+            return self.lm_head.loss(hidden, labels)
+        logits = self.lm_head(hidden)
         if labels is None:
             return logits
         num_correct = None if self.training else (logits.argmax(-1) == labels).sum()
@@ -1469,11 +1471,19 @@ def use_fast_layers(model, device: str, precision: str, padded: bool):
             elif type(layer) is TransposedLinear:
                 setattr(parent, name, OutputLayer(layer, on_cpu, precision))
             elif type(layer) is nn.MultiHeadAttention:
-                setattr(parent, name, Attention(layer, on_cpu, precision, padded))
-            elif type(layer) is nn.Dropout and on_cpu:
+                setattr(parent, name, Attention(layer, padded))
+            elif on_cpu and type(layer) is nn.LayerNorm:
+                setattr(parent, name, LayerNorm(layer))
+            elif on_cpu and type(layer) is nn.Dropout:
                 setattr(parent, name, Dropout(layer.p))
-        if type(parent) is nn.TransformerEncoderLayer and on_cpu and parent.activation is F.gelu:
-            parent.activation = Gelu(precision)
+            elif on_cpu and type(layer) is nn.TransformerEncoderLayer and EncoderLayer.suits(layer):
+                setattr(parent, name, EncoderLayer(layer, precision, padded))
+            elif on_cpu and type(layer) is RobertaLMHead:
+                setattr(parent, name, LMHead(layer, precision))
+    if on_cpu and isinstance(getattr(model, "lm_head", None), LMHead):
+        embeddings, output_layer = model.roberta.embeddings, model.lm_head.decoder
+        if embeddings.word_embeddings.weight is output_layer.weight:
+            embeddings.word_embeddings = Embedding(embeddings.word_embeddings, output_layer)
 
 
 class Linear(nn.Linear):
@@ -1495,6 +1505,7 @@ class OutputLayer(TransposedLinear):
         nn.Layer.__init__(self)
         self.weight, self.bias, self.name = replaced.weight, replaced.bias, None
         self.on_cpu, self.precision = on_cpu, precision
+        self.is_tied, self.grad_weight = False, None  # what the loss leaves for the embedding's backward pass
 
     def forward(self, x):
         return linear(self, x, transposed=True)
@@ -1509,19 +1520,20 @@ def linear(layer, x, transposed: bool):
     return out + layer.bias.astype(out.dtype)  # 2.6.2 would give float32
 
 
-class Gelu(nn.GELU):
-    """The exact GELU on a CPU."""
+class LayerNorm(nn.LayerNorm):
+    """On a CPU, over the last axis."""
 
-    def __init__(self, precision: str):
-        super().__init__()
-        self.precision = precision
+    def __init__(self, replaced: nn.LayerNorm):
+        nn.Layer.__init__(self)
+        self.weight, self.bias = replaced.weight, replaced.bias
+        self._epsilon, self._normalized_shape = replaced._epsilon, replaced._normalized_shape
 
     def forward(self, x):
-        return Function.apply(utils.GeluOperation(onednn(), self.precision), x.shape, x)
+        return Function.apply(utils.LayerNormOperation(onednn(), self._epsilon), x.shape, x, self.weight, self.bias)
 
 
 class Dropout(nn.Dropout):
-    """Dropout on a CPU; it follows paddle.seed()."""
+    """On a CPU; it follows paddle.seed()."""
 
     def forward(self, x):
         if not (self.training and self.p):
@@ -1534,30 +1546,23 @@ def drawn_seed() -> int:
 
 
 class Attention(nn.MultiHeadAttention):
-    """Self-attention of hidden [batch, seq, width]; attn_mask is [batch, 1, 1, seq], added to the scores."""
+    """Self-attention of hidden [batch, seq, width]; attn_mask is [batch, 1, 1, seq], added to the scores.
 
-    def __init__(self, replaced: nn.MultiHeadAttention, on_cpu: bool, precision: str, padded: bool):
+    A CPU's EncoderLayer holds one for its parameters and computes attention itself.
+    """
+
+    def __init__(self, replaced: nn.MultiHeadAttention, padded: bool):
         nn.Layer.__init__(self)
         for name in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "need_weights"):
             setattr(self, name, getattr(replaced, name))
         for name, layer in replaced.named_children():  # q_proj, k_proj, v_proj, out_proj
             setattr(self, name, layer)
-        self.on_cpu, self.precision, self.padded = on_cpu, precision, padded
+        self.padded = padded
 
     def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
         mask = attn_mask if self.padded else None  # PaddleNLP makes one in any case
         dropout = self.dropout if self.training else 0.0
         query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
-        attend = self.attend_on_cpu if self.on_cpu else self.attend
-        return self.out_proj(attend(query, key, value, mask, dropout))
-
-    def attend_on_cpu(self, query, key, value, mask, dropout: float):
-        mask = None if mask is None else mask.numpy()
-        seed = drawn_seed() if dropout else 0
-        operation = utils.AttentionOperation(onednn(), self.precision, self.num_heads, mask, dropout, seed)
-        return Function.apply(operation, query.shape, query, key, value)
-
-    def attend(self, query, key, value, mask, dropout: float):
         heads = [x.reshape([*x.shape[:2], self.num_heads, -1]) for x in (query, key, value)]
         if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
             context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
@@ -1568,7 +1573,67 @@ class Attention(nn.MultiHeadAttention):
                 scores = scores + mask.astype(scores.dtype)
             weights = F.dropout(F.softmax(scores), dropout)
             context = paddle.matmul(weights, v).transpose([0, 2, 1, 3])
-        return context.reshape(query.shape)
+        return self.out_proj(context.reshape(query.shape))
+
+
+class EncoderLayer(nn.TransformerEncoderLayer):
+    """On a CPU, a whole layer of the encoder at once; its sublayers hold the parameters and PaddleNLP's names."""
+
+    def __init__(self, replaced: nn.TransformerEncoderLayer, precision: str, padded: bool):
+        nn.Layer.__init__(self)
+        self.normalize_before, self.activation = replaced.normalize_before, replaced.activation
+        for name, layer in replaced.named_children():
+            setattr(self, name, layer)
+        self.precision, self.padded = precision, padded
+
+    @staticmethod
+    def suits(layer: nn.TransformerEncoderLayer) -> bool:
+        """Whether it is as BERT's and RoBERTa's are."""
+        is_standard = layer.activation is F.gelu and not layer.normalize_before and not layer.dropout.p
+        return is_standard and layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
+
+    def forward(self, src, src_mask=None, cache=None, output_attentions=False):
+        """src and the result are [batch, seq, width]; src_mask is [batch, 1, 1, seq], added to the scores."""
+        if cache is not None or output_attentions:
+            return super().forward(src, src_mask, cache, output_attentions)
+        attention = self.self_attn
+        mask = src_mask.numpy() if self.padded and src_mask is not None else None
+        dropouts = (self.dropout1.p, attention.dropout) if self.training else (0.0, 0.0)
+        seeds = [drawn_seed() for _ in range(3)] if any(dropouts) else [0, 0, 0]
+        epsilon = self.norm1._epsilon
+        operation = utils.EncoderLayerOperation(
+            onednn(), self.precision, attention.num_heads, epsilon, mask, *dropouts, seeds
+        )
+        layers = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, self.norm1
+        layers += self.linear1, self.linear2, self.norm2
+        parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        return Function.apply(operation, src.shape, src, *parameters)
+
+
+class LMHead(RobertaLMHead):
+    """PaddleNLP's head of the language model on a CPU, with a loss that never holds all logits."""
+
+    def __init__(self, replaced: RobertaLMHead, precision: str):
+        nn.Layer.__init__(self)
+        for name, parameter in replaced.named_parameters(include_sublayers=False):
+            setattr(self, name, parameter)
+        for name, layer in replaced.named_children():  # dense, layer_norm, decoder
+            setattr(self, name, layer)
+        self.precision = precision
+
+    def forward(self, features, **kwargs):
+        return self.decoder(self.transform(features))
+
+    def transform(self, features):
+        activated = self.dense(features)
+        return self.layer_norm(Function.apply(utils.GeluOperation(onednn()), activated.shape, activated))
+
+    def loss(self, features, labels) -> tuple:
+        """The same as cross_entropy(self(features), labels), and how many labels have the highest logit."""
+        x, decoder = self.transform(features), self.decoder
+        operation = utils.MaskedLossOperation(onednn(), self.precision, labels.numpy(), self.training)
+        loss = MaskedLoss.apply(operation, decoder, x, decoder.weight, decoder.bias)
+        return loss, None if self.training else paddle.to_tensor(operation.num_correct)
 
 
 class Function(paddle.autograd.PyLayer):
@@ -1587,6 +1652,63 @@ class Function(paddle.autograd.PyLayer):
         gradients = [paddle.empty(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
         return tuple(gradients)
+
+
+class MaskedLoss(Function):
+    """The same, but the gradient of a weight that is the embedding's is left for the embedding's backward pass.
+
+    That runs last, and returns one matrix, where Paddle would make two, and add up 50,265 rows.
+    """
+
+    @staticmethod
+    def forward(ctx, operation, output_layer, x, weight, bias):
+        ctx.output_layer = output_layer if output_layer.is_tied and not x.stop_gradient else None
+        return Function.forward(ctx, operation, [], x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        grad_x, grad_weight, grad_bias = Function.backward(ctx, grad_loss)
+        if ctx.output_layer is None:
+            return grad_x, grad_weight, grad_bias
+        if ctx.output_layer.grad_weight is not None:  # of another loss, before any embedding's backward pass
+            grad_weight.add_(ctx.output_layer.grad_weight)
+        ctx.output_layer.grad_weight = grad_weight
+        return grad_x, None, grad_bias
+
+
+class Embedding(nn.Embedding):
+    """The word embedding whose weight is the output layer's, too, on a CPU."""
+
+    def __init__(self, replaced: nn.Embedding, output_layer: OutputLayer):
+        nn.Layer.__init__(self)
+        self.weight, self._padding_idx = replaced.weight, replaced._padding_idx
+        self.tied_to = [output_layer]  # in a list, so that it is no sublayer
+        output_layer.is_tied = True
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, padding_idx={self._padding_idx}, tied"
+
+    def forward(self, ids):
+        return TiedEmbedding.apply(ids, self.weight, self._padding_idx, self.tied_to[0])
+
+
+class TiedEmbedding(paddle.autograd.PyLayer):
+    """weight[ids], zeros for <pad>; its gradient is the output layer's with the rows' added."""
+
+    @staticmethod
+    def forward(ctx, ids, weight, padding_id: int, output_layer):
+        ctx.ids, ctx.shape, ctx.padding_id, ctx.output_layer = ids, weight.shape, padding_id, output_layer
+        return F.embedding(ids, weight, padding_idx=padding_id)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        grad_weight, ctx.output_layer.grad_weight = ctx.output_layer.grad_weight, None
+        if grad_weight is None:
+            grad_weight = paddle.zeros(ctx.shape)
+        ids, rows = ctx.ids.numpy().reshape(-1), array_of(grad_out).reshape(-1, ctx.shape[1])
+        is_word = ids != ctx.padding_id
+        utils.add_rows(array_of(grad_weight), ids[is_word], rows[is_word])
+        return None, grad_weight
 
 
 def array_of(tensor):

@@ -29,6 +29,7 @@ import traceback
 import unicodedata
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -1021,13 +1022,17 @@ def prepare_for_paddle():
 # all, and it dies with Paddle's record of that call. Tensors' arrays are views of Paddle's memory (array_of() in
 # run_pretrain.py), which keep it alive.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}  # dnnl_data_type_t; uint16 stands for bfloat16
-CPU, FORWARD_TRAINING = 1, 64  # dnnl_engine_kind_t, dnnl_prop_kind_t
-GELU_ERF, MULTIPLY, SOFTMAX = 0x31, 0x1FFF1, 0x30000  # dnnl_alg_kind_t
+CPU, FORWARD_TRAINING, BACKWARD = 1, 64, 128  # dnnl_engine_kind_t, dnnl_prop_kind_t
+LINEAR, GELU_ERF, ADD, MULTIPLY, SOFTMAX = 0x26, 0x31, 0x1FFF0, 0x1FFF1, 0x30000  # dnnl_alg_kind_t
+SCALE_AND_SHIFT = 2 | 4  # dnnl_normalization_flags_t: both are given
 SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41  # DNNL_ARG_...
+MEAN, VARIANCE, SCALE, SHIFT = 49, 50, 51, 52
 GRAD_SRC, GRAD_DST, GRAD_WEIGHTS, GRAD_BIAS = 129, 145, 161, 169  # DNNL_ARG_DIFF_...
-PRODUCTS = "matmul", "inner_product"  # all other kinds take arrays of one shape
+GRAD_SCALE, GRAD_SHIFT, AFTERWARDS = 255, 256, 32768  # of the first operation after a product; the next's is twice that
+OF_ONE_SHAPE = "binary", "reorder", "eltwise", "softmax"  # kinds whose arrays all have the same
 PREPARED = 512  # primitives kept, 0.4 MB each; a model has some 40 for each shape of batch
 ATTENTION_CHUNK = 2**21  # attention weights computed at a time, 8 MB in float32: they stay in the cache
+LOSS_CHUNK = 64  # rows of logits computed at a time, 13 MB in float32 for 50,265 tokens
 
 
 def opaque(name: str):
@@ -1036,7 +1041,8 @@ def opaque(name: str):
 
 
 Engine, Stream, Layout, Memory = opaque("Engine"), opaque("Stream"), opaque("Layout"), opaque("Memory")
-Description, Primitive, Attributes = opaque("Description"), opaque("Primitive"), opaque("Attributes")
+Description, Primitive = opaque("Description"), opaque("Primitive")
+Attributes, PostOperations = opaque("Attributes"), opaque("PostOperations")
 
 
 class Argument(ctypes.Structure):
@@ -1058,6 +1064,10 @@ def signatures() -> dict:
         "softmax_forward": (Engine, integer, integer, Layout, Layout, integer, Attributes),
         "softmax_backward": (Engine, integer, Layout, Layout, Layout, integer, Description, Attributes),
         "inner_product_backward_weights": (Engine, Layout, Layout, Layout, Layout, Description, Attributes),
+        "layer_normalization_forward": (Engine, integer, *[Layout] * 3, number, ctypes.c_uint, Attributes),
+        "layer_normalization_backward": (
+            *(Engine, integer, *[Layout] * 4, number, ctypes.c_uint, Description, Attributes),
+        ),
     }
     return {f"{kind}_primitive_desc_create": (new, *types) for kind, types in created.items()} | {
         "engine_create": (pointer(Engine), integer, ctypes.c_size_t),
@@ -1071,6 +1081,14 @@ def signatures() -> dict:
         "primitive_create": (pointer(Primitive), Description),
         "primitive_execute": (Primitive, Stream, integer, pointer(Argument)),
         "primitive_destroy": (Primitive,),
+        "primitive_attr_create": (pointer(Attributes),),
+        "primitive_attr_set_post_ops": (Attributes, PostOperations),
+        "primitive_attr_destroy": (Attributes,),
+        "post_ops_create": (pointer(PostOperations),),
+        "post_ops_append_eltwise": (PostOperations, integer, number, number),
+        "post_ops_append_binary": (PostOperations, integer, Layout),
+        "post_ops_append_sum": (PostOperations, number, ctypes.c_int32, integer),
+        "post_ops_destroy": (PostOperations,),
     }
 
 
@@ -1093,20 +1111,50 @@ class OneDNN:
         self.stream = self.new(Stream, "stream_create", self.engine, 1)
         self.prepared = collections.OrderedDict()  # the least recently used first
 
-    def matmul(self, left, right, out, bias=None):
-        """out = left right + bias: [..., m, k], [..., k, n], [..., m, n], a row in float32.
+    def matmul(self, left, right, out, bias=None, kept=None, scale=1.0, added=None):
+        """out = (left right + bias) kept scale + added: [..., m, k], [..., k, n], [..., m, n].
 
+        bias is a row in float32, kept is uint8 and shaped like out, added is float32 and may be out itself.
         Arrays may be views with any strides, as of a head's columns or of a transposed matrix.
         """
         arrays = {SRC: left, WEIGHTS: right, DST: out}
         if bias is not None:
             arrays[BIAS] = bias
+        afterwards = []  # what is done to the product before it is written
+        if kept is not None:
+            afterwards.append(("multiply", kept))
+        if scale != 1:
+            afterwards.append(("scale", float(scale)))
+        if added is not None:
+            afterwards.append(("accumulate", None) if added is out else ("add", added))
+        for position, (what, value) in enumerate(afterwards, start=1):
+            if what in ("multiply", "add"):
+                arrays[AFTERWARDS * position | SRC_1] = value
 
-        def describe(left, right, out, bias=None):
-            return self.engine, left, right, bias, out, None
+        def describe(left, right, out, *others):
+            layouts = dict(zip(arrays, (left, right, out, *others)))
+            attributes = self.attributes(afterwards, layouts) if afterwards else None
+            return self.engine, left, right, layouts.get(BIAS), out, attributes
 
-        self.run("matmul", arrays, describe)
+        self.run("matmul", arrays, describe, *(what for what, _ in afterwards), scale)
         return out
+
+    def attributes(self, afterwards: list, layouts: dict) -> Attributes:
+        """What a product does before it writes a value."""
+        operations = self.new(PostOperations, "post_ops_create")
+        for position, (what, value) in enumerate(afterwards, start=1):
+            if what == "scale":
+                self.library.dnnl_post_ops_append_eltwise(operations, LINEAR, value, 0)
+            elif what == "accumulate":
+                self.library.dnnl_post_ops_append_sum(operations, 1, 0, 0)
+            else:
+                algorithm = MULTIPLY if what == "multiply" else ADD
+                layout = layouts[AFTERWARDS * position | SRC_1]
+                self.library.dnnl_post_ops_append_binary(operations, algorithm, layout)
+        attributes = self.new(Attributes, "primitive_attr_create")
+        self.library.dnnl_primitive_attr_set_post_ops(attributes, operations)
+        self.library.dnnl_post_ops_destroy(operations)
+        return attributes
 
     def inner_product_backward_weights(self, x, grad_out, grad_weight, grad_bias):
         """grad_weight = grad_out^T x and grad_bias = sum of grad_out's rows: of [n, in], [n, out].
@@ -1116,13 +1164,15 @@ class OneDNN:
         arrays = {SRC: x, GRAD_WEIGHTS: grad_weight, GRAD_BIAS: grad_bias, GRAD_DST: grad_out}
         self.run("inner_product_backward_weights", arrays, lambda *layouts: (self.engine, *layouts, None, None))
 
-    def multiply(self, left, right, out):
-        """out = left right, value by value: float32, and right may be uint8."""
+    def multiply(self, left, right, out, scale=1.0):
+        """out = left right scale, value by value: left and out of one type, right may be uint8."""
+        afterwards = [("scale", float(scale))] if scale != 1 else []
 
         def describe(left, right, out):
-            return self.engine, MULTIPLY, left, right, out, None
+            attributes = self.attributes(afterwards, {}) if afterwards else None
+            return self.engine, MULTIPLY, left, right, out, attributes
 
-        self.run("binary", {SRC: left, SRC_1: right, DST: out}, describe)
+        self.run("binary", {SRC: left, SRC_1: right, DST: out}, describe, scale)
         return out
 
     def copy(self, src, dst):
@@ -1166,10 +1216,44 @@ class OneDNN:
 
         self.run("softmax_backward", {GRAD_SRC: grad_src, GRAD_DST: grad_dst, DST: dst}, describe)
 
+    def layer_norm(self, src, scale, shift, epsilon: float, dst, mean, variance):
+        """dst = (src - mean) / sqrt(variance + epsilon) scale + shift: [n, width], of each row of src.
+
+        Fills mean and variance, [n]; all are float32, but dst may be bfloat16.
+        """
+
+        def describe(src, dst, mean, *_):
+            return self.engine, FORWARD_TRAINING, src, dst, mean, epsilon, SCALE_AND_SHIFT, None
+
+        arrays = {SRC: src, DST: dst, MEAN: mean, VARIANCE: variance, SCALE: scale, SHIFT: shift}
+        self.run("layer_normalization_forward", arrays, describe, epsilon)
+
+    def layer_norm_backward(
+        self, src, scale, shift, epsilon: float, mean, variance, grad_dst, grad_src, grad_scale, grad_shift
+    ):
+        """With x = (src - mean) / sqrt(variance + epsilon) and g = grad_dst scale, for each row:
+
+        grad_src = (g - mean of g - x mean of (g x)) / sqrt(variance + epsilon); and over all rows
+        grad_scale = sum of grad_dst x, grad_shift = sum of grad_dst. grad_src may be grad_dst.
+        """
+        arrays = {SRC: src, GRAD_DST: grad_dst, MEAN: mean, VARIANCE: variance, SCALE: scale, SHIFT: shift}
+        arrays |= {GRAD_SRC: grad_src, GRAD_SCALE: grad_scale, GRAD_SHIFT: grad_shift}
+
+        def describe(src, grad_dst, mean, variance, scale, shift, grad_src, *_):
+            kind = "layer_normalization_forward_primitive_desc_create"
+            forward = (self.engine, FORWARD_TRAINING, src, src, mean, epsilon, SCALE_AND_SHIFT, None)
+            hint = self.new(Description, kind, *forward)
+            return self.engine, BACKWARD, grad_src, grad_dst, src, mean, epsilon, SCALE_AND_SHIFT, hint, None
+
+        self.run("layer_normalization_backward", arrays, describe, epsilon)
+
     # ---- how primitives are prepared, run and freed
-    def run(self, kind: str, arrays: dict, describe):
-        """Runs a primitive on {role: array}; describe(layouts) returns what its description takes in C."""
-        key = kind, *((x.shape, x.strides, x.dtype.char) for x in arrays.values())
+    def run(self, kind: str, arrays: dict, describe, *settings):
+        """Runs a primitive on {role: array}; describe(layouts) returns what its description takes in C.
+
+        `settings` is what the description depends on besides the arrays' layouts.
+        """
+        key = kind, *settings, *((role, x.shape, x.strides, x.dtype.char) for role, x in arrays.items())
         if key in self.prepared:
             self.prepared.move_to_end(key)
         else:
@@ -1184,13 +1268,18 @@ class OneDNN:
     def prepare(self, kind: str, arrays: dict, describe) -> tuple:
         """The primitive, and its arguments with memory objects that have no memory yet."""
         shapes = {array.shape for array in arrays.values()}
-        if len(shapes) > 1 and not kind.startswith(PRODUCTS):  # which oneDNN does not see in a softmax
+        if len(shapes) > 1 and kind.startswith(OF_ONE_SHAPE):  # oneDNN does not see it in a softmax
             raise ValueError(f"arrays of different shapes: {shapes}")
         layouts = [self.layout_of(array) for array in arrays.values()]
-        description = self.new(Description, f"{kind}_primitive_desc_create", *describe(*layouts))
+        described = describe(*layouts)
+        description = self.new(Description, f"{kind}_primitive_desc_create", *described)
         primitive = self.new(Primitive, "primitive_create", description)
         memories = [self.new(Memory, "memory_create", layout, self.engine, None) for layout in layouts]
-        self.library.dnnl_primitive_desc_destroy(description)
+        for used in (description, *described):
+            if isinstance(used, Description):
+                self.library.dnnl_primitive_desc_destroy(used)
+            elif isinstance(used, Attributes):
+                self.library.dnnl_primitive_attr_destroy(used)
         for layout in layouts:
             self.library.dnnl_memory_desc_destroy(layout)
         return primitive, (Argument * len(arrays))(*zip(arrays, memories))
@@ -1241,19 +1330,21 @@ def onednn() -> OneDNN | None:
 
 
 def try_operations(dnn: OneDNN):
-    """Runs each kind of primitive once, in each precision, so that what is missing is missed before a run."""
-    x, weight, bias = np.ones((2, 4), np.float32), np.ones((4, 4), np.float32), np.ones(4, np.float32)
-    rows, out = np.ones((1, 2, 4), np.float32), np.empty((1, 2, 4), np.float32)
+    """Runs each operation on a few ones, in each precision, so that what is missing is missed before a run."""
     for precision in ("float32", "bfloat16") if dnn.has_bfloat16 else ("float32",):
-        for operation, arrays in (
-            (LinearOperation(dnn, precision, transposed=False), (x, weight, bias)),
-            (GeluOperation(dnn, precision), (x,)),
-            (DropoutOperation(dnn, dropout=0.5, seed=1), (x,)),
-            (AttentionOperation(dnn, precision, 2, None, dropout=0.5, seed=1), (rows, rows, rows)),
+        matrix, row, hidden = np.ones((8, 8), np.float32), np.ones(8, np.float32), np.ones((1, 2, 8), np.float32)
+        mask, labels = np.zeros((1, 1, 1, 2), np.float32), np.zeros(2, np.int64)
+        layer = [matrix, row] * 4 + [row, row] + [matrix, row] * 2 + [row, row]
+        for operation, out, arrays in (
+            (LinearOperation(dnn, precision, transposed=False), hidden, (hidden, matrix, row)),
+            (GeluOperation(dnn), hidden, (hidden,)),
+            (DropoutOperation(dnn, dropout=0.5, seed=1), hidden, (hidden,)),
+            (LayerNormOperation(dnn, epsilon=1e-5), hidden, (hidden, row, row)),
+            (EncoderLayerOperation(dnn, precision, 2, 1e-5, mask, 0.5, 0.5, [1, 2, 3]), hidden, (hidden, *layer)),
+            (MaskedLossOperation(dnn, precision, labels, True), np.ones((), np.float32), (hidden[0], matrix, row)),
         ):
-            result = out if arrays[0] is rows else out[0]
-            operation.forward(result, *arrays)
-            operation.backward(result, *(np.empty_like(array) for array in arrays))
+            operation.forward(out.copy(), *arrays)
+            operation.backward(out, *(np.empty_like(array) for array in arrays))
 
 
 def as_operand(dnn: OneDNN, array, precision: str):
@@ -1282,19 +1373,17 @@ class LinearOperation:
 
 
 class GeluOperation:
-    """out = gelu(x), of any shape; x is kept in the precision, in bfloat16 half the memory."""
+    """out = gelu(x), float32 of any shape."""
 
-    def __init__(self, dnn: OneDNN, precision: str):
-        self.dnn, self.precision = dnn, precision
+    def __init__(self, dnn: OneDNN):
+        self.dnn = dnn
 
     def forward(self, out, x):
+        self.x = x.copy()
         self.dnn.gelu(x, out)
-        self.x = as_operand(self.dnn, x, self.precision)
 
     def backward(self, grad_out, grad_x):
-        is_rounded = self.precision == "bfloat16"
-        x = self.dnn.copy(self.x, np.empty(self.x.shape, np.float32)) if is_rounded else self.x
-        self.dnn.gelu_backward(x, grad_out, grad_x)
+        self.dnn.gelu_backward(self.x, grad_out, grad_x)
 
 
 class DropoutOperation:
@@ -1309,8 +1398,7 @@ class DropoutOperation:
 
     def backward(self, grad_out, grad_x):
         """The same of the gradient."""
-        self.dnn.multiply(grad_out, self.kept, grad_x)
-        grad_x *= np.float32(1 / (1 - self.dropout))
+        self.dnn.multiply(grad_out, self.kept, grad_x, scale=1 / (1 - self.dropout))
 
 
 def draw_kept(shape: tuple, dropout: float, seed: int):
@@ -1320,64 +1408,266 @@ def draw_kept(shape: tuple, dropout: float, seed: int):
     return (draw >= round(dropout * 2**16)).view(np.uint8)
 
 
-class AttentionOperation:
-    """context = dropout(softmax(query key^T / sqrt(head's width) + mask)) value, for each head: [batch, seq, width].
+class LayerNormOperation:
+    """out = (x - mean) / sqrt(variance + epsilon) scale + shift, over the last axis: [..., width], float32."""
 
-    mask is [batch, 1, 1, seq], added to the scores, or None. The attention weights, [batch, heads, seq, seq], are
-    computed for so many rows at a time as stay in the cache, and anew by backward() (Dao et al., 2022, section 3.1).
+    def __init__(self, dnn: OneDNN, epsilon: float):
+        self.dnn, self.epsilon = dnn, epsilon
+
+    def forward(self, out, x, scale, shift):
+        self.x, self.scale, self.shift = x.reshape(-1, x.shape[-1]), scale, shift
+        self.mean, self.variance = np.empty((2, len(self.x)), np.float32)
+        statistics = self.mean, self.variance
+        self.dnn.layer_norm(self.x, scale, shift, self.epsilon, out.reshape(self.x.shape), *statistics)
+
+    def backward(self, grad_out, grad_x, grad_scale, grad_shift):
+        kept = self.x, self.scale, self.shift, self.epsilon, self.mean, self.variance
+        gradients = grad_out.reshape(self.x.shape), grad_x.reshape(self.x.shape), grad_scale, grad_shift
+        self.dnn.layer_norm_backward(*kept, *gradients)
+
+
+class EncoderParameters(NamedTuple):
+    """The arrays of an encoder layer, or their gradients: float32, weights [in, out]."""
+
+    query_weight: np.ndarray
+    query_bias: np.ndarray
+    key_weight: np.ndarray
+    key_bias: np.ndarray
+    value_weight: np.ndarray
+    value_bias: np.ndarray
+    output_weight: np.ndarray
+    output_bias: np.ndarray
+    norm1_scale: np.ndarray
+    norm1_shift: np.ndarray
+    inner_weight: np.ndarray
+    inner_bias: np.ndarray
+    outer_weight: np.ndarray
+    outer_bias: np.ndarray
+    norm2_scale: np.ndarray
+    norm2_shift: np.ndarray
+
+
+class EncoderLayerOperation:
+    """A layer of the encoder (BERT's): x and out are [batch, seq, width] in float32.
+
+        hidden = norm1(x + dropout(attention(x) output_weight + output_bias))
+        out = norm2(hidden + dropout(gelu(hidden inner_weight + inner_bias) outer_weight + outer_bias))
+
+    Whole, and not layer by layer, because most time beside the products goes by passes over memory: bias, dropout and
+    the sum with x happen where a product's values are written; query, key and value are one product;
+    backward, a gradient is added to the other one by the product that computes it. What products read is
+    written in bfloat16 at once (query, key, value, context, GELU's input and result, attention weights);
+    x, the sums and hidden stay in float32.
     """
 
-    def __init__(self, dnn: OneDNN, precision: str, num_heads: int, mask, dropout: float, seed: int):
-        self.dnn, self.precision, self.num_heads, self.mask = dnn, precision, num_heads, mask
+    def __init__(
+        self, dnn: OneDNN, precision: str, num_heads: int, epsilon: float, mask, dropout, attention_dropout, seeds
+    ):
+        """mask is [batch, 1, 1, seq], added to the scores, or None; three seeds are of the dropouts."""
+        self.dnn, self.precision, self.epsilon = dnn, precision, epsilon
+        self.type = np.uint16 if precision == "bfloat16" else np.float32  # of what products read
+        self.dropout, self.seeds = dropout, seeds
+        self.attention = Attention(dnn, self.type, num_heads, mask, attention_dropout, seeds[0])
+
+    def forward(self, out, x, *parameters):
+        dnn, p = self.dnn, EncoderParameters(*parameters)
+        batch, seq, width = x.shape
+        x, rows = x.reshape(-1, width), batch * seq
+        self.keep_weights(p)
+        self.norm1, self.norm2 = LayerNormOperation(dnn, self.epsilon), LayerNormOperation(dnn, self.epsilon)
+        self.kept1, self.kept2 = (
+            draw_kept((rows, width), self.dropout, seed) if self.dropout else None for seed in self.seeds[1:]
+        )
+        dropped = 1 / (1 - self.dropout)
+
+        # Attention to other positions
+        self.x = as_operand(dnn, x, self.precision)
+        projected = self.new(rows, 3 * width)
+        bias = np.concatenate([p.query_bias, p.key_bias, p.value_bias]).reshape(1, -1)
+        dnn.matmul(self.x, self.projections, projected, bias)
+        self.context = self.new(rows, width)
+        self.attention.forward(self.context.reshape(batch, seq, width), projected.reshape(batch, seq, -1))
+        attended = np.empty((rows, width), np.float32)
+        bias = p.output_bias.reshape(1, -1)
+        dnn.matmul(self.context, self.output_weight, attended, bias, self.kept1, dropped, added=x)
+        hidden = np.empty((rows, width), np.float32)
+        self.norm1.forward(hidden, attended, p.norm1_scale, p.norm1_shift)
+
+        # Each position by itself
+        self.hidden = as_operand(dnn, hidden, self.precision)
+        self.inner = self.new(rows, len(p.inner_bias))
+        dnn.matmul(self.hidden, self.inner_weight, self.inner, p.inner_bias.reshape(1, -1))
+        self.activated = np.empty_like(self.inner)
+        dnn.gelu(self.inner, self.activated)
+        result = np.empty((rows, width), np.float32)
+        bias = p.outer_bias.reshape(1, -1)
+        dnn.matmul(self.activated, self.outer_weight, result, bias, self.kept2, dropped, added=hidden)
+        self.norm2.forward(out.reshape(rows, width), result, p.norm2_scale, p.norm2_shift)
+
+    def backward(self, grad_out, grad_x, *gradients):
+        dnn, grad = self.dnn, EncoderParameters(*gradients)
+        batch, seq, width = grad_out.shape
+        grad_x, rows = grad_x.reshape(-1, width), batch * seq
+
+        # grad_hidden is first the gradient by norm2's input, of which hidden is one summand
+        grad_hidden = np.empty((rows, width), np.float32)
+        self.norm2.backward(grad_out.reshape(rows, width), grad_hidden, grad.norm2_scale, grad.norm2_shift)
+        grad_result = self.dropped(grad_hidden, self.kept2)
+        dnn.inner_product_backward_weights(self.activated, grad_result, grad.outer_weight.T, grad.outer_bias)
+        grad_inner = np.empty_like(self.inner)
+        dnn.matmul(grad_result, self.outer_weight.T, grad_inner)
+        dnn.gelu_backward(self.inner, grad_inner, grad_inner)
+        dnn.inner_product_backward_weights(self.hidden, grad_inner, grad.inner_weight.T, grad.inner_bias)
+        dnn.matmul(grad_inner, self.inner_weight.T, grad_hidden, added=grad_hidden)
+
+        # grad_x likewise
+        self.norm1.backward(grad_hidden, grad_x, grad.norm1_scale, grad.norm1_shift)
+        grad_attended = self.dropped(grad_x, self.kept1)
+        dnn.inner_product_backward_weights(self.context, grad_attended, grad.output_weight.T, grad.output_bias)
+        grad_context, grad_projected = self.new(rows, width), self.new(rows, 3 * width)
+        dnn.matmul(grad_attended, self.output_weight.T, grad_context)
+        self.attention.backward(grad_context.reshape(batch, seq, -1), grad_projected.reshape(batch, seq, -1))
+        by_weights, by_biases = np.empty((width, 3 * width), np.float32), np.empty(3 * width, np.float32)
+        dnn.inner_product_backward_weights(self.x, grad_projected, by_weights.T, by_biases)
+        weights = grad.query_weight, grad.key_weight, grad.value_weight
+        for weight, part in zip(weights, np.split(by_weights, 3, axis=1)):
+            dnn.copy(part, weight)
+        grad.query_bias[:], grad.key_bias[:], grad.value_bias[:] = np.split(by_biases, 3)
+        dnn.matmul(grad_projected, self.projections.T, grad_x, added=grad_x)
+
+    def keep_weights(self, p: EncoderParameters):
+        """Rounds the products' weights; those of query, key and value stand side by side, [width, 3 width]."""
+        width = len(p.query_bias)
+        self.projections = self.new(width, 3 * width)
+        weights = p.query_weight, p.key_weight, p.value_weight
+        for weight, part in zip(weights, np.split(self.projections, 3, axis=1)):
+            self.dnn.copy(weight, part)
+        weights = p.output_weight, p.inner_weight, p.outer_weight
+        rounded = [as_operand(self.dnn, weight, self.precision) for weight in weights]
+        self.output_weight, self.inner_weight, self.outer_weight = rounded
+
+    def dropped(self, gradient, kept):
+        """The gradient behind a dropout, as an operand."""
+        if kept is not None:
+            scale = 1 / (1 - self.dropout)
+            gradient = self.dnn.multiply(gradient, kept, np.empty_like(gradient), scale)
+        return as_operand(self.dnn, gradient, self.precision)
+
+    def new(self, *shape: int):
+        """An array for an operand of products."""
+        return np.empty(shape, self.type)
+
+
+class Attention:
+    """context = dropout(softmax(query key^T / sqrt(width of a head) + mask)) value, for each head.
+
+    projected holds query, key and value side by side, [batch, seq, 3 width]; context is [batch, seq, width].
+    The scores, [batch, heads, seq, seq], are computed for so many rows at a time as stay in the cache; their
+    softmax is kept.
+    """
+
+    def __init__(self, dnn: OneDNN, operand_type: type, num_heads: int, mask, dropout: float, seed: int):
+        self.dnn, self.type, self.num_heads, self.mask = dnn, operand_type, num_heads, mask
         self.dropout, self.seed = dropout, seed
 
-    def forward(self, out, query, key, value):
-        (batch, seq, width), heads = query.shape, self.num_heads
-        step = max(1, ATTENTION_CHUNK // (heads * seq**2))
+    def forward(self, context, projected):
+        batch, seq, width = context.shape
+        step = max(1, ATTENTION_CHUNK // (self.num_heads * seq**2))
         self.chunks = [slice(start, start + step) for start in range(0, batch, step)]
-        self.kept = draw_kept((batch, heads, seq, seq), self.dropout, self.seed) if self.dropout else None
-        # The operands take the factors, so that the products need none.
-        self.factors = np.float32((width // heads) ** -0.5), np.float32(1), np.float32(1 / (1 - self.dropout))
-        scaled = [x * factor for x, factor in zip((query, key, value), self.factors)]
-        self.query, self.key, self.value = (self.by_head(as_operand(self.dnn, x, self.precision)) for x in scaled)
+        self.scale, self.dropped_scale = (width // self.num_heads) ** -0.5, 1 / (1 - self.dropout)
+        shape = batch, self.num_heads, seq, seq
+        self.weights = np.empty(shape, self.type)
+        self.kept = draw_kept(shape, self.dropout, self.seed) if self.dropout else None
+        self.query, self.key, self.value = map(self.by_head, np.split(projected, 3, axis=2))
+        context = self.by_head(context)
         for chunk in self.chunks:
-            _, dropped = self.weights(chunk)
-            self.dnn.matmul(dropped, self.value[chunk], self.by_head(out)[chunk])
+            scores = np.empty(self.weights[chunk].shape, np.float32)
+            mask = None if self.mask is None else self.mask[chunk]
+            self.dnn.matmul(self.query[chunk], self.key[chunk].swapaxes(2, 3), scores, scale=self.scale, added=mask)
+            self.dnn.softmax(scores, self.weights[chunk])
+            self.dnn.matmul(self.left(chunk), self.value[chunk], context[chunk], scale=self.dropped_scale)
 
-    def backward(self, grad_out, grad_query, grad_key, grad_value):
-        grad_context = self.by_head(as_operand(self.dnn, grad_out, self.precision))
-        gradients = grad_query, grad_key, grad_value
-        grad_query, grad_key, grad_value = map(self.by_head, gradients)
+    def backward(self, grad_context, grad_projected):
+        grad_query, grad_key, grad_value = map(self.by_head, np.split(grad_projected, 3, axis=2))
+        grad_context = self.by_head(grad_context)
         for chunk in self.chunks:
-            weights, dropped = self.weights(chunk)
-            self.dnn.matmul(dropped.swapaxes(2, 3), grad_context[chunk], grad_value[chunk])
-            grad_weights = np.empty_like(weights)
-            self.dnn.matmul(grad_context[chunk], self.value[chunk].swapaxes(2, 3), grad_weights)
-            if self.kept is not None:
-                self.dnn.multiply(grad_weights, self.kept[chunk], grad_weights)
+            gradient, weights = grad_context[chunk], self.weights[chunk]
+            left = self.left(chunk).swapaxes(2, 3)
+            self.dnn.matmul(left, gradient, grad_value[chunk], scale=self.dropped_scale)
+            grad_weights = np.empty(weights.shape, self.type)
+            kept, value = None if self.kept is None else self.kept[chunk], self.value[chunk].swapaxes(2, 3)
+            self.dnn.matmul(gradient, value, grad_weights, kept=kept, scale=self.dropped_scale)
             self.dnn.softmax_backward(weights, grad_weights, grad_weights)
-            grad_scores = as_operand(self.dnn, grad_weights, self.precision)
-            self.dnn.matmul(grad_scores, self.key[chunk], grad_query[chunk])
-            self.dnn.matmul(grad_scores.swapaxes(2, 3), self.query[chunk], grad_key[chunk])
-        for array, factor in zip(gradients, self.factors):
-            array *= factor
+            self.dnn.matmul(grad_weights, self.key[chunk], grad_query[chunk], scale=self.scale)
+            self.dnn.matmul(grad_weights.swapaxes(2, 3), self.query[chunk], grad_key[chunk], scale=self.scale)
 
-    def weights(self, chunk: slice) -> tuple:
-        """A chunk's attention weights in float32, and what dropout leaves of them, as an operand."""
-        query, key = self.query[chunk], self.key[chunk]
-        weights = np.empty((*query.shape[:3], key.shape[2]), np.float32)
-        self.dnn.matmul(query, key.swapaxes(2, 3), weights)
-        if self.mask is not None:
-            weights += self.mask[chunk]
-        self.dnn.softmax(weights, weights)
-        dropped = weights
-        if self.kept is not None:
-            dropped = self.dnn.multiply(weights, self.kept[chunk], np.empty_like(weights))
-        return weights, as_operand(self.dnn, dropped, self.precision)
+    def left(self, chunk: slice):
+        """What dropout leaves of the attention weights, not scaled."""
+        weights = self.weights[chunk]
+        if self.kept is None:
+            return weights
+        return self.dnn.multiply(weights, self.kept[chunk], np.empty_like(weights))
 
     def by_head(self, array):
         """[batch, seq, width] as [batch, heads, seq, width of a head], without a copy."""
         return array.reshape(*array.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+
+class MaskedLossOperation:
+    """The sum of -log softmax(x weight^T + bias)[label] over the rows whose label is not -100: output layer and loss.
+
+    x is [n, width], weight [vocab, width], labels int64 [n]. With 64 rows at a time the logits of all rows, 130 MB
+    in float32 of 640, never are in memory (as in Wijmans et al., 2024, "Cut Your Losses"). Their gradient,
+    softmax less 1 at the label, is computed on the way, in place, and kept as an operand, [n, vocab].
+    """
+
+    def __init__(self, dnn: OneDNN, precision: str, labels, is_training: bool):
+        self.dnn, self.precision, self.labels, self.is_training = dnn, precision, labels, is_training
+        self.num_correct = 0  # labels with the highest logit; not counted in training
+
+    def forward(self, out, x, weight, bias):
+        self.weight, self.x = as_operand(self.dnn, weight, self.precision), x
+        rows, bias = as_operand(self.dnn, x, self.precision), bias.reshape(1, -1)
+        self.grad_logits = np.empty((len(x), len(weight)), rows.dtype) if self.is_training else None
+        loss = 0.0
+        for start in range(0, len(x), LOSS_CHUNK):
+            chunk = slice(start, start + LOSS_CHUNK)
+            labels = self.labels[chunk]
+            counted = np.flatnonzero(labels != IGNORE_INDEX)
+            at_labels = counted, labels[counted]
+            logits = np.empty((len(labels), len(weight)), np.float32)
+            self.dnn.matmul(rows[chunk], self.weight.T, logits, bias)
+            if not self.is_training:
+                self.num_correct += int((logits.argmax(1) == labels).sum())
+            self.dnn.softmax(logits, logits)
+            probabilities = logits[at_labels]
+            losses = -np.log(probabilities, where=probabilities != 0, out=np.full(len(counted), np.inf, np.float32))
+            if np.isinf(losses).any():  # too small for float32, but not their logarithms
+                self.dnn.matmul(rows[chunk], self.weight.T, logits, bias)
+                losses = np.logaddexp.reduce(logits, axis=1)[counted] - logits[at_labels]
+                self.dnn.softmax(logits, logits)
+            loss += losses.sum(dtype=np.float64)
+            if self.is_training:
+                logits[at_labels] -= 1
+                logits[labels == IGNORE_INDEX] = 0
+                self.dnn.copy(logits, self.grad_logits[chunk])
+        out[...] = loss
+
+    def backward(self, grad_out, grad_x, grad_weight, grad_bias):
+        """grad_out is a scalar: it scales what is small (x before it is rounded, not the product)."""
+        self.dnn.matmul(self.grad_logits, self.weight, grad_x)
+        rows = as_operand(self.dnn, self.x * grad_out, self.precision)
+        self.dnn.inner_product_backward_weights(rows, self.grad_logits, grad_weight, grad_bias)
+        grad_x *= grad_out
+        grad_bias *= grad_out
+
+
+def add_rows(matrix, ids, rows):
+    """matrix[ids[i]] += rows[i] for each i, where ids may repeat: [vocab, width], [n], [n, width]."""
+    order = np.argsort(ids, kind="stable")
+    distinct, starts = np.unique(ids[order], return_index=True)
+    if len(distinct):
+        matrix[distinct] += np.add.reduceat(rows[order], starts, axis=0)
 
 
 if __name__ == "__main__":
