@@ -951,6 +951,10 @@ def write_onnx(checkpoint: str, folder: str):
 
     model = transformers.RobertaForMaskedLM.from_pretrained(checkpoint)
     model.eval()
+    # A padding_idx, which no attention sees, would be written as a matrix of ones as large as the embedding.
+    embedding = paddle.nn.Embedding(*model.roberta.embeddings.word_embeddings.weight.shape)
+    embedding.weight = model.roberta.embeddings.word_embeddings.weight
+    model.roberta.embeddings.word_embeddings = embedding
     inputs = [paddle.static.InputSpec([None, None], "int64", name) for name in ("input_ids", "attention_mask")]
     os.mkdir(folder)
     for file, output in (("model", "logits"), ("encoder", "last_hidden_state")):
