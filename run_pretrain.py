@@ -598,6 +598,8 @@ def load_model(source: str, config, resize: bool = False) -> tuple:
         return model, "training from scratch"
     folder = model_directory(source)
     weights = utils.read_weights(folder)
+    if not weights and folder != source:
+        raise UserError(f"{source} of the hub has no model.safetensors: download it, and give its directory")
     if not weights:
         return model, "training from scratch"
     parameters, action = model.state_dict(), f"continuing from {source}"

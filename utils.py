@@ -703,10 +703,13 @@ def main(argv: list | None = None):
 def export(checkpoint: str, folder: str):
     """Fills a directory with what transformers and the libraries around it read of a checkpoint."""
     for path in Path(checkpoint).iterdir():
-        if path.is_file() and path.name != CHECKSUMS:
+        is_weights = path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
+        if path.is_file() and path.name != CHECKSUMS and not is_weights:
             shutil.copyfile(path, Path(folder, path.name))  # without its mode, which may be read-only
-    config = json.loads(Path(checkpoint, "config.json").read_bytes())
-    weights = export_weights(read_weights(checkpoint), config.get("tie_word_embeddings", True))
+    config, weights = json.loads(Path(checkpoint, "config.json").read_bytes()), read_weights(checkpoint)
+    if "lm_head.dense.weight" not in weights:
+        raise UserError(f"{checkpoint} holds no weights of a RobertaForMaskedLM: give a checkpoint of one")
+    weights = export_weights(weights, config.get("tie_word_embeddings", True))
     save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     # ctranslate2 wants the kind of positions said, which transformers 5 no longer writes.
     update_json(f"{folder}/config.json", position_embedding_type="absolute", dtype="float32")
@@ -949,7 +952,10 @@ def write_onnx(checkpoint: str, folder: str):
             hidden = self.model.roberta(input_ids, attention_mask=attention_mask)[0]
             return self.model.lm_head(hidden) if self.output == "logits" else hidden
 
-    model = transformers.RobertaForMaskedLM.from_pretrained(checkpoint)
+    model = transformers.RobertaForMaskedLM(transformers.RobertaConfig.from_pretrained(checkpoint))
+    weights = read_weights(checkpoint)
+    for name, parameter in model.state_dict().items():
+        parameter.set_value(weights[name])
     model.eval()
     # A padding_idx, which no attention sees, would be written as a matrix of ones as large as the embedding.
     embedding = paddle.nn.Embedding(*model.roberta.embeddings.word_embeddings.weight.shape)

@@ -748,6 +748,12 @@ def test_a_model_of_the_hub_is_continued(hub, pretrain, tmp_path, capsys):
     assert "pytorch_model.bin" not in downloaded
 
 
+def test_a_model_of_the_hub_without_safetensors_is_not_trained_from_scratch(hub, pretrain, exported, tmp_path):
+    (exported / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"mine/model of the hub has no model\.safetensors: download it"):
+        pretrain("--max_steps", "1", "--model_name_or_path", "mine/model", output=tmp_path / "never")
+
+
 NAMES = {
     "roberta-en-tyni": "the hub has none of that name .*: did you mean roberta-en-tiny",
     "roberta_en_large": "the hub has none of that name .*: did you mean roberta-en-large",
@@ -774,7 +780,9 @@ def test_without_a_network_that_is_said_at_once(pretrain, monkeypatch, tmp_path)
 # ---------------------------------------------------------------- exporting
 
 
-def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, exported, tmp_path, monkeypatch):
+def test_an_export_never_replaces_anything_and_names_what_is_wrong(
+    checkpoint, exported, tmp_path, monkeypatch, pretrain
+):
     before = (exported / "config.json").read_bytes()
     with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="holds the working directory"):
         elsewhere.chdir(exported)
@@ -788,11 +796,20 @@ def test_an_export_never_replaces_anything_and_names_what_is_wrong(checkpoint, e
     above = f"--checkpoint {checkpoint.parent} holds no config.json: did you mean {checkpoint}\\?"
     with pytest.raises(UserError, match=above):
         utils.main(["--checkpoint", str(checkpoint.parent), "--output_dir", str(tmp_path / "new")])
+    with pytest.raises(UserError, match=f"_path {checkpoint.parent} holds no config.json: did you mean {checkpoint}"):
+        pretrain("--model_name_or_path", str(checkpoint.parent))
     shutil.copytree(checkpoint, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         utils.main(["--checkpoint", str(tmp_path / "damaged"), "--output_dir", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_without_a_head_are_not_exported(exported, tmp_path):
+    without_a_head(exported)
+    with pytest.raises(UserError, match="holds no weights of a RobertaForMaskedLM"):
+        utils.main(["--checkpoint", str(exported), "--output_dir", str(tmp_path / "never")])
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.parametrize("below", ["", "exported", "training_state/exported"])
