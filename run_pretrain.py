@@ -7,7 +7,9 @@ python run_pretrain.py --input_file demo_data --model_name_or_path ckp/paddle_80
 
 import argparse
 import ctypes
+import difflib
 import faulthandler
+import functools
 import hashlib
 import io
 import json
@@ -31,10 +33,11 @@ if __name__ == "__main__":
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError
-from utils import explaining, log, number, onednn, require
+from utils import checkpoints_in, explaining, log, number, onednn, require
 
 utils.prepare_for_paddle()  # threads and memory, which are read when Paddle is imported
 
+import huggingface_hub
 import numpy as np
 
 with redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread, which are wanted here
@@ -46,7 +49,6 @@ from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import RobertaLMHead, TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer
 from tqdm import tqdm
 from visualdl import LogWriter
 
@@ -58,6 +60,15 @@ ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and 
     "roberta-en-small": (4, 512, 8),
     "roberta-en-base": (12, 768, 12),
     "roberta-en-large": (24, 1024, 16),
+}
+SUPPORTED_SETTINGS = {  # of config.json, where it changes what is computed; other settings are read, or change nothing
+    "model_type": "roberta",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
 }
 EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 
@@ -470,48 +481,104 @@ def cross_entropy(logits, labels):
 
 
 def build_config(args, tokenizer, seq_length: int, dropout: float | None = None):
-    """The configuration of an architecture, a directory or a hub id."""
-    name = args.model_name_or_path
-    positions = seq_length + tokenizer.pad_token_id + 1  # counted from pad + 1
-    if name in ARCHITECTURES:
-        config = transformers.RobertaConfig(vocab_size=tokenizer.vocab_size)
-        config.type_vocab_size, config.layer_norm_eps = 1, 1e-5  # the defaults are BERT's
-        config.num_hidden_layers, config.hidden_size, config.num_attention_heads = ARCHITECTURES[name]
-        config.intermediate_size = 4 * config.hidden_size
-        config.max_position_embeddings = max(514, positions)
-        for token_id in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"):
-            setattr(config, token_id, getattr(tokenizer, token_id))
+    """The configuration of an architecture, a directory or a hub id, for rows of up to `seq_length` tokens."""
+    if args.model_name_or_path in ARCHITECTURES:
+        config = new_config(args.model_name_or_path, tokenizer, seq_length)
     else:
-        others = f"neither one of {', '.join(ARCHITECTURES)} nor a RoBERTa's directory"
-        with explaining(f"cannot load the model {name}: {others}"):
-            config = transformers.RobertaConfig.from_pretrained(name)
-            found = config.to_dict() | config.get_config_dict(name)[0]
-            path, vocab = Path(name, "tokenizer.json"), tokenizer.get_vocab()
-            is_same = not path.exists() or Tokenizer.from_file(str(path)).get_vocab() == vocab
-        suits = {
-            "model_type": found["model_type"] == "roberta",
-            "hidden_act": config.hidden_act == "gelu",
-            "pad_token_id": config.pad_token_id == tokenizer.pad_token_id,
-            "vocab_size": config.vocab_size >= tokenizer.vocab_size,  # larger where published
-            "max_position_embeddings": config.max_position_embeddings >= positions,
-            "another tokenizer": is_same,
-        }
-        unsuited = [f"{what} {found.get(what, '')}".rstrip() for what in suits if not suits[what]]
-        problem = f"{name} has {', '.join(unsuited)}, which does not suit the data"
-        remedy = f"take another, or data prepared with --tokenizer_name {name}"
-        require(not unsuited, f"{problem}: {remedy}")
+        config = found_config(args, tokenizer, seq_length)
     if dropout is not None:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     return config
+
+
+def new_config(name: str, tokenizer, seq_length: int):
+    """RoBERTa's configuration with the sizes of ARCHITECTURES; PaddleNLP's defaults are BERT's."""
+    layers, width, heads = ARCHITECTURES[name]
+    return transformers.RobertaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        vocab_size=utils.vocabulary_size(tokenizer),
+        max_position_embeddings=max(512, seq_length) + tokenizer.pad_token_id + 1,  # counted from pad + 1
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+    )
+
+
+def found_config(args, tokenizer, seq_length: int):
+    """The configuration of --model_name_or_path, refused unless this code computes it and it suits the data."""
+    name, folder = args.model_name_or_path, model_directory(args.model_name_or_path)
+    utils.check_model_directory(folder, "--model_name_or_path")
+    problem = f"cannot load the model {name}: its config.json is damaged, or no RoBERTa's"
+    with explaining(problem):
+        settings = dict(json.loads(Path(folder, "config.json").read_bytes()))
+    for setting, supported in SUPPORTED_SETTINGS.items():
+        value = settings.get(setting)
+        if value not in (None, supported):
+            remedy = f"only {json.dumps(supported)} is supported: take another model"
+            raise UserError(f"the config.json of {name} has {setting} {json.dumps(value)}, and {remedy}")
+    with explaining(problem):
+        config = transformers.RobertaConfig.from_pretrained(folder)
+
+    # Do its token ids mean what the data's mean?
+    prepare = f"prepare the data with --tokenizer_name {name}"
+    if config.pad_token_id != tokenizer.pad_token_id:
+        padding = f"{config.pad_token_id}, in the data {tokenizer.pad_token_id}"
+        raise UserError(f"{name} does not suit the data: its pad_token_id is {padding}: {prepare}")
+    vocab, own = tokenizer.get_vocab(), utils.read_tokenizer(folder)
+    if own is None:
+        log(f"warning: {name} holds no tokenizer to compare with the data's: its token ids must mean the same")
+    elif (vocab, list(tokenizer.bpe_ranks)) != own:
+        is_extended = own[0].items() < vocab.items() and list(tokenizer.bpe_ranks)[: len(own[1])] == own[1]
+        if not is_extended:
+            raise UserError(f"{name} has another tokenizer than the data: {prepare}")
+        if not args.resize_model:
+            more = f"{len(vocab) - len(own[0])} tokens more than {name}"
+            raise UserError(f"the data has {more}: --resize_model True adds them to the model, or {prepare}")
+
+    # Are its embeddings large enough?
+    first = config.pad_token_id + 1  # positions are counted from it
+    if args.resize_model:
+        config.vocab_size = max(config.vocab_size, len(vocab))
+        config.max_position_embeddings = max(config.max_position_embeddings, seq_length + first)
+    if config.vocab_size < len(vocab):
+        raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {len(vocab)} tokens: {prepare}")
+    longest = config.max_position_embeddings - first
+    if longest < seq_length:
+        rows = f"rows of {seq_length} tokens, and the positions of {name} are enough for {longest}"
+        remedy = f"prepare it with --max_seq_length {longest}, or lengthen the model by --resize_model True"
+        raise UserError(f"the data has {rows}: {remedy}")
+    return config
+
+
+@functools.cache
+def model_directory(name: str) -> str:
+    """A directory as it is, or a model of the hub that is downloaded: only its settings, weights and tokenizer."""
+    if os.path.isdir(name):
+        return name
+    try:
+        files = ["config.json", "model*.safetensors", "*.index.json", *utils.TOKENIZER_FILES]
+        return huggingface_hub.snapshot_download(name, allow_patterns=files)
+    except Exception as error:
+        unknown = huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.HFValidationError
+        hub = "the hub has none of that name" if isinstance(error, unknown) else "the hub cannot be reached"
+        known = f"neither a directory nor one of {', '.join(ARCHITECTURES)}, and {hub} ({type(error).__name__})"
+        nearest = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+        remedy = f"did you mean {nearest[0]}?" if nearest else "give a directory with config.json"
+        raise UserError(f"cannot load the model {name}: {known}: {remedy}") from error
 
 
 def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None, initialize: Callable | None = None):
     """The model with weights of a checkpoint, of --model_name_or_path, or new ones."""
     source = checkpoint or args.model_name_or_path
     paddle.seed(args.seed)
-    needed = "model.safetensors must be a RobertaForMaskedLM's, as in config.json"
-    with explaining(f"cannot load the weights of {source}: {needed}"):
-        model, action = load_model(source, config)
+    with explaining(f"cannot load the weights of {source}"):
+        model, action = load_model(source, config, resize=args.resize_model and checkpoint is None)
     if action == "training from scratch" and initialize is not None:
         initialize(model)
     use_fast_layers(model, machine.device, machine.precision, is_padded)
@@ -526,22 +593,53 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
     return model
 
 
-def load_model(source: str, config) -> tuple:
-    """(model, what is done with it), of PaddleNLP's or transformers' layout."""
+def load_model(source: str, config, resize: bool = False) -> tuple:
+    """(model, what is done with it), of PaddleNLP's or transformers' layout; with `resize`, it grows to `config`."""
+    model = RobertaForMaskedLM(config)
     if source in ARCHITECTURES:
-        return RobertaForMaskedLM(config), "training from scratch"
-    if not os.path.isdir(source):
-        model = RobertaForMaskedLM.from_pretrained(source, config=config)
-        return model, f"continuing from {source}"
-    model, files = RobertaForMaskedLM(config), os.listdir(source)
-    if "model.safetensors" not in files:
-        others = [x for x in files if x.endswith((".bin", ".pdparams", ".safetensors"))]
-        require(not others, f"{source} has {' '.join(others)}: save it as one model.safetensors")
         return model, "training from scratch"
-    weights = utils.read_weights(source)
-    for name, parameter in model.state_dict().items():
+    folder = model_directory(source)
+    weights = utils.read_weights(folder)
+    if not weights and folder != source:
+        raise UserError(f"{source} of the hub has no model.safetensors: download it, and give its directory")
+    if not weights:
+        return model, "training from scratch"
+    parameters, action = model.state_dict(), f"continuing from {source}"
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if resize:
+        weights, grown = utils.grow_weights(weights, shapes, config.pad_token_id)
+        action += f"; {grown or 'nothing'} added"
+    unused = utils.match_weights(weights, shapes, config.tie_word_embeddings, source)
+    weights["lm_head.bias"] = weights["lm_head.decoder.bias"]  # one parameter; transformers 5 adds the latter
+    for name, parameter in parameters.items():
         parameter.set_value(weights[name])
-    return model, f"continuing from {source}"
+    if unused:
+        action += f"; without {utils.shorten(unused)}, which it does not use"
+    return model, action
+
+
+def begin_with_sinusoids(model, seed: int):
+    """Initializes a new model as the recipe growing_rows does.
+
+    Position embeddings begin as sinusoids (Vaswani et al., 2017, section 3.5, sines and cosines side by side), which
+    are learned on; words are normal with the same root mean square, linear layers normal with 1 / sqrt(width).
+    Biases, LayerNorms and token types stay as PaddleNLP begins them, which is RoBERTa's way.
+    """
+    width = model.config.hidden_size
+    embeddings = model.roberta.embeddings
+    generator = np.random.default_rng([seed, 0])
+
+    def draw(parameter, deviation: float):
+        parameter.set_value(generator.normal(0, deviation, parameter.shape).astype(np.float32))
+
+    draw(embeddings.word_embeddings.weight, EMBEDDINGS_RMS)
+    positions = np.arange(embeddings.position_embeddings.weight.shape[0])[:, None]
+    angles = positions * SINUSOIDS_BASE ** (-np.arange(width // 2) / (width // 2))
+    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) * math.sqrt(2) * EMBEDDINGS_RMS
+    embeddings.position_embeddings.weight.set_value(sinusoids.astype(np.float32))
+    for layer in model.sublayers():
+        if type(layer) is nn.Linear:
+            draw(layer.weight, 1 / math.sqrt(width))
 
 
 def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
@@ -769,13 +867,6 @@ def find_checkpoint(args) -> str | None:
     raise UserError(f"{problem}: give another, or start in another --output_dir")
 
 
-def checkpoints_in(output_dir: str) -> dict[int, str]:
-    """The paths of the checkpoints in a directory by their steps, ascending."""
-    paths = {path.name.removeprefix("paddle_"): str(path) for path in Path(output_dir).glob("paddle_*")}
-    steps = sorted(filter(str.isdecimal, paths), key=int)
-    return {int(step): paths[step] for step in steps}
-
-
 def load_state(checkpoint: str, identity: dict, data: Data, total_steps: int) -> dict:
     """What state.json of a checkpoint holds, if this run may continue from it."""
     refusal = f"cannot resume from {checkpoint}"
@@ -866,6 +957,7 @@ def save_checkpoint(run: Run):
             run.model.save_pretrained(folder, safe_serialization=True)
             for name, content in run.data.tokenizer_files.items():
                 Path(folder, name).write_bytes(content)
+            utils.limit_length(folder)
             arrays = optimizer_arrays(run.model, run.optimizer)
             save_file(arrays, training_state / "optimizer.safetensors")
             state = asdict(progress) | {
@@ -1266,6 +1358,14 @@ def build_parser() -> utils.ArgumentParser:
         default="roberta-en-base",
         help=f"an architecture to train from scratch ({', '.join(ARCHITECTURES)}), or a directory or hub id with "
         "weights to continue from; a directory with a config.json alone is trained from scratch",
+    )
+    add(
+        "--resize_model",
+        may_change=True,  # the configuration is compared instead
+        type=boolean,
+        default=False,
+        help="whether the model of --model_name_or_path gets more tokens and positions where the data needs them: new "
+        "tokens begin as the mean of the others, new positions repeat the others; False refuses such data",
     )
     add(
         "--dropout",

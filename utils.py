@@ -8,6 +8,7 @@ DataCollatorMLM works in anyone's loop, and without Paddle:
 As a script, it exports a checkpoint to Hugging Face transformers:
 
     python utils.py --checkpoint ckp/paddle_10000 --output_dir ckp_transformers
+    python utils.py --checkpoint ckp/paddle_10000 --output_dir ckp_onnx --onnx True
 """
 
 import argparse
@@ -22,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -35,7 +37,8 @@ import filelock
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
-from safetensors.numpy import load_file, save_file
+from safetensors import deserialize
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 IGNORE_INDEX = -100  # the label of a position that is not predicted
@@ -64,10 +67,29 @@ TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; longer one
     (".norm2.", ".output.LayerNorm."),
     (".embeddings.layer_norm.", ".embeddings.LayerNorm."),
 )
-TIED = {  # what transformers leaves out: it is the same as
+TIED = {  # what transformers may leave out: it is the same as
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
+UNUSED = (  # beginnings of names that transformers and PaddleNLP save, and masked language modelling does not use
+    "roberta.pooler.",
+    "roberta.embeddings.position_ids",
+    "roberta.embeddings.token_type_ids",
+)
+OTHER_WEIGHTS = (".bin", ".pdparams", ".safetensors", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".gguf")
+CONVERSIONS = {  # endings of weights that are not read, and what turns them into such that are
+    ".pdparams": 'python -c "import numpy, paddle, safetensors.numpy as s; '
+    "w = paddle.load('model_state.pdparams'); "
+    "s.save_file({n: w[n].astype('float32').numpy() for n in w}, 'model.safetensors')\"",
+    ".bin": 'python -c "import glob, torch, safetensors.torch as s; '
+    "w = [torch.load(f, weights_only=True) for f in glob.glob('pytorch_model*.bin')]; "
+    "s.save_file({n: x[n].clone().contiguous() for x in w for n in x}, 'model.safetensors', {'format': 'pt'})\"",
+}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "vocab.txt")
+SENTENCE_TRANSFORMERS = [  # its modules: the encoder, and the mean of the hidden states that are no padding
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 
 
 class DataCollatorMLM:
@@ -663,20 +685,64 @@ def masking_problem(collator: DataCollatorMLM, rows: TokenRows, max_rows: int = 
 # -------- to and from transformers
 def main(argv: list | None = None):
     parser = ArgumentParser("Turns a checkpoint into a model directory of transformers.")
-    parser.add_argument("--checkpoint", required=True, help="a directory paddle_STEP")
-    parser.add_argument("--output_dir", required=True, help="directory to write")
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="directory paddle_STEP to read; it stays as it is")
+    add("--output_dir", required=True, help="directory to write; it must not exist yet")
+    add("--onnx", type=boolean, default=False, help="write onnx/model.onnx and onnx/encoder.onnx, too (needs Paddle 3)")
     args = parser.parse_args(argv)
-    check_checksums(args.checkpoint)
-    require(not os.path.exists(args.output_dir), f"--output_dir {args.output_dir} exists: choose another")
-    config = json.loads(Path(args.checkpoint, "config.json").read_bytes())
-    weights = to_transformers(read_weights(args.checkpoint))
-    if config.get("tie_word_embeddings", True):
-        weights = {name: array for name, array in weights.items() if name not in TIED}
-    left_out = shutil.ignore_patterns("training_state", CHECKSUMS)
+    if os.path.exists(args.output_dir):
+        raise UserError(f"--output_dir {args.output_dir} exists: choose another")
+    if Path(args.output_dir).resolve().is_relative_to(Path(args.checkpoint).resolve()):
+        raise UserError(f"--output_dir {args.output_dir} lies in the checkpoint: choose a directory outside of it")
+    check_model_directory(args.checkpoint, "--checkpoint")
+    if args.onnx:
+        check_onnx()
     with atomic_directory(args.output_dir) as folder:
-        shutil.copytree(args.checkpoint, folder, dirs_exist_ok=True, ignore=left_out)
-        save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
+        export(args.checkpoint, folder)
+        if args.onnx:
+            write_onnx(args.checkpoint, f"{folder}/onnx")
     log(f"written: {args.output_dir}")
+
+
+def export(checkpoint: str, folder: str):
+    """Fills a directory with what transformers and the libraries around it read of a checkpoint."""
+    for path in Path(checkpoint).iterdir():
+        is_weights = path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
+        if path.is_file() and path.name != CHECKSUMS and not is_weights:
+            shutil.copyfile(path, Path(folder, path.name))  # without its mode, which may be read-only
+    config, weights = json.loads(Path(checkpoint, "config.json").read_bytes()), read_weights(checkpoint)
+    if "lm_head.dense.weight" not in weights:
+        raise UserError(f"{checkpoint} holds no weights of a RobertaForMaskedLM: give a checkpoint of one")
+    weights = export_weights(weights, config.get("tie_word_embeddings", True))
+    save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
+    # ctranslate2 wants the kind of positions said, which transformers 5 no longer writes.
+    update_json(f"{folder}/config.json", position_embedding_type="absolute", dtype="float32")
+    # PaddleNLP's name of the class, which create_data.py writes, is unknown to transformers 4.
+    update_json(f"{folder}/tokenizer_config.json", tokenizer_class="RobertaTokenizer")
+    limit_length(folder)
+    Path(folder, "modules.json").write_text(json.dumps(SENTENCE_TRANSFORMERS, indent=2))
+    pooling = {"word_embedding_dimension": config["hidden_size"], "pooling_mode_mean_tokens": True}
+    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
+    os.mkdir(f"{folder}/1_Pooling")
+    Path(folder, "1_Pooling/config.json").write_text(json.dumps(pooling, indent=2))
+
+
+def update_json(path: str, **changes):
+    """Changes values of a JSON file that holds an object."""
+    values = json.loads(Path(path).read_bytes())
+    Path(path).write_text(json.dumps(values | changes, indent=2, ensure_ascii=False), "utf-8")
+
+
+def limit_length(folder: str):
+    """Lowers a tokenizer's model_max_length to what the model's positions hold.
+
+    They are counted from pad_token_id + 1: 514 positions are enough for 512 tokens where padding is 1.
+    """
+    config = json.loads(Path(folder, "config.json").read_bytes())
+    limit = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    path = f"{folder}/tokenizer_config.json"
+    if json.loads(Path(path).read_bytes()).get("model_max_length", math.inf) > limit:
+        update_json(path, model_max_length=limit)
 
 
 def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
@@ -691,15 +757,235 @@ def to_transformers(weights: dict, names=TRANSFORMERS_NAMES) -> dict:
     return converted
 
 
+def export_weights(weights: dict, tied: bool) -> dict:
+    """The same model in transformers' layout, in a form that other libraries read, too.
+
+    The token type row, which every position adds, goes into the positions: keras-hub leaves it out
+    (hidden states differed by 2.3). The output's bias stands under both of its names: adapters
+    reads lm_head.decoder.bias, transformers lm_head.bias.
+    """
+    weights = to_transformers(weights)
+    positions, types = (f"roberta.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
+    first_type = weights[types][0]  # masked language modelling uses no other
+    weights[positions] = weights[positions] + first_type
+    weights[types] = weights[types] - first_type
+    if tied:
+        del weights["lm_head.decoder.weight"]
+    return weights
+
+
 def read_weights(folder: str) -> dict:
-    """The arrays in a directory of either, as PaddleNLP's in float32."""
-    weights = load_file(Path(folder, "model.safetensors"))
-    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    """The arrays in a directory of PaddleNLP or transformers, as PaddleNLP's, in float32."""
+    weights = {}
+    for file in weight_files(folder):
+        with explaining(f"cannot read {folder}/{file}: it is damaged, or no safetensors file"):
+            tensors = deserialize(Path(folder, file).read_bytes())
+        weights |= {name: float32_of(tensor, f"{folder}/{file}: {name}") for name, tensor in tensors}
     if any(".encoder.layer." in name for name in weights):  # transformers'
         weights = to_transformers(weights, [(new, old) for old, new in TRANSFORMERS_NAMES])
         tied = {name: weights[source] for name, source in TIED.items() if source in weights}
         weights = tied | weights
     return weights
+
+
+def float32_of(tensor: dict, name: str) -> np.ndarray:
+    """A tensor as safetensors.deserialize() gives it, as an array."""
+    kind, data = tensor["dtype"], tensor["data"]
+    if kind == "BF16":  # the upper half of a float32; numpy has no such type
+        array = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif kind in ("F16", "F32", "F64", "I64"):  # I64: old versions of transformers kept position_ids
+        array = np.frombuffer(data, f"<{kind[0].lower()}{int(kind[1:]) // 8}").astype(np.float32)
+    else:
+        raise UserError(f"{name} is of type {kind}: give weights in float32, float16 or bfloat16")
+    return array.reshape(tensor["shape"])
+
+
+def weight_files(folder: str) -> list:
+    """Names of the safetensors files with a model's weights; none where there are no weights at all."""
+    names, index = sorted(os.listdir(folder)), f"{folder}/model.safetensors.index.json"
+    if "model.safetensors" in names:
+        return ["model.safetensors"]
+    if os.path.exists(index):
+        with explaining(f"{index} is damaged"):
+            shards = sorted(set(json.loads(Path(index).read_bytes())["weight_map"].values()))
+        missing = [shard for shard in shards if shard not in names]
+        if missing:
+            raise UserError(f"{folder} lacks {shorten(missing)}, which {Path(index).name} names: copy all files")
+        return shards
+    others = [name for name in names if name.endswith(OTHER_WEIGHTS) and name != "training_args.bin"]
+    for ending, command in CONVERSIONS.items():
+        if any(name.endswith(ending) for name in others):
+            only = f"{folder} has {shorten(others)}, and only model.safetensors is read"
+            raise UserError(f"{only}. If you trust its source, convert it there: cd {shlex.quote(folder)} && {command}")
+    if others:
+        raise UserError(f"{folder} has {shorten(others)}: save it as model.safetensors, in transformers or PaddleNLP")
+    return []
+
+
+def match_weights(weights: dict, shapes: dict, tied: bool, source: str) -> list:
+    """Raises UserError unless the arrays are all that a model needs; returns the names that it does not need.
+
+    `shapes` has the model's names and shapes; `tied` says whether its output layer's matrix is the embedding's.
+    """
+    needs = f"the weights of {source} do not suit its config.json"
+    missing = [name for name in shapes if name not in weights]
+    if missing:
+        raise UserError(f"{needs}: they lack {shorten(missing)}: give those of a RobertaForMaskedLM, with its head")
+    others = [name for name in weights if name not in shapes]
+    unknown = [name for name in others if not name.startswith(UNUSED)]
+    if unknown:
+        raise UserError(f"{needs}: a RobertaForMaskedLM has no {shorten(unknown)}: give those of one without it")
+    for name, shape in shapes.items():
+        if list(weights[name].shape) != list(shape):
+            sizes = f"{name} is {list(weights[name].shape)}, but should be {list(shape)}"
+            raise UserError(f"{needs}: {sizes}: take its own config.json")
+    for name, original in TIED.items():
+        if tied and not np.array_equal(weights[name], weights[original], equal_nan=True):
+            remedy = "delete the former, or set tie_word_embeddings to false"
+            raise UserError(f"{needs}: {name} is not {original}, which should be one: {remedy}")
+    return others
+
+
+def grow_weights(weights: dict, shapes: dict, pad_token_id: int) -> tuple:
+    """A model's arrays (PaddleNLP's names) with the tokens and positions of `shapes`; and what was added, in words.
+
+    A new token begins as the mean of the others: so it takes little probability from them (Hewitt, Initializing
+    New Word Embeddings for Pretrained Language Models, 2021). New positions repeat the others from the first on
+    (Beltagy et al., Longformer, 2020, section 5), which is at pad_token_id + 1: before it are no positions.
+    """
+    words, positions = (f"roberta.embeddings.{kind}_embeddings.weight" for kind in ("word", "position"))
+    grown, added = dict(weights), []
+    for name in {words, *TIED, *TIED.values()} & {*weights}:
+        rows = weights[name]
+        num_new = max(0, shapes[name][0] - len(rows))
+        grown[name] = np.concatenate([rows, np.broadcast_to(rows.mean(0), (num_new, *rows.shape[1:]))])
+        if name == words and num_new:
+            added.append(f"{num_new} tokens (as the mean of the others)")
+    if positions in weights:
+        rows, first = weights[positions], pad_token_id + 1
+        num_new = max(0, shapes[positions][0] - len(rows))
+        grown[positions] = np.concatenate([rows, rows[first + np.arange(num_new) % (len(rows) - first)]])
+        if num_new:
+            added.append(f"{num_new} positions (which repeat the {len(rows) - first} others)")
+    return grown, " and ".join(added)
+
+
+def read_tokenizer(folder: str) -> tuple | None:
+    """The vocabulary {token: id} and merges [(left, right)] of a byte-level BPE in a directory, or None."""
+    files = {name: Path(folder, name) for name in TOKENIZER_FILES}
+    with explaining(f"cannot read the tokenizer of {folder}"):
+        if files["tokenizer.json"].exists():
+            content = json.loads(files["tokenizer.json"].read_bytes())
+            if content["model"]["type"] != "BPE":
+                raise UserError(f"the tokenizer of {folder} is no byte-level BPE, but {content['model']['type']}")
+            merges = content["model"]["merges"]  # "left right", or since tokenizers 0.20 [left, right]
+            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+            added = {token["content"]: token["id"] for token in content["added_tokens"]}
+            return content["model"]["vocab"] | added, merges
+        if files["vocab.json"].exists() and files["merges.txt"].exists():
+            vocab = json.loads(files["vocab.json"].read_bytes())
+            if files["added_tokens.json"].exists():
+                vocab |= json.loads(files["added_tokens.json"].read_bytes())
+            lines = files["merges.txt"].read_text("utf-8").rstrip("\n").split("\n")
+            lines = lines[1:] if lines[0].startswith("#version") else lines
+            return vocab, [tuple(line.split(" ")) for line in lines]
+    if files["vocab.txt"].exists():
+        raise UserError(f"the tokenizer of {folder} is BERT's (vocab.txt), no byte-level BPE: take another model")
+    return None
+
+
+def check_model_directory(folder: str, flag: str):
+    """Raises UserError unless a directory holds a model, undamaged as far as it has checksums."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{flag} {folder}: no such directory: give one that holds config.json")
+    if not Path(folder, "config.json").exists():
+        found = list(checkpoints_in(folder).values())
+        remedy = f"did you mean {found[-1]}?" if found else "give a directory paddle_STEP, or another model's"
+        raise UserError(f"{flag} {folder} holds no config.json: {remedy}")
+    if Path(folder, CHECKSUMS).exists():
+        try:
+            check_checksums(folder)
+        except UserError as error:
+            raise UserError(f"{error}: copy it anew, or, if you changed it yourself, delete its {CHECKSUMS}") from error
+
+
+def checkpoints_in(output_dir: str) -> dict:
+    """{step: path} of the checkpoints that a training wrote there, in order."""
+    paths = {path.name.removeprefix("paddle_"): path for path in Path(output_dir).glob("paddle_*")}
+    return {int(step): str(paths[step]) for step in sorted(filter(str.isdecimal, paths), key=int)}
+
+
+def shorten(names: list) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def check_onnx():
+    """Raises UserError where no ONNX model can be written."""
+    prepare_for_paddle()
+    os.environ.setdefault("GLOG_minloglevel", "2")  # errors only
+    import paddle
+
+    if int(paddle.__version__.split(".")[0]) < 3:
+        remedy = "leave it out, or run this in an environment with `pip install paddlepaddle==3.3.1 paddlenlp==2.8.1`"
+        raise UserError(f"--onnx True needs Paddle 3.0 or newer, and this is {paddle.__version__}: {remedy}")
+    with explaining("--onnx True needs paddle2onnx: pip install paddle2onnx==2.1.0"):
+        import paddle2onnx  # noqa: F401
+
+
+def write_onnx(checkpoint: str, folder: str):
+    """Writes two ONNX models for any batch and length, with inputs input_ids and attention_mask (int64).
+
+    model.onnx gives `logits` [batch, sequence, vocab], encoder.onnx `last_hidden_state` [batch, sequence, width].
+    """
+    import onnx
+    import paddle
+    import paddle2onnx
+    from paddlenlp import transformers
+    from paddlenlp.utils.log import logger
+
+    logger.set_level("WARNING")
+
+    class Traced(paddle.nn.Layer):
+        def __init__(self, model, output: str):
+            super().__init__()
+            self.model, self.output = model, output
+
+        def forward(self, input_ids, attention_mask):
+            hidden = self.model.roberta(input_ids, attention_mask=attention_mask)[0]
+            return self.model.lm_head(hidden) if self.output == "logits" else hidden
+
+    model = transformers.RobertaForMaskedLM(transformers.RobertaConfig.from_pretrained(checkpoint))
+    weights = read_weights(checkpoint)
+    for name, parameter in model.state_dict().items():
+        parameter.set_value(weights[name])
+    model.eval()
+    # A padding_idx, which no attention sees, would be written as a matrix of ones as large as the embedding.
+    embedding = paddle.nn.Embedding(*model.roberta.embeddings.word_embeddings.weight.shape)
+    embedding.weight = model.roberta.embeddings.word_embeddings.weight
+    model.roberta.embeddings.word_embeddings = embedding
+    inputs = [paddle.static.InputSpec([None, None], "int64", name) for name in ("input_ids", "attention_mask")]
+    os.mkdir(folder)
+    for file, output in (("model", "logits"), ("encoder", "last_hidden_state")):
+        with tempfile.TemporaryDirectory() as static:
+            paddle.jit.save(Traced(model, output), f"{static}/model", input_spec=inputs)
+            paths = f"{static}/model.json", f"{static}/model.pdiparams"
+            # Without optimize_tool it would install packages while it runs.
+            content = paddle2onnx.export(*paths, opset_version=14, optimize_tool="none")
+        graph = onnx.load_from_string(content)
+        rename_onnx(graph.graph, output)
+        onnx.save(graph, f"{folder}/{file}.onnx")
+
+
+def rename_onnx(graph, output: str):
+    """Names the output, which paddle2onnx calls fetch_name_0, and the dimensions that may vary."""
+    for node in graph.node:
+        node.output[:] = [output if name == graph.output[0].name else name for name in node.output]
+    graph.output[0].name = output
+    for value in (*graph.input, *graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        dimensions[0].dim_param, dimensions[1].dim_param = "batch", "sequence"
 
 
 # -------- metrics.jsonl and its curve

@@ -779,17 +779,18 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 300}, "has vocab_size 300, which does not suit"),
-        ({"vocab_size": 500}, "cannot load the weights of .*[sS]hape"),
-        ({"intermediate_size": 64}, "cannot load the weights of .*[sS]hape"),
-        ({"max_position_embeddings": 20}, "has max_position_embeddings 20, which does not suit"),
-        ({"pad_token_id": 0}, "has pad_token_id 0"),
+        ({"vocab_size": 300}, "has vocab_size 300, the data 400 tokens"),
+        ({"vocab_size": 500}, r"word_embeddings.weight is \[400, 32\], but should be \[500, 32\]"),
+        ({"intermediate_size": 64}, r"linear1.weight is \[32, 128\], but should be \[32, 64\]"),
+        ({"max_position_embeddings": 20}, "rows of 32 tokens, and the positions of .* are enough for 18"),
+        ({"pad_token_id": 0}, "its pad_token_id is 0, in the data 1"),
     ],
 )
 def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pretrain, tmp_path, change, message):
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
+    (checkpoint / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match=message):
         pretrain("--max_steps", "1", "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
@@ -801,6 +802,7 @@ def test_weights_that_are_not_finite_end_a_run(pretrain, tmp_path, arguments, va
     weights = safetensors.numpy.load_file(checkpoint / "model.safetensors")
     weights["lm_head.dense.bias"][3] = value
     safetensors.numpy.save_file(weights, checkpoint / "model.safetensors")
+    (checkpoint / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match=r"evaluation's loss is nan|5 updates in a row, .* were not finite"):
         pretrain(*arguments, "--model_name_or_path", str(checkpoint), output=tmp_path / "never")
 
@@ -809,14 +811,14 @@ def test_weights_of_another_tokenizer_of_the_same_size_are_refused(pretrain, tmp
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
     (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
     other = create(tmp_path / "other.txt", tmp_path / "other")
-    with pytest.raises(UserError, match="has another tokenizer, which does not suit"):
+    with pytest.raises(UserError, match="has another tokenizer than the data"):
         pretrain("--model_name_or_path", str(checkpoint), data=other, output=tmp_path / "never")
 
 
 def test_dropout_is_the_flags_also_where_weights_are_continued(pretrain, tmp_path, monkeypatch):
     first, models = pretrain("--max_steps", "1") / "paddle_1", []
     real = run_pretrain.load_model
-    monkeypatch.setattr(run_pretrain, "load_model", lambda *source: models.append(real(*source)) or models[0])
+    monkeypatch.setattr(run_pretrain, "load_model", lambda *source, **_: models.append(real(*source)) or models[0])
     more = ["--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(first), "--dropout", "0.3"]
     second = pretrain(*more, output=tmp_path / "second") / "paddle_1"
     layers = models[0][0].roberta.encoder.layers
