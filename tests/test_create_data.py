@@ -540,13 +540,13 @@ def test_files_can_be_held_out(create, tmp_path):
 def test_text_is_divided_at_its_separators_alone(tmp_path, separator):
     draw, path = random.Random(0), tmp_path / "a.txt"
     pattern = {"empty_line": r"\n\s*\n", "line": r"\n", "file": r"(?!)"}[separator]
-    args = argparse.Namespace(separators={}, document_separator=separator, text_column="text")
     for _ in range(100):
         text = "x" + "".join(draw.choices(["a", "é", " ", "\n", "\r\n", "\n\n"], k=60))
         path.write_bytes(text.encode())
         parts = re.split(pattern, text.replace("\r\n", "\n") + "\n")
         expected = [part.strip("\n") for part in parts if part.strip()]
-        found = [document.decode() for document in create_data.read_documents(args, [str(path)])]
+        sources = create_data.find_files([str(path)], "text", separator)
+        found = [document.decode() for document in create_data.read_documents(sources)]
         assert found == expected, text
 
 
@@ -612,8 +612,8 @@ def test_globs_and_directories_are_read_in_order_several_at_once(create, tmp_pat
 def test_a_glob_that_matches_directories_and_files_reads_each_file_once(tmp_path):
     for name in ("a.txt", "b/c.txt", "b/d/e.txt"):
         write(tmp_path / "x" / name, ["one", "two"])
-    found = create_data.find_files([str(tmp_path / "x/**")])
-    assert sorted(os.path.relpath(path, tmp_path / "x") for path in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
+    found = create_data.find_files([str(tmp_path / "x/**")], "text", None)
+    assert sorted(os.path.relpath(source.path, tmp_path / "x") for source in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
 
 
 def test_a_file_that_is_named_twice_is_read_once_and_no_linked_directory(create, tmp_path):
@@ -868,7 +868,7 @@ def test_an_own_tokenizer_learns_from_the_first_documents_of_the_hub(hub, monkey
     args = create_data.parse_arguments(
         ["--dataset_name", str(hub), *"--dataset_config_name latin --split test".split()]
     )
-    sample = [*create_data.training_sample(args, [str(hub)])]
+    sample = [*create_data.training_sample(create_data.find_corpus(args), None)]
     assert sample == [f"latin 0 {text}" for text in made_up(30)][: len(sample)]
     assert len("".join(sample[:-1])) < 1000 <= len("".join(sample))
 
