@@ -8,126 +8,217 @@ The output is what `datasets.load_from_disk` reads: splits train and validation,
 input_ids and special_tokens_mask. Beside them are the tokenizer and data_card.json.
 """
 
+from __future__ import annotations
+
+import array
 import ast
+import bisect
+import bz2
+import contextlib
 import csv
+import functools
 import gc
 import glob
-import io
 import json
+import lzma
 import os
 import random
 import re
+import stat
 import sys
+import tempfile
+import zlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain, dropwhile, groupby, islice, pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import gigatoken
 import numpy as np
 import psutil
 import pyarrow.parquet
+import zstandard
 from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers.implementations import ByteLevelBPETokenizer
 from tqdm import tqdm
 
 import utils
-from utils import UserError, boolean, explaining, log, number, require
+from utils import UserError, boolean, explaining, log, number
 
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
-SPLITS = ("train", "validation")
+VALIDATION_SHARE = 0.01
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-BUFFER = 2_000_000  # bytes encoded and written at a time
-# Cuts long texts before white space, as RoBERTa's pre-tokenizer does: behind ASCII, or a byte
-# that ends other characters, but no white ones.
-PIECES = re.compile(rb"(?s).{250000}.*?[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf](?=\s)|.+")
+BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
+MOST_PIECES = 100_000  # that a buffer holds: each takes some 100 bytes beside its text
+AHEAD = 4  # buffers that are filled, and as many that are encoded, before they are needed
 CACHE = 200_000_000  # bytes that gigatoken's cache, which it never empties, may take
-CHECKED = 500  # bytes of each buffer that `tokenizers` encodes, too
+CHECKED = 500  # bytes of each buffer that `tokenizers` encodes, too: at 1.8 MB/s a core, gigatoken at 60 and more
 TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
-is_blank = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+").fullmatch  # and wide spaces
+GUESSED_FROM = 10_000  # lines of a text file in which an empty one is looked for
+BLOCK = 250_000  # bytes of a file that are read at a time
+UNPACKED = 16_000  # bytes of a compressed file that are unpacked at a time
+SILENCE = 60  # seconds without a byte from a server until it is given up
+
+# Cuts a long text into pieces of 250,000 bytes or more that have the tokens of the whole: at once, one
+# without white space took gigatoken 50 times its size. RoBERTa's pre-tokenizer looks forward only, and always begins a
+# new word at white space behind a character that is none. So a cut is before ASCII white space, behind
+# a visible ASCII character or the last byte of a longer one (0x80 to 0xbf). Left out of the latter are
+# the bytes that white characters end with:
+#   0x80 to 0x8a  U+2000 to U+200A; 0x80 also U+1680 and U+3000, 0x85 also U+0085
+#   0x8e          U+180E, white before Unicode 6.3
+#   0x9f, 0xa0    U+205F, U+00A0
+#   0xa8, 0xa9    U+2028, U+2029
+#   0xaf          U+202F
+PIECES = re.compile(rb"(?s).{250000}.*?[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf](?=\s)|.+")
+BLANK = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+")  # with the no-break and the ideographic space
+
+# What tokenizers are taught from cuts longer words, as each step of training takes time with the square
+# of their length. Words are what the pre-tokenizer makes of letters, of digits, of other characters, and
+# of white space; letters and digits together contain both.
+LONGEST_WORD = 1_000  # characters
+LONG_WORDS = re.compile(rf"[^\W_]{{{LONGEST_WORD}}}|(?:[^\w\s]|_){{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
+WITHIN_A_WORD = re.compile(r"[^\W_]+|(?:[^\w\s]|_)+|\s+")
 
 
 def main(argv: list | None = None):
     args = parse_arguments(argv)
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's
-    corpus = find_files(args.data_files) if args.data_files else [args.dataset_name]
-    held_out = find_files(args.validation_files or [])
+    check_name_of(args.output_dir)
+    corpus, held_out = find_text(args)
     with utils.atomic_directory(args.output_dir) as folder:
-        there = os.listdir(args.output_dir) if os.path.exists(args.output_dir) else []
-        may_replace = args.overwrite_output_dir and "dataset_dict.json" in there
-        remedy = "choose another, or, if a data set, --overwrite_output_dir True"
-        require(may_replace or not there, f"{args.output_dir} exists: {remedy}")
-        tokenizer = load_tokenizer(args, corpus)
+        check_output_dir(args.output_dir, args.overwrite_output_dir)
+        if args.tokenizer_name == "train":
+            tokenizer = train_tokenizer(training_sample(corpus, args.max_documents), args.vocab_size)
+        else:
+            tokenizer = load_tokenizer(args.tokenizer_name)
+        check_tokenizer(args.tokenizer_name, tokenizer)
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
-        save_tokenizer(tokenizer, args, f"{folder}/tokenizer")
+        save_tokenizer(tokenizer, f"{folder}/tokenizer", model_max_length=max(512, args.max_seq_length))
+        inputs = {"train": corpus, **held_out}
         files = sorted(Path(folder).glob("*/*"))
         card = {
-            "source": corpus,
+            "source": [source.path for source in corpus],
             "arguments": vars(args),
+            "inputs": {split: [source.described() for source in sources] for split, sources in inputs.items()},
             "splits": splits,
             "files": {str(p.relative_to(folder)): {"sha256": utils.sha256_of(p)} for p in files},
         }
         Path(folder, "data_card.json").write_text(json.dumps(card, indent=2))
+    log_inputs([source for sources in inputs.values() for source in sources])
     log(f"written: {args.output_dir}")
 
 
-def write_rows(args, corpus: list, held_out: list, tokenizer, folder: str) -> dict:
-    """Writes both splits; prints and returns what it counted in each."""
-    gc.freeze()  # imports are no garbage
-    sys.setswitchinterval(5e-4)  # the encoder seldom waits
-    writers = create_writers(args, tokenizer, folder)
-    documents = assign_splits(args, corpus, held_out)
-    # One more thread fills buffers, another encodes them.
+# -------- from documents to rows
+def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokenizer, folder: str) -> dict:
+    """Writes all splits; prints and returns what it counted in each."""
+    gc.freeze()  # the collector need not walk what the imports made: 0.1 s
+    sys.setswitchinterval(5e-4)  # seconds, not 5e-3: the thread that encodes waits less for the others
+    share = share_held_out(args, held_out)
+    drawn = [] if share is None else ["validation"]
+    writers = create_writers(args, ["train", *sorted({*drawn, *held_out})], tokenizer, folder)
+
+    # One more thread reads documents and fills buffers, another encodes them, this one writes.
+    known = HeldOutTexts()
+    documents = assign_splits(corpus, held_out, known, share, args.seed, args.max_documents)
     buffers = ahead(fill_buffers(documents, args.line_by_line))
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
         for split, size, ids, ends in ahead(encode(buffers, tokenizer)):
             writers[split].add(ids, ends)
             progress.update(size)
-    for separator, files in Counter(args.separators.values()).items():
-        log(f"{files} text files read with --document_separator {separator}")
+
+    log_how_read([*corpus, *chain(*held_out.values())])
+    if known.found:
+        log(f"{known.found:,} documents are held out, too, and left out of train")
     for split, writer in writers.items():
-        writer.stream.close()
-        counts = writer.counts
-        counts["dropped_tokens"] += len(writer.rest)
-        found = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-        log(f"{split}: {found}")
-        may_be_empty = split == "train" and args.validation_split_percentage == 100
-        remedy = "lower --max_seq_length, set --document_separator, or add text"
-        require(counts["rows"] or may_be_empty, f"{split}: {found}: {remedy}")
+        writer.close()
+        log_rows(split, writer, tokenizer)
+        may_be_empty = split == "train" and share == 1
+        if not writer.counts["rows"] and not may_be_empty:
+            has_text_files = any(source.separated_by for source in [*corpus, *chain(*held_out.values())])
+            remedy = "set --document_separator, lower" if has_text_files else "lower"
+            raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or add text")
     return {split: writer.counts for split, writer in writers.items()}
 
 
-def assign_splits(args, corpus: list, held_out: list) -> Iterator:
-    """Yields (split, document). Held out are files, drawn documents, or the last."""
-    for document in read_documents(args, held_out):
-        yield "validation", document
-    share = 0 if held_out else args.validation_split_percentage / 100
-    draw, any_held_out = random.Random(args.seed), bool(held_out)
-    documents = islice(read_documents(args, corpus), args.max_documents)
+def share_held_out(args, held_out: dict) -> float | None:
+    """The share of the documents that is drawn for `validation`; None where files are held out instead."""
+    if args.validation_split_percentage is not None:
+        return args.validation_split_percentage / 100
+    return None if held_out else VALIDATION_SHARE
+
+
+def assign_splits(
+    corpus: list[Source],
+    held_out: dict[str, list[Source]],
+    known: HeldOutTexts,
+    share: float | None,
+    seed: int,
+    max_documents: int | None,
+) -> Iterator[tuple[str, bytes]]:
+    """Yields (split, document): first those of the files that are held out, then the others.
+
+    Of these, a share is drawn for validation; the last one is taken where none was drawn.
+    """
+    for split, sources in held_out.items():
+        for document in read_documents(sources):
+            known.add(document)
+            yield split, document
+    documents = known.left_out_of(read_documents(corpus)) if held_out else read_documents(corpus)
+    documents = islice(documents, max_documents)
+    if share is None:
+        yield from (("train", document) for document in documents)
+        return
+    draw, any_held_out = random.Random(seed), False
     for document, following in pairwise(chain(documents, [None])):
-        is_held_out = draw.random() < share or (following is None and not any_held_out)
-        any_held_out |= is_held_out
-        yield "validation" if is_held_out else "train", document
+        is_last_chance = following is None and not any_held_out
+        if draw.random() < share or is_last_chance:
+            any_held_out = True
+            yield "validation", document
+        else:
+            yield "train", document
 
 
-def fill_buffers(documents: Iterator, line_by_line: bool) -> Iterator:
+class HeldOutTexts:
+    """Knows held-out documents by a hash of 8 bytes each, and counts those that stand in the text to train on."""
+
+    def __init__(self):
+        self.hashes, self.found = array.array("q"), 0
+
+    def add(self, document: bytes):
+        self.hashes.append(hash(document))
+
+    def left_out_of(self, documents: Iterator[bytes]) -> Iterator[bytes]:
+        """The documents that were not added."""
+        hashes = self.hashes
+        np.frombuffer(hashes, np.int64).sort()  # in place
+        for document in documents:
+            place = bisect.bisect_left(hashes, hash(document))
+            if place < len(hashes) and hashes[place] == hash(document):
+                self.found += 1
+            else:
+                yield document
+
+
+def fill_buffers(documents: Iterator, line_by_line: bool) -> Iterator[tuple[str, list]]:
     """Yields (split, [(piece of text, whether a document or line ends with it)])."""
     buffers, size = defaultdict(list), Counter()
     for split, document in documents:
         for piece in pieces(document, line_by_line):
             buffers[split].append(piece)
             size[split] += len(piece[0])
-            if size[split] >= BUFFER:
+            if size[split] >= BUFFER or len(buffers[split]) == MOST_PIECES:
                 yield split, buffers.pop(split)
                 size[split] = 0
     yield from buffers.items()
 
 
-def pieces(document: bytes, line_by_line: bool) -> Iterator:
-    """Yields (piece, whether it is the last) of a document, or of each line."""
+def pieces(document: bytes, line_by_line: bool) -> Iterator[tuple[bytes, bool]]:
+    """Yields (piece, whether it is the last) of a document, or of each line that is not blank."""
     texts = [document]
     if line_by_line:
         texts = (line for line in document.split(b"\n") if line.decode().strip())
@@ -136,251 +227,617 @@ def pieces(document: bytes, line_by_line: bool) -> Iterator:
             yield piece[0], piece.end() == len(text)
 
 
-def encode(buffers: Iterator, tokenizer) -> Iterator:
+def encode(buffers: Iterator, tokenizer: Tokenizer) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
     """Yields (split, bytes, token ids, where in these documents or lines end)."""
     process, memory_allowed = psutil.Process(), 0
     for split, buffer in buffers:
-        if process.memory_info().rss > memory_allowed:  # also at first
+        # The encoder is made anew where its cache has grown too large; also at first.
+        if process.memory_info().rss > memory_allowed:
             with explaining("--tokenizer_name is not like RoBERTa's: choose another"):
                 encoder = gigatoken.Tokenizer.from_json(tokenizer.to_str())
+            compare(encoder, tokenizer, text_of_added_tokens(tokenizer))
             memory_allowed = process.memory_info().rss + CACHE
         texts, is_end = zip(*buffer)
         layout = encoder.encode_batch(list(texts)).layout
         ids, bounds = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
-        # Is gigatoken right? The much slower `tokenizers` must agree on a sample.
-        sample = b"\0".join(texts)[:CHECKED].decode(errors="ignore")
-        expected = tokenizer.encode(sample, add_special_tokens=False).ids
-        same = encoder.encode(sample.encode()).tolist() == expected
-        require(same, f"gigatoken differs at {sample[:60]!r}: choose another tokenizer")
+        compare(encoder, tokenizer, b"\0".join(texts)[:CHECKED].decode(errors="ignore"))
         yield split, sum(map(len, texts)), ids, bounds[1:][np.array(is_end)]
 
 
+def compare(encoder: gigatoken.Tokenizer, tokenizer: Tokenizer, sample: str):
+    """Is gigatoken right? The much slower `tokenizers` must agree on a sample of each buffer."""
+    expected = tokenizer.encode(sample, add_special_tokens=False).ids
+    if encoder.encode(sample.encode()).tolist() != expected:
+        raise UserError(f"gigatoken differs at {sample[:60]!r}: choose another tokenizer")
+
+
+def text_of_added_tokens(tokenizer: Tokenizer) -> str:
+    """A text with each added token behind and before a space, a letter and a line end."""
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    return "".join(f"a {token} b{token}c\n{token}\n" for token in added)
+
+
 def ahead(items: Iterator) -> Iterator:
-    """Yields the items; meanwhile a thread makes the next four."""
-    thread = ThreadPoolExecutor(1)
-    making = deque(thread.submit(next, items, None) for _ in range(4))
+    """Yields the items; meanwhile a thread makes the next ones."""
+    thread = ThreadPoolExecutor(max_workers=1)
+    making = deque(thread.submit(next, items, None) for _ in range(AHEAD))
     while (item := making.popleft().result()) is not None:
         making.append(thread.submit(next, items, None))
         yield item
 
 
-def create_writers(args, tokenizer, folder: str) -> dict:
-    """Has `datasets` write a placeholder; opens its files anew."""
-    import datasets
+def create_writers(args, splits: list[str], tokenizer: Tokenizer, folder: str) -> dict:
+    """Has `datasets` write its layout around a placeholder row; opens the files of rows to write them anew."""
+    import datasets  # here, so that --help need not wait a second for it
 
-    kind = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "int32"
-    length = -1 if args.line_by_line else args.max_seq_length
+    dtype = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "int32"
+    length = -1 if args.line_by_line else args.max_seq_length  # -1: rows of any length
     features = datasets.Features(
-        input_ids=datasets.List(datasets.Value(kind), length),
+        input_ids=datasets.List(datasets.Value(dtype), length),
         special_tokens_mask=datasets.List(datasets.Value("bool"), length),
     )
     row = {name: [[0] * args.max_seq_length] for name in features}
     placeholder = datasets.Dataset.from_dict(row, features=features)
     datasets.disable_progress_bars()
-    datasets.DatasetDict(dict.fromkeys(SPLITS, placeholder)).save_to_disk(folder)
-    return {name: SplitWriter(f"{folder}/{name}", features.arrow_schema, tokenizer, args) for name in SPLITS}
+    datasets.DatasetDict(dict.fromkeys(splits, placeholder)).save_to_disk(folder)
+    return {
+        split: SplitWriter(
+            path=f"{folder}/{split}/data-00000-of-00001.arrow",
+            schema=features.arrow_schema,
+            tokenizer=tokenizer,
+            max_seq_length=args.max_seq_length,
+            packed=not args.line_by_line,
+        )
+        for split in splits
+    }
 
 
 class SplitWriter:
-    """Writes the tokens of a split as rows of an Arrow stream."""
+    """Makes rows of a split's tokens, and writes them to an Arrow stream.
 
-    def __init__(self, folder: str, schema, tokenizer, args):
-        self.schema, self.packed = schema, not args.line_by_line
-        self.stream = pyarrow.ipc.new_stream(f"{folder}/data-00000-of-00001.arrow", schema)
-        self.bos, _, self.eos, *_ = special = list(map(tokenizer.token_to_id, SPECIAL))
-        self.is_special = np.isin(np.arange(tokenizer.get_vocab_size()), special)
-        self.room = args.max_seq_length - 2  # beside <s> and </s>
-        self.rest = np.empty(0, schema.field(0).type.value_type.to_pandas_dtype())
+    Packed, two documents become rows of 5 like this:
+
+        documents     a b | c d e f
+        one stream    a b </s> c d e f </s>
+        cut           a b </s> | c d e | f </s>               every 3 tokens; `f </s>` waits for more
+        rows          <s> a b </s> </s> | <s> c d e </s>
+
+    Line by line, each line becomes a row of its own:
+
+        lines         a b | c d e f
+        cut           a b | c d e                             `f` is dropped
+        rows          <s> a b </s> | <s> c d e </s>
+    """
+
+    def __init__(self, path: str, schema: pyarrow.Schema, tokenizer: Tokenizer, max_seq_length: int, packed: bool):
+        self.schema, self.packed = schema, packed
+        self.stream = pyarrow.ipc.new_stream(path, schema)
+        self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+        self.is_special = np.isin(np.arange(tokenizer.get_vocab_size()), special_ids_of(tokenizer))
+        self.room = max_seq_length - 2  # <s> and </s> take two places of a row
+        dtype = schema.field("input_ids").type.value_type.to_pandas_dtype()
+        self.rest = np.empty(0, dtype)  # tokens that wait until a row is full, or a line has ended
         self.counts = dict.fromkeys(("documents", "tokens", "rows", "dropped_tokens"), 0)
+        self.special_tokens = 0  # of all rows, then of the text alone
+        self.first_row = []  # ids
 
     def add(self, ids: np.ndarray, ends: np.ndarray):
-        """Takes token ids, and where in these documents or lines end."""
+        """Takes token ids (integers [tokens]), and where in them documents or lines end (int [number])."""
         self.counts["documents"] += len(ends)
         self.counts["tokens"] += len(ids)
+        tokens = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
         ends = len(self.rest) + ends
-        ids = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
-        if self.packed:  # documents, a </s> after each, are one stream, cut into rows
-            ids = np.insert(ids, ends, self.eos)
-            ends = np.arange(self.room, len(ids) + 1, self.room)
-        ids, self.rest = np.split(ids, [ends.max(initial=0)])
-        rows = pyarrow.ListArray.from_arrays(np.append(0, ends).astype(np.int32), ids)
-        rows = pyarrow.compute.list_slice(rows, 0, self.room)  # lines may be longer
-        self.counts["dropped_tokens"] += len(ids) - len(rows.flatten())
-        ids, lengths = rows.flatten().to_numpy(), rows.value_lengths().to_numpy()
-        ends = np.cumsum(lengths)
-        places = np.column_stack([ends - lengths, ends]).ravel()
-        ids = np.insert(ids, places, np.tile([self.bos, self.eos], len(ends)))
-        starts = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
-        columns = [pyarrow.ListArray.from_arrays(starts, x) for x in (ids, self.is_special[ids])]
+        if self.packed:
+            tokens = join_documents(tokens, ends, self.eos)
+            ends = np.arange(self.room, len(tokens) + 1, self.room)
+        pieces, self.rest = cut_into_rows(tokens, ends, self.room)
+        self.counts["dropped_tokens"] += len(tokens) - len(self.rest) - len(pieces.flatten())
+        rows = add_special_tokens(pieces, self.bos, self.eos)
+        self.write(rows)
+        self.counts["rows"] += len(rows)
+
+    def write(self, rows: pyarrow.ListArray):
+        is_special = self.is_special[rows.values.to_numpy()]
+        columns = [rows, pyarrow.ListArray.from_arrays(rows.offsets, is_special)]
         self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
-        self.counts["rows"] += len(lengths)
+        self.special_tokens += np.count_nonzero(is_special)
+        if not self.first_row and len(rows):
+            self.first_row = rows[0].as_py()
+
+    def close(self):
+        """Finishes the file and the counts."""
+        self.stream.close()
+        self.counts["dropped_tokens"] += len(self.rest)
+        # What stands in the text itself: all but the <s> and </s> of rows, and the </s> of packed documents.
+        self.special_tokens += np.count_nonzero(self.is_special[self.rest]) - 2 * self.counts["rows"]
+        if self.packed:
+            self.special_tokens -= self.counts["documents"]
 
 
-# -------- tokenizer
-def load_tokenizer(args, corpus: list):
-    """Learns a tokenizer, or loads one, which must be like RoBERTa's."""
-    name, first = args.tokenizer_name, [BOS, PAD, EOS, UNK]  # ids 0 to 3
+def join_documents(tokens: np.ndarray, ends: np.ndarray, eos: int) -> np.ndarray:
+    """The stream of documents, with a </s> after each."""
+    return np.insert(tokens, ends, eos)
+
+
+def cut_into_rows(tokens: np.ndarray, ends: np.ndarray, room: int) -> tuple[pyarrow.ListArray, np.ndarray]:
+    """Cuts the tokens at `ends`, each piece after `room` tokens; returns the pieces and what follows the last end."""
+    ended, rest = np.split(tokens, [ends.max(initial=0)])
+    pieces = pyarrow.ListArray.from_arrays(np.append(0, ends).astype(np.int32), ended)
+    return pyarrow.compute.list_slice(pieces, start=0, stop=room), rest
+
+
+def add_special_tokens(pieces: pyarrow.ListArray, bos: int, eos: int) -> pyarrow.ListArray:
+    """The rows: <s>, a piece, </s>."""
+    lengths = pieces.value_lengths().to_numpy()
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    places = np.column_stack([starts, ends]).ravel()  # start and end of the first piece, of the second, ...
+    tokens = np.insert(pieces.flatten().to_numpy(), places, np.tile([bos, eos], len(pieces)))
+    offsets = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
+    return pyarrow.ListArray.from_arrays(offsets, tokens)
+
+
+def log_how_read(sources: list[Source]):
+    separators = Counter(source.separated_by for source in sources if source.separated_by)
+    for separator, files in separators.items():
+        log(f"{files} text files read with --document_separator {separator}")
+    files = sum(source.was_read and source.reader is read_wikiextractor for source in sources)
+    if files:
+        log(f"{files} files read as WikiExtractor's: its &lt; &gt; &quot; &amp; are < > \" & again")
+
+
+def log_rows(split: str, writer: SplitWriter, tokenizer: Tokenizer):
+    log(f"{split}: {counted(writer.counts)}")
+    if writer.special_tokens:
+        log(f"{split}: {writer.special_tokens:,} special tokens, as <s> or </s>, stand in the text itself")
+    if len(writer.first_row):
+        start = tokenizer.decode(writer.first_row[:100], skip_special_tokens=False)
+        log(f"{split}, first row: {start[:200]!r}")
+
+
+def counted(counts: dict) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+
+
+def log_inputs(sources: list[Source]):
+    """The closing lines: how much was read, to be compared with what there is."""
+    files = [source for source in sources if source.is_file]
+    read = [source for source in files if source.was_read]
+    if files:
+        given = f" (of {len(files)} given)" if len(read) < len(files) else ""
+        log(f"read: {sum(source.bytes_read for source in read):,} bytes of {len(read)} files{given}")
+    for source in sources:
+        if not source.is_file:
+            log(f"read: {source.documents:,} documents of {source.path}")
+
+
+# -------- tokenizers
+def train_tokenizer(sample: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Learns a byte-level BPE with RoBERTa's special tokens: 0 to 3, and <mask> as the last."""
+    tokenizer = ByteLevelBPETokenizer()  # with all 256 bytes: any text is encoded without loss
+    tokenizer.train_from_iterator(
+        sample,
+        vocab_size=vocab_size - 1,  # <mask> comes last
+        min_frequency=0,
+        show_progress=sys.stderr.isatty(),
+        special_tokens=[BOS, PAD, EOS, UNK],
+    )
+    return as_robertas(tokenizer)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Loads tokenizer.json, or vocab.json and merges.txt, of a directory, or a hub id's."""
     remedy = "give `train`, a hub id, or a directory with tokenizer.json"
     with explaining(f"cannot load the tokenizer {name}: {remedy}"):
-        if name == "train":
-            sample = islice(training_sample(args, corpus), args.max_documents)
-            tokenizer = ByteLevelBPETokenizer()
-            tokenizer.train_from_iterator(sample, args.vocab_size - 1, 0, sys.stderr.isatty(), first)
-        elif not os.path.isdir(name):
-            tokenizer = Tokenizer.from_pretrained(name)
+        if not os.path.isdir(name):
+            tokenizer = load_tokenizer_of_hub(name, remedy)
         elif os.path.exists(f"{name}/tokenizer.json"):
             tokenizer = Tokenizer.from_file(f"{name}/tokenizer.json")
         else:
-            tokenizer = ByteLevelBPETokenizer.from_file(f"{name}/vocab.json", f"{name}/merges.txt")
-    if isinstance(tokenizer, ByteLevelBPETokenizer):  # give it what makes it RoBERTa's
-        tokenizer.add_special_tokens([*first, AddedToken(MASK, lstrip=True)])
-        bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
-        tokenizer.post_processor = processors.RobertaProcessing(eos, bos, True, False)
-    tokenizer.no_truncation()  # that transformers stored
+            tokenizer = load_vocab_and_merges(name)
+    # transformers' save_pretrained() may have stored both.
+    tokenizer.no_truncation()
     tokenizer.no_padding()
-    # Refused is what gigatoken ignores, or cannot encode in PIECES.
+    return tokenizer
+
+
+def load_tokenizer_of_hub(name: str, remedy: str) -> Tokenizer:
+    """From the cache of earlier runs, or else from the hub."""
+    import huggingface_hub
+
+    if os.path.isfile(name):
+        raise UserError(f"--tokenizer_name {name} is a file: give its directory")
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
+    except ValueError as error:  # not a hub id
+        raise UserError(f"cannot load the tokenizer {name}: there is no such directory: {remedy}") from error
+    if isinstance(cached, str):
+        return Tokenizer.from_file(cached)
+    check_hub(f"cannot load the tokenizer {name}", remedy)
+    return Tokenizer.from_pretrained(name)
+
+
+def load_vocab_and_merges(folder: str) -> Tokenizer:
+    """A tokenizer as RoBERTa's was published: vocab.json and merges.txt."""
+    if os.path.exists(f"{folder}/vocab.txt") and not os.path.exists(f"{folder}/merges.txt"):
+        raise UserError(f"{folder} holds BERT's vocab.txt (WordPiece), no byte-level BPE: give --tokenizer_name train")
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+        if os.path.exists(f"{folder}/{name}"):
+            settings = json.loads(Path(folder, name).read_bytes())
+            tokens = settings if name == "added_tokens.json" else settings.get("additional_special_tokens", [])
+            if any(token not in SPECIAL for token in tokens):
+                raise UserError(f"{folder}/{name} adds tokens: give a directory that has its tokenizer.json, too")
+    return as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"))
+
+
+def as_robertas(tokenizer: ByteLevelBPETokenizer) -> Tokenizer:
+    """Gives a byte-level BPE RoBERTa's special tokens, and the <s> and </s> around a text."""
+    mask = AddedToken(MASK, lstrip=True)  # it takes the space before it
+    tokenizer.add_special_tokens([BOS, PAD, EOS, UNK, mask])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        sep=(EOS, tokenizer.token_to_id(EOS)),
+        cls_token=(BOS, tokenizer.token_to_id(BOS)),
+        trim_offsets=True,
+        add_prefix_space=False,
+    )
+    return Tokenizer.from_str(tokenizer.to_str())
+
+
+def check_tokenizer(name: str, tokenizer: Tokenizer):
+    """Refuses what gigatoken ignores, what has tokens across the cuts of PIECES, and what readers differ about."""
     splitter, ids = tokenizer.pre_tokenizer, range(tokenizer.get_vocab_size())
     added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
     expected = {
         "ByteLevel with use_regex": getattr(splitter, "use_regex", False),
         "no add_prefix_space": not getattr(splitter, "add_prefix_space", True),
         "no normalizer": tokenizer.normalizer is None,
         "no single_word": not any(token.single_word for token in added),
+        "no rstrip": not any(token.rstrip for token in added),
         "ids without gaps": None not in map(tokenizer.id_to_token, ids),
-        " ".join(SPECIAL): None not in map(tokenizer.token_to_id, SPECIAL),
+        f"{' '.join(SPECIAL)} as special tokens": special.issuperset(SPECIAL),
     }
-    lacking = ", ".join(what for what, is_there in expected.items() if not is_there)
-    require(not lacking, f"{name} is not like RoBERTa's ({lacking}): choose another")
-    return tokenizer
+    lacking = [what for what, is_there in expected.items() if not is_there]
+    if lacking:
+        raise UserError(f"{name} is not like RoBERTa's ({', '.join(lacking)}): choose another")
+    regular = [token.content for token in added if not token.special]
+    if regular:
+        # PaddleNLP knows vocab.json and special tokens alone: it would split these.
+        raise UserError(
+            f"{name}: {', '.join(map(repr, regular))} were added by add_tokens(), and PaddleNLP would not find them: "
+            "add them by add_special_tokens() (they are never predicted then), or give `train`"
+        )
 
 
-def training_sample(args, corpus: list) -> Iterator[str]:
-    """About TRAINING_SAMPLE bytes: the first documents of each file or data set."""
+def special_ids_of(tokenizer: Tokenizer) -> list[int]:
+    """The ids of what tokenizer.json says is special: <s>, <pad>, </s>, <unk>, <mask>, and what was added."""
+    return [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+
+
+def training_sample(corpus: list[Source], max_documents: int | None) -> Iterator[str]:
+    """About TRAINING_SAMPLE bytes: the first documents of each file or data set; long words cut."""
+    cut = 0
+    for document in islice(first_documents(corpus), max_documents):
+        start = 0
+        if has_long_word(document):
+            for word in LONG_WORDS.finditer(document):
+                yield document[start : word.end()]
+                start = word.end()
+                cut += 1
+        yield document[start:]
+    if cut:
+        log(f"{cut:,} words are cut after {LONGEST_WORD:,} characters for learning the tokenizer, not in the rows")
+
+
+def has_long_word(document: str) -> bool:
+    """Quicker than to look for one: a long word fills a window of half its length wherever these begin."""
+    half = LONGEST_WORD // 2
+    starts = range(0, len(document) - half + 1, half)
+    return any(WITHIN_A_WORD.fullmatch(document, start, start + half) for start in starts)
+
+
+def first_documents(corpus: list[Source]) -> Iterator[str]:
     used = 0
-    for files, path in enumerate(corpus, start=1):
-        for document in read_documents(args, [path]):
+    for files, source in enumerate(corpus, start=1):
+        for document in read_documents([source]):
             if used >= TRAINING_SAMPLE * files / len(corpus):
                 break
             yield document.decode()
             used += len(document)
 
 
-def save_tokenizer(tokenizer, args, folder: str):
-    """Writes what `tokenizers`, transformers and PaddleNLP load."""
+def save_tokenizer(tokenizer: Tokenizer, folder: str, model_max_length: int):
+    """Writes what `tokenizers` and transformers (tokenizer.json) and PaddleNLP (all other files) load."""
     os.mkdir(folder)
     tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
-    tokenizer.model.save(folder)  # merges.txt
+    tokenizer.model.save(folder)  # merges.txt, and vocab.json without the added tokens
     vocab = {tokenizer.id_to_token(i): i for i in range(tokenizer.get_vocab_size())}
     Path(folder, "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), "utf-8")
-    config = dict(bos_token=BOS, cls_token=BOS, eos_token=EOS, sep_token=EOS, unk_token=UNK)
-    config.update(pad_token=PAD, mask_token=MASK, model_max_length=max(512, args.max_seq_length))
-    config.update(tokenizer_class="RobertaBPETokenizer", add_prefix_space=False)  # PaddleNLP's
+    special = {t.content: for_config(t) for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    config = {
+        "bos_token": special[BOS],
+        "cls_token": special[BOS],
+        "eos_token": special[EOS],
+        "sep_token": special[EOS],
+        "unk_token": special[UNK],
+        "pad_token": special[PAD],
+        "mask_token": special[MASK],
+        "model_max_length": model_max_length,
+        "tokenizer_class": "RobertaBPETokenizer",  # PaddleNLP's name of it
+        "add_prefix_space": False,
+    }
+    further = [described for token, described in special.items() if token not in SPECIAL]
+    if further:
+        config["additional_special_tokens"] = further
     Path(folder, "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def for_config(token: AddedToken) -> str | dict:
+    """A special token in tokenizer_config.json. As a mere string it would lose the spaces around it in PaddleNLP."""
+    if token.content in SPECIAL and token.lstrip == (token.content == MASK):
+        return token.content  # of these PaddleNLP knows
+    return {
+        "__type": "AddedToken",
+        "content": token.content,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "single_word": token.single_word,
+        "normalized": token.normalized,
+    }
+
+
 # -------- readers
-def find_files(patterns: list) -> list:
-    """The files that paths, globs, URLs and directories stand for, each once."""
-    found = {}
-    for pattern in patterns:
-        is_known = "://" in pattern or os.path.exists(pattern)
-        matches = [pattern] if is_known else glob.glob(pattern, recursive=True)
-        below = [str(path) for match in matches for path in Path(match).rglob("*")]
-        files = [path for path in [*matches, *below] if not os.path.isdir(path)]
-        readable = sorted(filter(reader_of, files))
-        require(readable, f"nothing to read at {pattern}: give {TYPES}")
-        found |= {os.path.realpath(path): path for path in readable}
-    return list(found.values())
+@dataclass
+class Source:
+    """A file, or a data set: where it is, how it is read, and what was read of it the last time."""
+
+    path: str
+    reader: Callable[[Source], Iterable]  # gives its records: texts, or columns with their names
+    text_column: str
+    separator: str | None = None  # what the documents of a text file end at; None: to be guessed
+    is_file: bool = True
+
+    was_read: bool = False
+    bytes_read: int = 0  # as they are stored, so of a compressed file the compressed ones
+    documents: int = 0
+    separated_by: str | None = None  # of a text file
+
+    def described(self) -> dict:
+        size = {"bytes": self.bytes_read} if self.is_file else {}
+        return {"path": self.path, **size, "documents": self.documents}
 
 
-def read_documents(args, paths: list) -> Iterator[bytes]:
-    """The documents of files, or of a data set."""
-    for path in paths:
-        reader, position = reader_of(path) or read_data_set, 0
+def read_documents(sources: list[Source]) -> Iterator[bytes]:
+    """The documents of files, or of a data set, in UTF-8. An error says what was read, and how far."""
+    for source in sources:
+        source.documents = position = 0
+        source.was_read = True
         try:
-            for record in reader(path, args):
-                document = text_of(record, args.text_column)
+            for record in source.reader(source):
+                document = text_of(record, source.text_column)
                 position += 1
                 if document:
+                    source.documents += 1
                     yield document
-        except Exception as error:
+        except UserError:
+            raise
+        except Exception as error:  # unpacking and fetching raise errors of many kinds
             remedy = "it must be well-formed, in UTF-8, with text in --text_column"
-            if reader is read_data_set:
+            if not source.is_file:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
-            reason = " ".join(str(error).split())[:500]
-            raise UserError(f"cannot read {path} after record {position} ({reason}): {remedy}") from error
+            # A hub's message lists the configurations there are.
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            raise UserError(f"cannot read {source.path} after record {position} ({reason}): {remedy}") from error
 
 
-def text_of(record, column: str) -> bytes:
-    """The text of a record, or of its column; b"" for white space alone."""
+def text_of(record: bytes | str | dict | None, column: str) -> bytes:
+    """The text of a record, or of its column, without line ends around it; b"" for white space alone.
+
+    Its lines end with a line feed, whatever they end with in the record.
+    """
     text = record.get(column, record) if isinstance(record, dict) else record
-    if isinstance(text, str | None):
-        text = (text or "").encode(errors="replace")  # lone surrogates: ?
+    if text is None:
+        return b""
+    if isinstance(text, str):
+        text = text.encode(errors="replace")  # lone surrogates, which JSON can hold and UTF-8 cannot: ?
     if not isinstance(text, bytes):
         found = ", ".join(text) if isinstance(text, dict) else type(text).__name__
         raise ValueError(f"no text in column {column!r}, but {found:.300}")
-    text = text.strip(b"\r\n")
+    # The condition is quicker than to look for two characters.
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    text = text.strip(b"\n")
     return b"" if text.decode().isspace() else text  # raises if not UTF-8
 
 
-def lines_of(path: str) -> Iterator[bytes]:
-    with fsspec.open(path, compression="infer") as raw, io.BufferedReader(raw, 2**18) as file:
-        yield file.readline().removeprefix(b"\xef\xbb\xbf")  # the byte-order mark
-        yield from file
-
-
-def read_txt(path: str, args) -> Iterator[bytes]:
+def read_txt(source: Source) -> Iterator[bytes]:
     """Documents end at empty lines, at each line or with the file."""
-    separator = args.document_separator
-    if separator is None:
-        start = groupby(islice(lines_of(path), 10_000), is_blank)
-        separator = "empty_line" if sum(not is_empty for is_empty, _ in start) > 1 else "line"
-    args.separators[path] = separator
-    documents = lines = lines_of(path)
-    if separator != "line":
-        ends = is_blank if separator == "empty_line" else lambda line: False
-        documents = (b"".join(group) for is_end, group in groupby(lines, ends) if not is_end)
-    for text in documents:
-        yield text.replace(b"\r\n", b"\n") if b"\r" in text else text
+    lines = lines_of(source)
+    source.separated_by = source.separator
+    if source.separator is None:
+        first_lines = take(lines, most=GUESSED_FROM, most_bytes=10 * BUFFER)
+        source.separated_by = guess_separator(first_lines)
+        lines = chain(first_lines, lines)
+    if source.separated_by == "line":
+        return lines
+    if source.separated_by == "empty_line":
+        return (b"".join(group) for is_end, group in groupby(lines, is_blank) if not is_end)
+    return iter([b"".join(lines)])
 
 
-def read_json(path: str, args) -> Iterable:
-    """One JSON value a line, or one array, which is read whole."""
-    lines = filter(bytes.strip, lines_of(path))
+def take(lines: Iterator[bytes], most: int, most_bytes: int) -> list[bytes]:
+    """The next lines, until they are so many or so large."""
+    taken, size = [], 0
+    for line in lines:
+        taken.append(line)
+        size += len(line)
+        if len(taken) == most or size >= most_bytes:
+            break
+    return taken
+
+
+def guess_separator(lines: list[bytes]) -> str:
+    """empty_line where one stands between two others, else line."""
+    groups = sum(not is_empty for is_empty, _ in groupby(lines, is_blank))
+    return "empty_line" if groups > 1 else "line"
+
+
+def is_blank(line: bytes) -> bool:
+    return BLANK.fullmatch(line) is not None
+
+
+def read_json_lines(source: Source) -> Iterable:
+    """One JSON value a line; or one array, which is read whole."""
+    lines = filter(bytes.strip, lines_of(source))
     first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        return json.loads(b"".join([first, *lines]))
-    return map(json.loads, chain([first], lines))
+        return parse_json(b"".join([first, *lines]))
+    return map(parse_json, chain([first], lines))
 
 
-def read_csv(path: str, args) -> Iterator[dict]:
+def read_json(source: Source) -> Iterable:
+    """One JSON value a line; or one array or object, which is read whole."""
+    lines = filter(bytes.strip, lines_of(source))
+    first, second = next(lines, b"[]"), next(lines, None)
+    if second is not None and is_object(first):
+        return map(parse_json, chain([first, second], lines))
+    value = parse_json(b"".join([first, second or b"", *lines]))
+    return records_of(value, source.text_column) if isinstance(value, dict) else value
+
+
+def is_object(line: bytes) -> bool:
+    """Whether the line is a whole JSON object, not the beginning of something longer."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def records_of(value: dict, column: str) -> Iterable:
+    """The records of one object: {"text": [...]}, {"text": {"0": ...}} (pandas), {"data": [...]}, or itself."""
+    texts = value.get(column)
+    if isinstance(texts, dict):
+        return texts.values()
+    if isinstance(texts, list):
+        return texts
+    lists = [item for item in value.values() if isinstance(item, list)]
+    return lists[0] if texts is None and len(lists) == 1 else [value]
+
+
+def parse_json(text: bytes):
+    return json.loads(text, object_pairs_hook=as_record)
+
+
+def as_record(pairs: list[tuple]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        refuse_repeated([name for name, _ in pairs])
+    return record
+
+
+def refuse_repeated(columns: list[str]):
+    """Raises ValueError where columns have one name: whoever reads them by name would lose one."""
+    repeated = [name for name, number in Counter(columns).items() if number > 1 and name]
+    if repeated:
+        raise ValueError(f"several columns are called {repeated[0]!r}: rename all but one")
+
+
+def read_csv(source: Source, delimiter: str = ",") -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(map(bytes.decode, dropwhile(bytes.isspace, lines_of(path))), strict=True)
+    lines = dropwhile(bytes.isspace, lines_of(source))
+    reader = csv.DictReader(map(bytes.decode, lines), delimiter=delimiter, strict=True)
+    refuse_repeated(reader.fieldnames or [])
     for record in reader:
         if None in record or None in record.values():
             raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} fields")
         yield record
 
 
-def read_parquet(path: str, args) -> Iterator[dict]:
-    with fsspec.open(path, "rb") as source:
-        file = pyarrow.parquet.ParquetFile(source, pre_buffer=False)
-        columns = [args.text_column] if args.text_column in file.schema_arrow.names else None
+def read_parquet(source: Source) -> Iterator[dict]:
+    with open_table(source) as content:
+        file = pyarrow.parquet.ParquetFile(content, pre_buffer=False, page_checksum_verification=True)
+        names = file.schema_arrow.names
+        refuse_repeated(names)
+        columns = [source.text_column] if source.text_column in names else None
         for batch in file.iter_batches(64, columns=columns, use_threads=False):
             yield from batch.to_pylist()
 
 
-def read_data_set(name: str, args) -> Iterable:
+def read_arrow(source: Source) -> Iterator[dict]:
+    """A stream, as `datasets` saves and caches them, or a file of Arrow."""
+    with open_table(source) as content:
+        is_arrow_file = content.read(6) == b"ARROW1"
+        content.seek(-min(8, source.bytes_read), os.SEEK_END)
+        if not is_arrow_file and content.read(8) != b"\xff\xff\xff\xff\0\0\0\0":
+            raise EOFError("it lacks the mark of an Arrow stream's end: rows may be missing")
+        content.seek(0)
+        reader = pyarrow.ipc.open_file(content) if is_arrow_file else pyarrow.ipc.open_stream(content)
+        names = reader.schema.names
+        refuse_repeated(names)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_arrow_file else reader
+        for batch in batches:
+            if source.text_column in names:
+                batch = batch.select([source.text_column])
+            for start in range(0, len(batch), 64):
+                yield from batch.slice(start, 64).to_pylist()
+
+
+def read_wikiextractor(source: Source) -> Iterator[bytes]:
+    """WikiExtractor's wiki_00: JSON lines, or text between <doc ...> and </doc>; both escaped as HTML is."""
+    lines = lines_of(source)
+    first = next(lines, b"")
+    if first.startswith(b"{"):
+        for line in chain([first], filter(bytes.strip, lines)):
+            yield unescaped(text_of(parse_json(line), source.text_column))
+        return
+    document = None  # lines
+    for line in chain([first], lines):
+        if document is None and line.startswith(b"<doc "):
+            document = []
+        elif document is not None and line.rstrip() == b"</doc>":
+            yield unescaped(b"".join(document))
+            document = None
+        elif document is not None:
+            document.append(line)
+        elif line.strip():
+            raise ValueError(f"{line[:50]!r} stands outside <doc ...> and </doc>")
+    if document is not None:
+        raise EOFError("the last <doc ...> has no </doc>")
+
+
+def unescaped(text: bytes) -> bytes:
+    """Undoes Python's html.escape, and no more: what is "&amp;nbsp;" here was "&nbsp;" in the article."""
+    for escaped, character in ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&#x27;", b"'")):
+        text = text.replace(escaped, character)
+    return text.replace(b"&amp;", b"&")  # last: it may stand before the others' names
+
+
+def read_data_set(source: Source, config: str | None, split: str) -> Iterable:
     """Streams a data set of the hub: memory and disk do not grow with it."""
     import datasets
 
-    if name == "demo":
-        return demo_documents()
-    pyarrow.set_cpu_count(1)  # more would keep the encoder waiting
-    return datasets.load_dataset(name, args.dataset_config_name, split=args.split, streaming=True)
+    if not os.path.isdir(source.path):
+        check_hub(f"cannot fetch --dataset_name {source.path}", "give --data_files, or --dataset_name demo")
+    pyarrow.set_cpu_count(1)  # more threads of its would only keep the encoder waiting
+    return datasets.load_dataset(source.path, config, split=split, streaming=True)
 
 
-def demo_documents() -> Iterator[str]:
+def check_hub(problem: str, remedy: str):
+    """Refuses at once where the hub cannot be reached: its own client tries for half a minute."""
+    import huggingface_hub
+    import requests
+
+    hub = huggingface_hub.constants.ENDPOINT
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        requests.head(hub, timeout=10)
+    except requests.RequestException as error:
+        reason = "no network" if isinstance(error, requests.ConnectionError) else str(error)
+        raise UserError(f"{problem}: {hub} cannot be reached ({reason}): {remedy}") from None
+
+
+def read_demo(source: Source) -> Iterator[str]:
     """English prose in every Python: the language reference and docstrings."""
     yield from topics.values()
     library = Path(os.__file__).parent
@@ -393,47 +850,453 @@ def demo_documents() -> Iterator[str]:
                 yield "\n".join(ast.get_docstring(node) or "" for node in nodes)
 
 
-READERS = {".txt": read_txt, ".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
-TYPES = f"{', '.join(READERS)}, all but the last also as .gz, .bz2, .xz"
+READERS = {  # of the types of files
+    ".txt": read_txt,
+    ".jsonl": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": functools.partial(read_csv, delimiter="\t"),
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+TABLES = (read_parquet, read_arrow)  # compress themselves
+STREAMS = {  # what unpacks one stream of a compressed file, which may hold several
+    ".gz": functools.partial(zlib.decompressobj, wbits=31),  # 31: gzip's header and checksum
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ),
+    # `zstd --long=31` makes windows of 2 GB, of which memory is taken as far as the text reaches.
+    ".zst": zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj,
+}
+PADDED = (".gz", ".xz")  # may have zeros behind a stream
+TYPES = f"{', '.join(READERS)}, all but the last two also as {', '.join(STREAMS)}, and WikiExtractor's wiki_00"
 
 
-def reader_of(path: str):
-    unpacked = re.sub(r"\.(gz|bz2|xz)$", "", path.lower())
-    return READERS.get(os.path.splitext(unpacked)[1])
+def reader_of(path: str) -> Callable | None:
+    """What reads a file of this name, or of this URL's path."""
+    name = os.path.basename(path_of(path)).lower()
+    stem, suffix = os.path.splitext(name)
+    unpacked_name = stem if suffix in STREAMS else name
+    if re.fullmatch(r"wiki_\d+", unpacked_name):
+        return read_wikiextractor
+    reader = READERS.get(os.path.splitext(unpacked_name)[1])
+    return None if reader in TABLES and suffix in STREAMS else reader
+
+
+# -------- files
+def find_files(patterns: list[str], text_column: str, separator: str | None, may_leave_out: bool) -> list[Source]:
+    """The files that paths, globs, URLs and directories stand for, in order, each once; says what is left out."""
+    found, left_out = {}, {}
+    for pattern in patterns:
+        is_known = is_url(pattern) or os.path.exists(pattern)
+        matches = [pattern] if is_known else glob.glob(pattern, recursive=True)
+        files = sorted(path for match in matches for path in ([match] if is_url(match) else files_below(match)))
+        readable = [path for path in files if reader_of(path)]
+        if not readable:
+            raise UserError(f"nothing to read at {pattern}: give {TYPES}")
+        found |= {path if is_url(path) else os.path.realpath(path): path for path in readable}
+        left_out |= {os.path.realpath(path): path for path in files if not reader_of(path)}
+    tell_left_out(list(left_out.values()), list(found.values()), may_leave_out)
+    return [Source(path, reader_of(path), text_column, separator) for path in found.values()]
+
+
+def files_below(path: str, seen: set | None = None) -> Iterator[str]:
+    """A file, or all below a directory; links are followed, but into no directory twice."""
+    if not os.path.isdir(path):
+        if not is_made_by_datasets(path):
+            yield path
+        return
+    seen = set() if seen is None else seen
+    if os.path.realpath(path) in seen:
+        return
+    seen.add(os.path.realpath(path))
+    check_complete(path)
+    for name in os.listdir(path):
+        yield from files_below(os.path.join(path, name), seen)
+
+
+def is_made_by_datasets(path: str) -> bool:
+    """Whether a file beside Arrow files describes them, or holds what `datasets` computed of them."""
+    folder, name = os.path.split(path)
+    if name == "dataset_dict.json":
+        return any(Path(folder).glob("*/state.json"))
+    if name in ("dataset_info.json", "state.json"):
+        return any(Path(folder).glob("*.arrow"))
+    return re.fullmatch(r"cache-\w+\.arrow", name) is not None and os.path.exists(f"{folder}/state.json")
+
+
+def check_complete(folder: str):
+    """Refuses a directory of save_to_disk() that lacks one of its files."""
+    try:
+        files = json.loads(Path(folder, "state.json").read_bytes())["_data_files"]
+    except (OSError, ValueError, LookupError, TypeError):  # no such directory
+        return
+    missing = [file["filename"] for file in files if not Path(folder, file["filename"]).exists()]
+    if missing:
+        raise UserError(f"{folder} lacks {missing[0]}, which its state.json names: save it anew")
+
+
+def tell_left_out(left_out: list[str], read: list[str], may_leave_out: bool):
+    """Counts and names the files that are not read; refuses where they are larger than those that are."""
+    if not left_out:
+        return
+    size, size_read = (
+        sum(os.path.getsize(path) for path in paths if not is_url(path) and os.path.exists(path))
+        for paths in (left_out, read)
+    )
+    names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+    told = f"{len(left_out)} files of {size:,} bytes are left out, as their type is not read: {names}"
+    if size > size_read and not may_leave_out:
+        raise UserError(f"{told}; those that are read have {size_read:,}: give others, or --leave_out_other_files True")
+    log(told)
+
+
+def is_url(path: str) -> bool:
+    """Whether it is a URL, and no local path that looks like one."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None and not os.path.exists(path)
+
+
+def path_of(path: str) -> str:
+    """A path, or that in a URL, without what follows a question mark."""
+    return unquote(urlsplit(path).path) if is_url(path) else path
+
+
+def lines_of(source: Source) -> Iterator[bytes]:
+    """The lines of a file, unpacked; all end with a line feed but the last one, which may not."""
+    lines = split_lines(with_line_feeds(text_blocks(source)))
+    yield next(lines, b"").removeprefix(b"\xef\xbb\xbf")  # the byte-order mark
+    yield from lines
+
+
+def text_blocks(source: Source) -> Iterator[bytes]:
+    """The content of a file in blocks, unpacked."""
+    suffix = os.path.splitext(path_of(source.path))[1].lower()
+    if suffix not in STREAMS:
+        return stored_blocks(source)
+    return unpack(stored_blocks(source), STREAMS[suffix], is_padded=suffix in PADDED)
+
+
+def stored_blocks(source: Source) -> Iterator[bytes]:
+    """The bytes of a file as they are stored; EOFError where they are fewer, or more, than its size."""
+    source.bytes_read = 0
+    with open_stored(source.path) as (file, size):
+        while block := file.read(BLOCK):
+            source.bytes_read += len(block)
+            yield block
+    if size is not None and source.bytes_read != size:
+        raise EOFError(f"{source.bytes_read:,} bytes came of {size:,}")
+
+
+@contextlib.contextmanager
+def open_stored(path: str) -> Iterator[tuple]:
+    """Opens a path or URL; yields the file, and its size in bytes, or None where it is not known."""
+    if not is_url(path):  # with Python's own open(): fsspec takes `a::b` and `file:a` for something else
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            yield file, status.st_size if stat.S_ISREG(status.st_mode) else None
+    elif path.lower().startswith(("http://", "https://")):
+        import requests
+
+        # The timeout is for connecting and between two arrivals, not for the whole file.
+        as_stored = {"Accept-Encoding": "identity"}
+        with requests.get(path, stream=True, timeout=SILENCE, headers=as_stored) as response:
+            if not response.ok:
+                raise ValueError(f"HTTP status {response.status_code} {response.reason}")
+            size = response.headers.get("Content-Length")
+            yield response.raw, int(size) if size else None
+    else:
+        with fsspec.open(path, "rb") as file:
+            yield file, getattr(file, "size", None)
+
+
+@contextlib.contextmanager
+def open_table(source: Source) -> Iterator:
+    """A file that can be read from any place; one from the network is copied to a temporary file first."""
+    if is_url(source.path):
+        with tempfile.TemporaryFile() as file:
+            file.writelines(stored_blocks(source))
+            file.seek(0)
+            yield file
+    else:
+        with open(source.path, "rb") as file:
+            source.bytes_read = os.fstat(file.fileno()).st_size
+            yield file
+
+
+def unpack(blocks: Iterator[bytes], new_stream: Callable, is_padded: bool) -> Iterator[bytes]:
+    """Unpacks streams that stand one after another; EOFError where the last one does not end.
+
+    Not by gzip's, bz2's, lzma's and zstandard's own files: at damage behind the first stream those of bz2 and
+    lzma end as at the file's end, and that of zstandard does wherever a file is cut.
+    """
+    stream = None
+    for block in blocks:
+        # Little by little, as a few bytes may stand for many: 4 of zstd's for 128 KB.
+        for start in range(0, len(block), UNPACKED):
+            packed = block[start : start + UNPACKED]
+            while packed:
+                if stream is None or stream.eof:
+                    packed = packed.lstrip(b"\0") if stream and is_padded else packed
+                    if not packed:
+                        break
+                    stream = new_stream()
+                text = stream.decompress(packed)
+                for begin in range(0, len(text), BLOCK):
+                    yield text[begin : begin + BLOCK]
+                packed = stream.unused_data if stream.eof else b""
+    if stream is None or not stream.eof:
+        raise EOFError("it ends within a compressed stream")
+
+
+def with_line_feeds(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """CRLF and CR become line feeds."""
+    held = b""  # a CR at the end of a block: is a line feed next?
+    for block in blocks:
+        block = held + block
+        held = b"\r" if block.endswith(b"\r") else b""
+        block = block[: len(block) - len(held)]
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        yield block
+    if held:
+        yield b"\n"
+
+
+def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines in blocks of text; they keep their line feeds."""
+    begun = []  # parts of a line that has not ended: joined once, however many they are
+    for block in filter(None, blocks):
+        lines = block.splitlines(keepends=True)
+        begun.append(lines[0])
+        if not lines[0].endswith(b"\n"):
+            continue
+        lines[0] = b"".join(begun)
+        begun = [] if lines[-1].endswith(b"\n") else [lines.pop()]
+        yield from lines
+    if begun:
+        yield b"".join(begun)
+
+
+# -------- arguments
+def find_text(args) -> tuple[list[Source], dict[str, list[Source]]]:
+    """What is trained on, and what is held out, by its split; no file is both."""
+    find = functools.partial(
+        find_files,
+        text_column=args.text_column,
+        separator=args.document_separator,
+        may_leave_out=args.leave_out_other_files,
+    )
+    patterns = defaultdict(list)
+    for pattern in args.validation_files or []:
+        split, path = named_pattern(pattern)
+        patterns[split].append(path)
+    held_out = {split: find(paths) for split, paths in patterns.items()}
+    sources = find(args.data_files) if args.data_files else [data_set_of(args)]
+    places = {place_of(source) for source in chain(*held_out.values())}
+    corpus = [source for source in sources if place_of(source) not in places]
+    if not corpus:
+        raise UserError("--data_files and --validation_files are the same files: nothing is left to train on")
+    if len(corpus) < len(sources):
+        log(f"{len(sources) - len(corpus)} files of --data_files are held out: they are left out of train")
+
+    readers = {source.reader for source in chain(corpus, *held_out.values())}
+    if args.document_separator and read_txt not in readers:
+        raise UserError("--document_separator is for text files, and none is given: leave it out")
+    if args.text_column != "text" and readers <= {read_txt, read_demo}:
+        raise UserError("--text_column is for files with columns, and none is given: leave it out")
+    return corpus, held_out
+
+
+def named_pattern(pattern: str) -> tuple[str, str]:
+    """The split of one of --validation_files, NAME=PATH or PATH, and its path; `year=2020/a.txt` may be a path."""
+    name, sign, path = pattern.partition("=")
+    is_name = sign and re.fullmatch(r"[A-Za-z0-9_]+", name)
+    if not is_name or os.path.exists(pattern) or glob.glob(pattern, recursive=True):
+        return "validation", pattern
+    return f"validation_{name}", path
+
+
+def place_of(source: Source) -> str:
+    """What two names of one file have in common."""
+    return source.path if is_url(source.path) or not source.is_file else os.path.realpath(source.path)
+
+
+def data_set_of(args) -> Source:
+    """The data set of --dataset_name; Wikipedia's configuration by default."""
+    name, config = args.dataset_name, args.dataset_config_name
+    if name == "demo":
+        return Source("demo", read_demo, args.text_column, is_file=False)
+    if name == "wikipedia":  # of the original page; it can no longer be loaded
+        name = WIKIPEDIA
+        config = f"{DUMP}.{(config or 'en').rpartition('.')[2]}"
+        print(f"warning: wikipedia is gone: reading {name} {config}", file=sys.stderr)
+    if name == WIKIPEDIA:
+        config = config or f"{DUMP}.en"
+    reader = functools.partial(read_data_set, config=config, split=args.split)
+    return Source(name, reader, args.text_column, is_file=False)
+
+
+def check_name_of(output_dir: str):
+    """Refuses a path that `datasets` would not find again: it takes :: and :// for something else."""
+    try:
+        found = fsspec.core.url_to_fs(output_dir)[1]
+    except (ValueError, ImportError):  # a protocol that it does not know
+        found = ""
+    if os.path.realpath(found) != os.path.realpath(output_dir):
+        raise UserError(f"--output_dir {output_dir}: load_from_disk() would look elsewhere: choose a plain name")
+
+
+def check_output_dir(path: str, may_overwrite: bool):
+    """Refuses where anything lies that create_data.py did not write, or may not replace."""
+    there = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    if not there and not os.path.isfile(path):
+        return
+    if not os.path.exists(f"{path}/data_card.json"):
+        raise UserError(f"{path} exists, and is no data set of create_data.py: choose another")
+    if not may_overwrite:
+        raise UserError(f"{path} exists: choose another, or --overwrite_output_dir True")
+    with explaining(f"{path}/data_card.json does not list the data set's files: choose another --output_dir"):
+        written = json.loads(Path(path, "data_card.json").read_bytes())["files"]
+    own = {"data_card.json", "dataset_dict.json", *written}
+    others = [file for file in there if os.path.relpath(file, path) not in own]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(f"{others[0]}{more} would be lost, which create_data.py did not write: move it elsewhere")
+
+
+def refuse_unused(args, given: set[str]):
+    """Refuses flags that would do nothing beside the others."""
+    reads_files = args.data_files or args.validation_files
+    is_hubs = not args.data_files and args.dataset_name != "demo"
+    plain = [pattern for pattern in args.validation_files or [] if named_pattern(pattern)[0] == "validation"]
+    is_drawn = not args.validation_files or args.validation_split_percentage is not None
+    used = {
+        "dataset_config_name": (is_hubs, "it is of a data set of the hub"),
+        "split": (is_hubs, "it is of a data set of the hub"),
+        "document_separator": (reads_files, "it is for text files"),
+        "text_column": (reads_files or is_hubs, "the demo has no columns"),
+        "leave_out_other_files": (reads_files, "it is for --data_files and --validation_files"),
+        "validation_split_percentage": (not plain, "--validation_files are held out instead"),
+        "seed": (is_drawn and args.validation_split_percentage not in (0, 100), "nothing is drawn"),
+        "vocab_size": (args.tokenizer_name == "train", "it is for --tokenizer_name train"),
+    }
+    for flag, (is_used, reason) in used.items():
+        if flag in given and not is_used:
+            raise UserError(f"--{flag} does nothing here ({reason}): leave it out")
 
 
 def parse_arguments(argv: list | None):
-    parser = utils.ArgumentParser("Turn text into rows of tokens.")
-    parser.set_defaults(separators={})  # of each text file
+    parser = utils.ArgumentParser("Turn text into rows of tokens for masked language modelling.")
     group = parser.add_argument_group
     add = group("source of the text").add_mutually_exclusive_group().add_argument
-    add("--data_files", nargs="+", help=f"files, globs, URLs, directories of {TYPES}")
-    add("--dataset_name", default=WIKIPEDIA, help="data set on the hub, or `demo`")
+    add(
+        "--data_files",
+        nargs="+",
+        metavar="PATH",
+        help=f"Text to read: files, globs, directories with all below them, and URLs. Types: {TYPES}. "
+        "Where <s>, </s>, <pad>, <unk> or <mask> stand in the text, they become these special tokens; it is said.",
+    )
+    add(
+        "--dataset_name",
+        default=WIKIPEDIA,
+        metavar="NAME",
+        help="Data set to read instead, streamed from the Hugging Face hub, or from a directory in its form; "
+        "`demo` is 3 MB of English that every Python has, without a download.",
+    )
     add = group("data").add_argument
-    add("--output_dir", default="wiki", help="directory to write")
-    add("--overwrite_output_dir", type=boolean, default=False, help="replace a data set")
-    add("--validation_files", nargs="+", help="held out instead of a share")
-    add("--document_separator", choices=["empty_line", "line", "file"], help="in text files")
-    add("--dataset_config_name", help="configuration of the data set")
-    add("--split", default="train", help="split of a data set")
-    add("--text_column", default="text", help="column with the text")
-    add("--max_documents", type=number(int, 1), help="take so many only")
-    add("--validation_split_percentage", type=number(float, 0, 100), default=1, help="held out")
-    add("--seed", type=number(int, 0, 2**63), default=42, help="draws what is held out")
+    add("--output_dir", default="wiki", metavar="DIR", help="Directory to write; it appears when it is complete.")
+    add(
+        "--overwrite_output_dir",
+        type=boolean,
+        default=False,
+        help="True: the data set in --output_dir is replaced when the new one is complete; refused where files of "
+        "others lie in it.",
+    )
+    add(
+        "--validation_files",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="Text that is held out, given as in --data_files, instead of a drawn share: split `validation`, or with a "
+        "NAME `validation_NAME`, evaluated by itself. What equals a document of it is left out of train.",
+    )
+    add(
+        "--leave_out_other_files",
+        type=boolean,
+        default=False,
+        help="True: files of types that are not read, which are counted and named, may be larger than those that are.",
+    )
+    add(
+        "--document_separator",
+        choices=["empty_line", "line", "file"],
+        help="What a text file's documents end at; without it, empty lines where a file has them, else each line.",
+    )
+    add(
+        "--dataset_config_name",
+        metavar="NAME",
+        help=f"Configuration of the data set; without it, its only one, and of Wikipedia {DUMP}.en. "
+        f"German is {DUMP}.de, with --tokenizer_name train.",
+    )
+    add("--split", default="train", metavar="NAME", help="Split of the data set whose documents are read.")
+    add("--text_column", default="text", metavar="NAME", help="Column that holds the text, of files with columns.")
+    add(
+        "--max_documents",
+        type=number(int, 1, sys.maxsize),
+        metavar="N",
+        help="Documents to take, the first ones, to try a command on a part; without it, all.",
+    )
+    add(
+        "--validation_split_percentage",
+        type=number(float, 0, 100),
+        metavar="X",
+        help="Documents to draw for `validation`, in percent, at least one; without it, 1, and none with "
+        "--validation_files. 100: nothing to train on, only to evaluate.",
+    )
+    add(
+        "--seed",
+        type=number(int, 0, 2**63),
+        default=42,
+        metavar="N",
+        help="Draws the documents that are held out: the same seed and text give the same ones.",
+    )
     add = group("tokens").add_argument
-    # The original page has three hyphens once.
-    add("--tokenizer_name", "---tokenizer_name", default="roberta-base", help="hub id, directory or `train`")
-    add("--vocab_size", type=number(int, 262), default=50265, help="tokens to `train`")
-    add("--max_seq_length", type=number(int, 4), default=512, help="tokens in a row")
-    add("--line_by_line", type=boolean, default=False, help="a row for each line")
-    add("--preprocessing_num_workers", type=number(int, 1), default=os.cpu_count(), help="threads")
+    add(
+        "--tokenizer_name",
+        "---tokenizer_name",  # so the original page has it once
+        default="roberta-base",
+        metavar="NAME",
+        help="Byte-level BPE like RoBERTa's: a directory, a hub id, or `train`, which learns one from the first "
+        f"documents of each file, {TRAINING_SAMPLE // 10**6} MB in all: for another language than English, take that.",
+    )
+    add(
+        "--vocab_size",
+        type=number(int, 262, 1_000_000),
+        default=50265,
+        metavar="N",
+        help="Tokens that `train` learns; more make fewer tokens of a text, and a larger model.",
+    )
+    add(
+        "--max_seq_length",
+        type=number(int, 4, 1_000_000),
+        default=512,
+        metavar="N",
+        help="Tokens in a row, with <s> and </s>; the time and memory of attention grow with its square.",
+    )
+    add(
+        "--line_by_line",
+        type=boolean,
+        default=False,
+        help="True: each line is a row, of any length, and loses what is beyond --max_seq_length. False: documents are "
+        "joined and cut into full rows, without padding.",
+    )
+    add(
+        "--preprocessing_num_workers",
+        type=number(int, 1, 256),
+        default=os.cpu_count(),
+        metavar="N",
+        help="Threads that encode.",
+    )
     args = parser.parse_args(argv)
-    config = args.dataset_config_name or f"{DUMP}.en"
-    if args.dataset_name == "wikipedia":  # of the original page
-        args.dataset_name, config = WIKIPEDIA, f"{DUMP}.{config.rpartition('.')[2]}"
-        print(f"warning: wikipedia is gone: reading {WIKIPEDIA} {config}", file=sys.stderr)
-    if args.dataset_name == WIKIPEDIA:
-        args.dataset_config_name = config
+    words = sys.argv[1:] if argv is None else argv
+    refuse_unused(args, {name for name in vars(args) if any(word.split("=")[0] == f"--{name}" for word in words)})
     return args
 
 

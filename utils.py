@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import ctypes
+import difflib
 import errno
 import functools
 import hashlib
@@ -1101,10 +1102,11 @@ def atomic_directory(path: str):
         recover()
         try:
             os.mkdir(new)
+            mode = os.stat(new).st_mode  # as the umask wants it
             yield new
             for file in [*Path(new).rglob("*"), Path(new)]:
-                if file.is_file():
-                    file.chmod(os.stat(new).st_mode & 0o666)  # safetensors' is 0o600
+                # Nobody else's mode: safetensors writes 0o600, and what was copied may be write-protected.
+                file.chmod(mode if file.is_dir() else mode & 0o666)
                 fsync(file)
             if os.path.isdir(path):
                 os.rename(path, old)
@@ -1113,6 +1115,21 @@ def atomic_directory(path: str):
         finally:
             recover()
             shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
+
+
+def copy_files(source: str | Path, target: str | Path, left_out: tuple = ()):
+    """Copies what is below a directory, but the names in `left_out`, into another, which may exist.
+
+    Contents alone, not modes or times: the copy of a write-protected directory could not be written to.
+    """
+    os.makedirs(target, exist_ok=True)
+    for path in Path(source).iterdir():
+        if path.name in left_out:
+            continue
+        if path.is_dir():
+            copy_files(path, Path(target, path.name), left_out)
+        else:
+            shutil.copyfile(path, Path(target, path.name))
 
 
 def fsync(path: str | Path):
@@ -1156,8 +1173,25 @@ def sha256_of(path: str | Path) -> str:
 
 
 # -------- errors, arguments, settings
+LONGEST_MESSAGE = 1000  # characters: an argument or a list of columns may have any length
+
+
 class UserError(Exception):
     """A user's mistake, in one line: the thing and the remedy."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """The message with its line ends shown as escapes, cut in its middle where it is too long."""
+    message = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
+    left_out = len(message) - LONGEST_MESSAGE
+    if left_out <= 0:
+        return message
+    # The remedy stands at the end.
+    half = LONGEST_MESSAGE // 2 - 30
+    return f"{message[:half]} [... {len(message) - 2 * half:,} characters left out ...] {message[-half:]}"
 
 
 def require(condition, message: str):
@@ -1172,9 +1206,16 @@ def explaining(what: str):
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UserError(f"{what} ({reason})") from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust (tokenizers, gigatoken, safetensors) failed within; PyO3's class is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -1210,6 +1251,19 @@ class ArgumentParser(argparse.ArgumentParser):
         """The names of the flags that may change on resuming."""
         return {action.dest for action in self._actions if getattr(action, "may_change", False)}
 
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self.nearest(unknown)}")
+        return parsed
+
+    def nearest(self, unknown: list) -> str:
+        """The known flags that are written most like the unknown ones, as a question."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        names = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        found = [match for name in names for match in difflib.get_close_matches(name, flags, n=1)]
+        return f": did you mean {', '.join(found)}?" if found else ""
+
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the arguments)")
 
@@ -1236,20 +1290,39 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
 
 def command_line(main):
     """Runs main() and exits: with 2 and a line for a user's error, with 1 for a bug."""
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    open_standard_streams()
     try:
         status = int(main() or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except Exception as error:
+    except SystemExit:  # --help
+        raise
+    except BaseException as error:
         # OSError: as on a full disk; Rust's libraries have types of their own.
-        is_users = isinstance(error, UserError | OSError) or "(os error " in str(error)
-        text = f"error: {error}" if is_users else traceback.format_exc().rstrip()
+        is_users = isinstance(error, UserError | OSError) or "(os error " in str(error) or is_panic(error)
+        text = f"error: {one_line(str(error))}" if is_users else traceback.format_exc().rstrip()
         print(text, file=sys.stderr)
         status = 2 if is_users else 1
     # Without cleaning up: threads may wait for a network, and Paddle aborted 5 of 76 runs.
     os._exit(status)
+
+
+def open_standard_streams():
+    """Where a process was started with closed output (`>&-`) it prints to nowhere; closed errors go to the output.
+
+    Else a file that is opened later would get their number, and with it what libraries write there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.dup(1), "w")
+    if sys.stderr is None:
+        sys.stderr = sys.stdout
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def log(line: str):

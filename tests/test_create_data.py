@@ -4,9 +4,11 @@ import argparse
 import ast
 import bz2
 import contextlib
+import csv
 import errno
 import gzip
 import hashlib
+import html
 import http.server
 import itertools
 import json
@@ -21,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -29,10 +32,13 @@ import gigatoken
 import huggingface_hub
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer
+import zstandard
+from tokenizers import AddedToken, Tokenizer
 
 import create_data
+import utils
 from utils import UserError
 
 ROOT = pathlib.Path(create_data.__file__).resolve().parent
@@ -40,8 +46,15 @@ KILLS = int(os.environ.get("KILLS", "10"))  # how many runs the test of SIGKILL 
 SPLITS = ["train", "validation"]
 BOS, PAD, EOS, UNK = range(4)  # ids, in RoBERTa's vocabulary and in our own
 MASK = 399  # in our own
-PACKINGS = {"gz": gzip, "bz2": bz2, "xz": lzma}
+PACKINGS = {"gz": gzip, "bz2": bz2, "xz": lzma, "zst": zstandard.ZstdCompressor(write_checksum=True)}
+REAL_GETADDRINFO, REAL_CONNECT = socket.getaddrinfo, socket.socket.connect
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def as_read(text: str) -> str:
+    """The text with what cannot be written in UTF-8 replaced, and line feeds for other line ends."""
+    return LONE_SURROGATE.sub("?", text).replace("\r\n", "\n").replace("\r", "\n")
+
 
 NASTY = [
     "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=1_000_000)),  # 1 MB without a space
@@ -76,12 +89,15 @@ def write(path: pathlib.Path, texts: list, column: str = "text") -> pathlib.Path
         "jsonl": lambda: "\n".join(map(json.dumps, records)).encode(),
         "lines.json": lambda: "\n".join(map(json.dumps, records)).encode(),
         "array.json": lambda: json.dumps(records, indent=1).encode(),
-        "csv": lambda: pandas.DataFrame(records).to_csv(index=False).encode(),
+        "json": lambda: json.dumps(records).encode(),
+        "object.json": lambda: json.dumps({column: texts}, indent=1).encode(),
+        "csv": lambda: pandas.DataFrame(records).to_csv(index=False, quoting=csv.QUOTE_ALL).encode(),
+        "tsv": lambda: pandas.DataFrame(records).to_csv(index=False, quoting=csv.QUOTE_ALL, sep="\t").encode(),
         "parquet": lambda: pandas.DataFrame(records).to_parquet(),
     }
     name = path.name.lower()
     packing = name.rpartition(".")[2]
-    data = data[re.sub(r"\.(gz|bz2|xz)$", "", name).split(".", 1)[1]]()
+    data = data[re.sub(r"\.(gz|bz2|xz|zst)$", "", name).split(".", 1)[1]]()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(PACKINGS[packing].compress(data) if packing in PACKINGS else data)
     return path
@@ -281,7 +297,7 @@ def test_line_by_line_gives_a_row_for_each_line_that_is_not_blank(create, tokeni
 def test_ids_of_nasty_text_equal_those_of_tokenizers(create, each_tokenizer):
     options = "--max_seq_length", 64, "--validation_split_percentage", 0, "--tokenizer_name", each_tokenizer
     found = stream_of(create([*NASTY, *made_up(50)], *options), "train")
-    expected = expected_stream(each_tokenizer, [LONE_SURROGATE.sub("?", text) for text in NASTY])
+    expected = expected_stream(each_tokenizer, [as_read(text) for text in NASTY])
     assert found[: len(expected)] == expected
 
 
@@ -329,7 +345,9 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(
     assert b"".join(part for part, _ in cut).decode() == text.strip("\n")
     assert [ends for _, ends in cut] == [False] * (len(cut) - 1) + [True]
     held_out = write(tmp_path / "held_out.jsonl", ["other"])
-    options = "--tokenizer_name", each_tokenizer, "--validation_files", held_out, "--document_separator", "empty_line"
+    options = "--tokenizer_name", each_tokenizer, "--validation_files", held_out
+    if kind == "txt":
+        options = *options, "--document_separator", "empty_line"
     out = create(tmp_path / f"a.{kind}", *options)
     found = stream_of(out, "train")
     assert 0 <= len(whole) - len(found) < 2 and found == whole[: len(found)]
@@ -540,13 +558,13 @@ def test_files_can_be_held_out(create, tmp_path):
 def test_text_is_divided_at_its_separators_alone(tmp_path, separator):
     draw, path = random.Random(0), tmp_path / "a.txt"
     pattern = {"empty_line": r"\n\s*\n", "line": r"\n", "file": r"(?!)"}[separator]
-    args = argparse.Namespace(separators={}, document_separator=separator, text_column="text")
     for _ in range(100):
         text = "x" + "".join(draw.choices(["a", "é", " ", "\n", "\r\n", "\n\n"], k=60))
         path.write_bytes(text.encode())
         parts = re.split(pattern, text.replace("\r\n", "\n") + "\n")
         expected = [part.strip("\n") for part in parts if part.strip()]
-        found = [document.decode() for document in create_data.read_documents(args, [str(path)])]
+        sources = create_data.find_files([str(path)], "text", separator, False)
+        found = [document.decode() for document in create_data.read_documents(sources)]
         assert found == expected, text
 
 
@@ -612,8 +630,8 @@ def test_globs_and_directories_are_read_in_order_several_at_once(create, tmp_pat
 def test_a_glob_that_matches_directories_and_files_reads_each_file_once(tmp_path):
     for name in ("a.txt", "b/c.txt", "b/d/e.txt"):
         write(tmp_path / "x" / name, ["one", "two"])
-    found = create_data.find_files([str(tmp_path / "x/**")])
-    assert sorted(os.path.relpath(path, tmp_path / "x") for path in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
+    found = create_data.find_files([str(tmp_path / "x/**")], "text", None, False)
+    assert sorted(os.path.relpath(source.path, tmp_path / "x") for source in found) == ["a.txt", "b/c.txt", "b/d/e.txt"]
 
 
 def test_a_file_that_is_named_twice_is_read_once_and_no_linked_directory(create, tmp_path):
@@ -702,7 +720,7 @@ def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
     (tmp_path / "b.csv").write_bytes(b"")
     (tmp_path / "c.csv").write_bytes(b"text")
     out = create(tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv")
-    assert all_documents(out) == sorted(['two\r\nlines, "quoted"', "NULL", long, "last"])
+    assert all_documents(out) == sorted(['two\nlines, "quoted"', "NULL", long, "last"])
 
 
 def test_the_demo_needs_no_network(create, tmp_path, tokenizer):
@@ -868,7 +886,7 @@ def test_an_own_tokenizer_learns_from_the_first_documents_of_the_hub(hub, monkey
     args = create_data.parse_arguments(
         ["--dataset_name", str(hub), *"--dataset_config_name latin --split test".split()]
     )
-    sample = [*create_data.training_sample(args, [str(hub)])]
+    sample = [*create_data.training_sample(create_data.find_text(args)[0], None)]
     assert sample == [f"latin 0 {text}" for text in made_up(30)][: len(sample)]
     assert len("".join(sample[:-1])) < 1000 <= len("".join(sample))
 
@@ -893,7 +911,6 @@ ERRORS = {
     ),
     "a quote left open": ({"a.csv": b'id,text\n1,one\n2,"two\n'}, "", ["a.csv", "record 1", "unexpected end of data"]),
     "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after", "well-formed"]),
-    "a lone carriage return": ({"a.csv": b"text\none\rtwo\n"}, "", ["a.csv", "record 0", "well-formed"]),
     "not UTF-8 in .gz": ({"a.csv.gz": gzip.compress(b"text\n\xff")}, "", ["a.csv.gz", "in UTF-8"]),
     "malformed line": ({"a.jsonl": LINES + b"{oops}\n"}, "", ["a.jsonl after record 2"]),
     "line cut off": ({"a.jsonl": LINES + b'{"text":\n' + LINES}, "", ["a.jsonl after record 2"]),
@@ -966,10 +983,18 @@ ERRORS = {
     "hub tokenizer out of reach": ({}, "--tokenizer_name someone/something", ["someone/something", "`train`"]),
     "output below a file": ({}, "--output_dir good.jsonl/out", ["good.jsonl/out"]),
     "output name too long": ({}, f"--output_dir {'n' * 300}", ["n" * 300]),
-    "output is a file": ({}, "--output_dir good.jsonl", ["good.jsonl", "Not a directory"]),
+    "output is a file": ({}, "--output_dir good.jsonl", ["good.jsonl exists", "choose another"]),
     "output without a name": ({}, "--output_dir '' --overwrite_output_dir True", ["--output_dir"]),
-    "output exists": ({"old/dataset_dict.json": b""}, "--output_dir old", ["old", "--overwrite_output_dir True"]),
-    "output is not a data set": ({"old/x": b""}, "--output_dir old --overwrite_output_dir True", ["old"]),
+    "output exists": (
+        {"old/data_card.json": b'{"files": []}'},
+        "--output_dir old",
+        ["old exists", "--overwrite_output_dir True"],
+    ),
+    "output is not a data set": (
+        {"old/dataset_dict.json": b""},
+        "--output_dir old --overwrite_output_dir True",
+        ["old exists", "no data set of create_data.py"],
+    ),
     "yes is not a boolean": ({}, "--line_by_line Yes", ["--line_by_line", "'Yes'"]),
     "unknown argument": ({}, "--tokeniser_name x", ["--tokeniser_name"]),
 }
@@ -1261,6 +1286,745 @@ def test_a_copy_that_the_user_put_aside_stays(overwrite, there_before):
         shutil.copytree(aside, overwrite.out)
     main(*overwrite.arguments)
     assert digest(aside) == overwrite.old_digest and digest(overwrite.out) == overwrite.new_digest
+
+
+# ---------------------------------------------------------------- everything that is given is read, or named
+
+
+def wikiextractor(documents: list, form: str) -> bytes:
+    """What WikiExtractor writes for articles: (title, text)."""
+    escaped = [(title, html.escape(text)) for title, text in documents]
+    if form == "json":
+        return "".join(
+            json.dumps({"id": "1", "revid": "2", "url": "https://x?curid=1", "title": title, "text": text}) + "\n"
+            for title, text in escaped
+        ).encode()
+    return "".join(f'<doc id="1" url="u" title="{title}">\n{text}\n\n</doc>\n' for title, text in escaped).encode()
+
+
+def test_all_types_below_a_directory_are_read(create, tmp_path, capsys):
+    texts = made_up(60)
+    parts = [texts[6 * i : 6 * i + 6] for i in range(10)]
+    names = "a.txt b.jsonl.zst c.tsv d.csv.xz e.parquet f.object.json g.json h/part.txt.bz2".split()
+    for name, part in zip(names, parts):
+        write(tmp_path / "x" / name, part)
+    datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": parts[8]})).save_to_disk(str(tmp_path / "x/saved"))
+    (tmp_path / "x/AA").mkdir()
+    (tmp_path / "x/AA/wiki_00").write_bytes(wikiextractor([("t", text) for text in parts[9]], "doc"))
+    (tmp_path / "x/notes.md").write_text("two")
+    (tmp_path / "x/image.png").write_bytes(b"x" * 10)
+    out = create(tmp_path / "x")
+    assert all_documents(out) == sorted(texts)
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if "left out" in line)
+    assert "2 files of 13 bytes" in line and "notes.md" in line and "image.png" in line
+
+
+def test_what_is_left_out_may_not_be_larger_than_what_is_read_unless_it_is_said(create, tmp_path):
+    write(tmp_path / "x/README.txt", made_up(20))
+    (tmp_path / "x/corpus.bin").write_bytes(b"x" * 100_000)
+    with pytest.raises(UserError, match=r"1 files of 100,000 bytes .*corpus\.bin.*--leave_out_other_files True"):
+        create(tmp_path / "x")
+    assert all_documents(create(tmp_path / "x", "--leave_out_other_files", "True")) == sorted(made_up(20))
+
+
+def test_a_glob_names_what_it_leaves_out_too(create, tmp_path, capsys):
+    write(tmp_path / "x/a.txt", made_up(20))
+    (tmp_path / "x/b.docx").write_bytes(b"x")
+    create(tmp_path / "x/*")
+    assert "b.docx" in capsys.readouterr().out
+
+
+def test_a_linked_directory_is_read_once(create, tmp_path):
+    write(tmp_path / "elsewhere/a.txt", made_up(20))
+    (tmp_path / "x").mkdir()
+    for name in ("link", "same"):
+        (tmp_path / "x" / name).symlink_to(tmp_path / "elsewhere")
+    assert all_documents(create(tmp_path / "x")) == sorted(made_up(20))
+
+
+def test_a_data_set_of_save_to_disk_is_read_whole_or_refused(create, tmp_path, capsys):
+    texts = made_up(40)
+    saved = tmp_path / "saved"
+    data = datasets.Dataset.from_dict({"title": texts, "text": texts})
+    data.save_to_disk(str(saved), num_shards=4)
+    (saved / "cache-0123456789abcdef.arrow").write_bytes((saved / "data-00000-of-00004.arrow").read_bytes())
+    assert all_documents(create(saved)) == sorted(texts)
+    assert all_documents(create(saved / "*.arrow", name="glob")) == sorted(texts)
+    whole = (saved / "data-00002-of-00004.arrow").read_bytes()
+    (saved / "data-00002-of-00004.arrow").write_bytes(whole[:-8])  # ends where a batch does
+    with pytest.raises(UserError, match=r"data-00002-of-00004\.arrow .*end"):
+        create(saved, name="cut")
+    (saved / "data-00002-of-00004.arrow").unlink()
+    with pytest.raises(UserError, match=r"lacks data-00002-of-00004\.arrow"):
+        create(saved, name="missing")
+
+
+@pytest.mark.parametrize("form", ["json", "doc"])
+@pytest.mark.parametrize("packing", ["", ".bz2"])
+def test_wikiextractors_files_are_read_without_tags_and_escapes(create, tmp_path, capsys, form, packing):
+    texts = ['a < b & "c" > d', "R&amp;D's &nbsp; &lt;doc&gt;", "plain", "two\n\nparagraphs"]
+    (tmp_path / "AA").mkdir()
+    content = wikiextractor([("a title", text) for text in texts], form)
+    (tmp_path / f"AA/wiki_00{packing}").write_bytes(PACKINGS["bz2"].compress(content) if packing else content)
+    assert all_documents(create(tmp_path / "AA")) == sorted(texts)
+    assert "1 files read as WikiExtractor's" in capsys.readouterr().out
+    if not packing and form == "doc":
+        (tmp_path / "AA/wiki_00").write_bytes(content[:-8])
+        with pytest.raises(UserError, match=r"wiki_00 after record 3 .*no </doc>"):
+            create(tmp_path / "AA", name="cut")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": "one"},
+        {"title": "x", "text": ["one"]},
+        {"text": {"0": "one"}},
+        {"version": "1", "data": [{"text": "one"}]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_that_is_one_object_is_read(create, tmp_path, value, indent):
+    (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
+    write(tmp_path / "b.txt", ["two"])
+    assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["one", "two"]
+
+
+LINE_ENDS = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
+
+
+@pytest.mark.parametrize("ends", LINE_ENDS)
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "array.json", "csv", "tsv", "parquet"])
+def test_line_ends_mean_the_same_in_every_reader(create, tmp_path, kind, ends):
+    texts = ["one\ntwo", "three", "four\nfive\nsix"]
+    raw = [text.replace("\n", LINE_ENDS[ends]) for text in texts]
+    path = write(tmp_path / f"a.{kind}", raw)
+    if kind in ("txt", "csv", "tsv", "jsonl"):  # and between the records
+        path.write_bytes(re.sub(rb"\r\n|\r|\n", b"\n", path.read_bytes()).replace(b"\n", LINE_ENDS[ends].encode()))
+    expected = create(texts, "--line_by_line", "True", "--max_seq_length", 16, name="expected")
+    assert digest(create(path, "--line_by_line", "True", "--max_seq_length", 16)) == digest(expected)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+def test_line_ends_are_found_wherever_blocks_end(monkeypatch, tmp_path, block):
+    monkeypatch.setattr(create_data, "BLOCK", block)
+    text = b"\xef\xbb\xbfa\r\n\r\nbc\r\rdd\n\r\n\re\r\n"
+    (tmp_path / "a.txt").write_bytes(text)
+    [source] = create_data.find_files([str(tmp_path / "a.txt")], "text", None, False)
+    assert b"".join(create_data.lines_of(source)) == b"a\n\nbc\n\ndd\n\n\ne\n"
+    assert all(line.count(b"\n") <= 1 for line in create_data.lines_of(source))
+
+
+def test_two_columns_of_one_name_are_refused(create, tmp_path):
+    table = pyarrow.table([["one"], ["two"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "a.csv").write_text("text,id,text\none,1,two\n")
+    (tmp_path / "a.tsv").write_text("text\tid\ttext\none\t1\ttwo\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "text": "two"}\n')
+    (tmp_path / "a.json").write_text('[{"text": "one", "text": "two"}]')
+    for kind in ("csv", "tsv", "jsonl", "json", "parquet", "arrow"):
+        with pytest.raises(UserError, match=rf"a\.{kind} .*several columns are called 'text': rename"):
+            create(tmp_path / f"a.{kind}")
+
+
+def test_local_names_that_look_like_urls_are_local(create, tmp_path, monkeypatch):
+    texts = made_up(40)
+    for i, name in enumerate(["std.txt", "std.txt::vector.txt", "file:x.txt", "http:/y.txt"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n\n".join(texts[10 * i : 10 * i + 10]))
+    monkeypatch.chdir(tmp_path)
+    assert all_documents(create("std.txt", "std.txt::vector.txt", "file:x.txt", "http://y.txt")) == sorted(texts)
+
+
+@pytest.mark.parametrize("name", ["a::b", "file:x", "memory://x", "~/x"])
+def test_an_output_directory_that_could_not_be_loaded_is_refused(create, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--output_dir .*choose a plain name"):
+        create(write(tmp_path / "a.txt", made_up(9)), "--output_dir", name)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+# ---------------------------------------------------------------- archives: read whole, or refused by name
+
+KINDS_OF_STREAMS = ["gz", "bz2", "xz", "zst"]
+
+
+def raw_frame(text: bytes, window_log: int) -> bytes:
+    """A frame of zstd, uncompressed, as `zstd --long` begins one that is read from a pipe."""
+    block = (len(text) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([(window_log - 10) << 3]) + block + text
+
+
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # zstd's frame without text; pzstd puts one before each
+WHOLE = {
+    "one stream": lambda kind, first, second: first + second,
+    "padding": lambda kind, first, second: first + bytes(8) + second + bytes(4) if kind in ("gz", "xz") else None,
+    "skippable frames": lambda kind, first, second: SKIPPABLE + first + SKIPPABLE + second if kind == "zst" else None,
+    "a long window": lambda kind, first, second: first + raw_frame(b"last", 31) if kind == "zst" else None,
+}
+DAMAGED = {
+    "nothing": lambda kind, first, second: b"",
+    "cut": lambda kind, first, second: first[:-9],
+    "cut to three bytes": lambda kind, first, second: first[:3],
+    "second stream cut": lambda kind, first, second: first + second[: len(second) // 2],
+    "second stream cut to three bytes": lambda kind, first, second: first + second[:3],
+    "second stream damaged at its start": lambda kind, first, second: first + b"\1" + second[1:],
+    "damaged within": lambda kind, first, second: first[:60] + bytes([first[60] ^ 255]) + first[61:] + second,
+    "something behind": lambda kind, first, second: first + second + b"something else",
+    "checksum missing": lambda kind, first, second: first + second[:-4],
+    "checksum wrong": lambda kind, first, second: first + second[:-4] + bytes(4),
+}
+
+
+def streams(kind: str, *parts: bytes) -> list:
+    return [PACKINGS[kind].compress(part) for part in parts]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STREAMS)
+@pytest.mark.parametrize("form", WHOLE)
+def test_an_archive_of_several_streams_is_read_whole(create, tmp_path, kind, form):
+    texts = made_up(200)
+    first, second = streams(kind, "\n\n".join([*texts, ""]).encode(), b"last")
+    content = WHOLE[form](kind, first, second)
+    if content is None:
+        pytest.skip("another kind's")
+    (tmp_path / f"a.txt.{kind}").write_bytes(content)
+    out = create(tmp_path / f"a.txt.{kind}")
+    assert all_documents(out) == sorted([*texts, "last"])
+    assert card_of(out)["inputs"]["train"] == [
+        {"path": str(tmp_path / f"a.txt.{kind}"), "bytes": len(content), "documents": 201}
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STREAMS)
+@pytest.mark.parametrize("form", DAMAGED)
+def test_an_archive_that_is_cut_or_damaged_is_refused_by_name(create, tmp_path, kind, form):
+    first, second = streams(kind, "\n\n".join([*made_up(200), ""]).encode(), "\n\n".join(made_up(30, seed=1)).encode())
+    (tmp_path / f"a.txt.{kind}").write_bytes(DAMAGED[form](kind, first, second))
+    with pytest.raises(UserError, match=rf"cannot read .*a\.txt\.{kind} after record \d+ \(.+\)"):
+        create(tmp_path / f"a.txt.{kind}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STREAMS)
+def test_what_a_few_bytes_unpack_to_takes_bounded_memory(tmp_path, kind):
+    packed = PACKINGS[kind].compress(b"\0" * 300_000_000)
+    (tmp_path / f"a.txt.{kind}").write_bytes(packed)
+    [source] = create_data.find_files([str(tmp_path / f"a.txt.{kind}")], "text", None, False)
+    peak, size = 0, 0
+    for block in create_data.text_blocks(source):
+        peak, size = max(peak, len(block)), size + len(block)
+    assert size == 300_000_000 and peak <= create_data.BLOCK and source.bytes_read == len(packed)
+
+
+def test_a_damaged_page_of_parquet_is_refused(create, tmp_path):
+    table = pyarrow.table({"text": made_up(500)})
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", **options)
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[3000] ^= 1
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet"):
+        create(tmp_path / "a.parquet")
+
+
+def test_the_last_lines_say_how_much_was_read(create, tmp_path, capsys):
+    first, second = write(tmp_path / "a.txt", made_up(40)), write(tmp_path / "b.jsonl.gz", made_up(30, seed=1))
+    out = create(first, second)
+    size = first.stat().st_size + second.stat().st_size
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"read: {size:,} bytes of 2 files", f"written: {out}"]
+    assert [entry["documents"] for entry in card_of(out)["inputs"]["train"]] == [40, 30]
+    create(first, second, "--max_documents", 9, name="part")
+    assert f"read: {first.stat().st_size:,} bytes of 1 files (of 2 given)\n" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- URLs
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serves what a test says, on this machine alone; returns its URL. Requests can reach it, and nothing else."""
+
+    def connect(self, address):
+        assert address[0] == "127.0.0.1", address
+        return REAL_CONNECT(self, address)
+
+    monkeypatch.setattr(socket, "getaddrinfo", REAL_GETADDRINFO)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(create_data, "SILENCE", 1)
+    servers = []
+
+    def serve(answer) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                answer(self)
+
+            def log_message(self, *arguments):
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for each in servers:
+        each.shutdown()
+        each.server_close()
+
+
+def answer_with(content: bytes, pause: float = 0, length: int | None = None, status: int = 200):
+    """Sends the content in ten parts; `length` is what is promised, -1: nothing."""
+
+    def answer(handler):
+        handler.send_response(status)
+        if length != -1:
+            handler.send_header("Content-Length", str(len(content) if length is None else length))
+        handler.end_headers()
+        part = len(content) // 10 + 1
+        with contextlib.suppress(OSError):
+            for start in range(0, len(content), part):
+                handler.wfile.write(content[start : start + part])
+                handler.wfile.flush()
+                time.sleep(pause)
+
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl.gz", "parquet", "csv.zst"])
+@pytest.mark.parametrize("length", [None, -1])
+def test_a_url_is_read_by_the_type_of_its_path(create, tmp_path, server, kind, length):
+    """Also where the server sends slowly, tells no size and knows no ranges."""
+    url = server(answer_with(write(tmp_path / f"a.{kind}", made_up(40)).read_bytes(), pause=0.15, length=length))
+    out = create(f"{url}/data/a.{kind}?download=true&name=b.exe#top")
+    assert all_documents(out) == sorted(made_up(40))
+    assert card_of(out)["inputs"]["train"][0]["bytes"] == (tmp_path / f"a.{kind}").stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.zst", "parquet"])
+def test_a_url_that_ends_early_is_refused(create, tmp_path, server, kind):
+    content = write(tmp_path / f"a.{kind}", made_up(40)).read_bytes()
+    url = server(answer_with(content, length=len(content) + 1000))
+    with pytest.raises(UserError, match=rf"cannot read http.*a\.{kind} after record \d+ \(.+\)"):
+        create(f"{url}/a.{kind}")
+
+
+def test_a_silent_server_and_an_http_error_are_named(create, server):
+    url = server(answer_with(b"one\n\ntwo\n\n" * 20, pause=3))
+    with pytest.raises(UserError, match=r"cannot read http.*a\.txt .*timed out"):
+        create(f"{url}/a.txt")
+    url = server(answer_with(b"sorry", status=503))
+    with pytest.raises(UserError, match=r"cannot read http.*a\.txt .*HTTP status 503 Service Unavailable"):
+        create(f"{url}/a.txt")
+
+
+# ---------------------------------------------------------------- held out, and left out of training
+
+
+def test_what_is_held_out_is_left_out_of_training(create, tmp_path, capsys):
+    texts = made_up(40)
+    write(tmp_path / "c/t.txt", texts[:30])
+    held_out = write(tmp_path / "c/v.txt", texts[30:])
+    out = create(tmp_path / "c", "--validation_files", held_out)
+    assert documents_of(out) == {"train": texts[:30], "validation": texts[30:]}
+    assert "1 files of --data_files are held out" in capsys.readouterr().out
+    copy = write(tmp_path / "copy.jsonl", [texts[3], texts[7], "another"])
+    documents = documents_of(create(tmp_path / "c/t.txt", "--validation_files", copy, name="copied"))
+    assert documents["train"] == [text for i, text in enumerate(texts[:30]) if i not in (3, 7)]
+    assert "2 documents are held out, too, and left out of train\n" in capsys.readouterr().out
+
+
+def test_equal_lists_are_refused(create, tmp_path):
+    path = write(tmp_path / "c/a.txt", made_up(40))
+    with pytest.raises(UserError, match="the same files"):
+        create(tmp_path / "c", "--validation_files", path)
+    with pytest.raises(UserError, match="train: 0 documents"):
+        create(path, "--validation_files", write(tmp_path / "copy.txt", made_up(40)))
+
+
+def test_validation_sets_with_names_are_splits_of_their_own(create, tmp_path, capsys):
+    texts = made_up(60)
+    news, wiki, more = (write(tmp_path / f"{i}.txt", texts[10 * i : 10 * i + 10]) for i in range(3))
+    corpus = write(tmp_path / "corpus.txt", texts[30:])
+    equal = write(tmp_path / "year=2020/a.txt", ["equal"])  # a path, no name
+    out = create(corpus, "--validation_files", f"news={news}", f"wiki={wiki}", f"news={more}", equal)
+    data, card = datasets.load_from_disk(str(out)), card_of(out)
+    assert list(data) == ["train", "validation", "validation_news", "validation_wiki"] == list(card["splits"])
+    assert [card["splits"][split]["documents"] for split in data] == [30, 1, 20, 10]
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json"))
+    found = tokenizer.decode(stream_of(out, "validation_news"), skip_special_tokens=False)
+    assert found.removesuffix("</s>").split("</s>") == [*texts[:10], *texts[20:30]]
+    assert re.search("^validation_wiki, first row: '<s>", capsys.readouterr().out, re.MULTILINE)
+
+    alone = create(corpus, "--validation_files", f"news={news}", name="alone")
+    assert list(datasets.load_from_disk(str(alone))) == ["train", "validation_news"]
+    beside = create(corpus, "--validation_files", f"news={news}", "--validation_split_percentage", 20, name="beside")
+    assert list(datasets.load_from_disk(str(beside))) == ["train", "validation", "validation_news"]
+    assert card_of(beside)["splits"]["validation"]["documents"] > 1
+
+
+# ---------------------------------------------------------------- flags
+
+
+PAIRED = {  # values that change what is written, alone or beside others
+    "data_files": "{tmp}/corpus",
+    "validation_files": "{tmp}/held_out.jsonl",
+    "dataset_name": "{tmp}/hub",
+    "dataset_config_name": "greek",
+    "split": "test",
+    "document_separator": "line",
+    "text_column": "title",
+    "max_documents": "40",
+    "validation_split_percentage": "30",
+    "seed": "7",
+    "tokenizer_name": "train",
+    "vocab_size": "300",
+    "max_seq_length": "6",
+    "line_by_line": "True",
+    "leave_out_other_files": "True",
+}
+
+
+@pytest.fixture
+def outcome(tmp_path, tokenizer, hub, monkeypatch):
+    """What is written, or the refusal, with these flags beside --tokenizer_name and --output_dir, one run for each."""
+    write(tmp_path / "corpus/a.txt", [text.replace(" ", "\n", 3) for text in made_up(40)])
+    write(tmp_path / "corpus/b.jsonl", made_up(40, seed=1))
+    (tmp_path / "corpus/c.bin").write_bytes(bytes(100_000))
+    write(tmp_path / "small/b.jsonl", made_up(40, seed=1))
+    write(tmp_path / "held_out.jsonl", made_up(10, seed=2))
+    known = {}
+
+    def run(**flags) -> str:
+        key = tuple(sorted(flags.items()))
+        if key not in known:
+            arguments = {"tokenizer_name": tokenizer, "output_dir": tmp_path / f"out{len(known)}", "max_seq_length": 4}
+            if not {"data_files", "dataset_name"} & set(flags):
+                is_hubs = {"dataset_config_name", "split"} & set(flags)
+                name, value = ("dataset_name", hub) if is_hubs else ("data_files", tmp_path / "small")
+                arguments[name] = value
+            arguments |= {name: value.format(tmp=tmp_path) for name, value in flags.items()}
+            try:
+                main(*itertools.chain(*((f"--{name}", value) for name, value in arguments.items())))
+                files = sorted(arguments["output_dir"].glob("*/*.arrow"))
+                known[key] = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+            except UserError as error:
+                known[key] = f"refused: {error}"
+        return known[key]
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_flags_both_act_or_are_refused(outcome):
+    idle = []
+    for one, other in itertools.combinations(PAIRED, 2):
+        both = outcome(**{one: PAIRED[one], other: PAIRED[other]})
+        if both.startswith("refused: "):
+            assert "--" in both, both
+        elif both == outcome(**{one: PAIRED[one]}) or both == outcome(**{other: PAIRED[other]}):
+            idle.append((one, other))
+    # What is left out is not in the rows, so --leave_out_other_files acts where it is needed alone.
+    assert [pair for pair in idle if "leave_out_other_files" not in pair] == []
+    assert outcome(data_files=PAIRED["data_files"]).startswith("refused: ")
+    assert not outcome(data_files=PAIRED["data_files"], leave_out_other_files="True").startswith("refused: ")
+
+
+UNUSED = [
+    "--data_files a.txt --split train",
+    "--data_files a.txt --dataset_config_name 20231101.de",
+    "--dataset_name demo --split train",
+    "--dataset_name demo --text_column body",
+    "--dataset_name demo --document_separator line",
+    "--dataset_name demo --leave_out_other_files=True",
+    "--data_files a.txt --validation_files b.txt --validation_split_percentage 5",
+    "--data_files a.txt --validation_files b.txt --seed 7",
+    "--data_files a.txt --validation_split_percentage 100 --seed 7",
+    "--data_files a.txt --tokenizer_name roberta-base --vocab_size 3000",
+]
+
+
+@pytest.mark.parametrize("arguments", UNUSED)
+def test_a_flag_that_would_do_nothing_is_refused_by_name(arguments):
+    flag = arguments.split()[-2 if "=" not in arguments else -1].partition("=")[0]
+    with pytest.raises(UserError, match=rf"{flag} does nothing here \(.+\): leave it out"):
+        create_data.parse_arguments(arguments.split())
+
+
+def test_flags_for_other_types_of_files_are_refused(create, tmp_path):
+    text, records = write(tmp_path / "a.txt", made_up(20)), write(tmp_path / "b.jsonl", made_up(20))
+    with pytest.raises(UserError, match="--text_column is for files with columns"):
+        create(text, "--text_column", "body")
+    with pytest.raises(UserError, match="--document_separator is for text files"):
+        create(records, "--document_separator", "line")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "max_seq_length",
+        "vocab_size",
+        "max_documents",
+        "preprocessing_num_workers",
+        "seed",
+        "validation_split_percentage",
+    ],
+)
+@pytest.mark.parametrize("value", ["-1", "1" + "0" * 30, "nan", "1e400", "9" * 5000])
+def test_an_absurd_number_is_one_line(flag, value):
+    with pytest.raises(UserError, match=f"--{flag}") as error:
+        create_data.parse_arguments([f"--{flag}", value])
+    assert len(str(error.value)) <= 1000
+
+
+def test_a_mistyped_flag_names_the_nearest():
+    with pytest.raises(UserError, match=r"--tokeniser_name.*did you mean --tokenizer_name\?"):
+        create_data.parse_arguments(["--tokeniser_name", "x"])
+    with pytest.raises(UserError, match=r"--data_file=x.*did you mean --data_files\?"):
+        create_data.parse_arguments(["--data_file=x"])
+
+
+def test_a_long_message_is_cut_and_says_so(create, tmp_path):
+    with pytest.raises(UserError, match=r"\[\.\.\. [\d,]+ characters left out \.\.\.\]") as error:
+        create_data.parse_arguments(["--" + "x" * 50_000])
+    assert len(str(error.value)) <= 1000 and str(error.value).endswith("(--help lists the arguments)")
+    with pytest.raises(UserError, match=r"nothing to read at a\\nb") as error:
+        create("a\nb")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("mistake", [False, True])
+def test_closed_output_ends_no_run_and_hides_no_error(tmp_path, tokenizer, closed, mistake):
+    text = write(tmp_path / "a.txt", made_up(50))
+    options = "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 8
+    run = shlex.join(map(str, command("--data_files", text, *options, *(["--split", "x"] if mistake else []))))
+    done = subprocess.run(["bash", "-c", f"{run} {closed}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (2 if mistake else 0), done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    if mistake and closed != ">&- 2>&-" and "<" not in closed:
+        assert "--split does nothing here" in done.stdout + done.stderr
+    if not mistake:
+        assert digest(tmp_path / "out")
+
+
+def test_a_panic_of_a_library_is_one_line():
+    code = (
+        "import utils\nclass PanicException(BaseException): pass\ndef main(): raise PanicException('capacity overflow')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nutils.command_line(main)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "error: capacity overflow\n")
+
+
+def test_a_buffer_holds_a_bounded_number_of_pieces():
+    documents = (("train", b"x") for _ in range(350_000))
+    sizes = [len(buffer) for _, buffer in create_data.fill_buffers(documents, line_by_line=False)]
+    assert sum(sizes) == 350_000 and max(sizes) == 100_000
+
+
+# ---------------------------------------------------------------- nothing of others is lost
+
+
+@pytest.mark.parametrize("where", ["notes.txt", "train/notes.txt", "ckp/paddle_100/model.safetensors"])
+def test_what_create_data_did_not_write_is_never_replaced(create, tmp_path, where):
+    path = write(tmp_path / "a.txt", made_up(20))
+    out = create(path)
+    create(path, "--overwrite_output_dir", "True")
+    (out / where).parent.mkdir(parents=True, exist_ok=True)
+    (out / where).write_text("precious")
+    before = contents(out)
+    with pytest.raises(UserError, match=rf"{os.path.basename(where)} would be lost.*move it"):
+        create(path, "--overwrite_output_dir", "True")
+    assert contents(out) == before
+
+
+def test_a_new_directory_has_nobody_elses_modes(tmp_path):
+    """As a user without root's rights, who copies what is write-protected."""
+    source, home = tmp_path / "source", pathlib.Path(tempfile.mkdtemp())
+    (source / "below").mkdir(parents=True)
+    (source / "below/a").write_text("a")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            os.chmod(home, 0o777)
+            shutil.copytree(source, home / "source")
+            (home / "source/below/a").chmod(0o444)
+            (home / "source/below").chmod(0o555)
+            (home / "source").chmod(0o555)
+            for path in (home, home / "source", home / "source/below", home / "source/below/a"):
+                os.chown(path, 65534, 65534)
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            os.umask(0o022)
+            os.chdir("/")
+            for _ in range(2):
+                with utils.atomic_directory(str(home / "out")) as folder:
+                    utils.copy_files(home / "source", folder)
+                    pathlib.Path(folder, "b").write_text("b")
+                    pathlib.Path(folder, "below/a").chmod(0o600)  # as safetensors does
+            modes = {path.name: path.stat().st_mode & 0o777 for path in [home / "out", *(home / "out").rglob("*")]}
+            status = modes != {"out": 0o755, "below": 0o755, "a": 0o644, "b": 0o644}
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert os.listdir(home / "out") and not list(home.glob("*.being_written"))
+    shutil.rmtree(home)
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_special_tokens_that_stand_in_the_text_are_counted(create, capsys):
+    texts = [*made_up(20), "a <s> b </s></s> c", "one <mask> more", "last"]
+    create(texts, "--validation_split_percentage", 0)
+    printed = capsys.readouterr().out
+    assert "train: 4 special tokens, as <s> or </s>, stand in the text itself\n" in printed
+    create(texts, "--line_by_line", "True", "--max_seq_length", 32, "--validation_split_percentage", 0, name="lines")
+    assert "train: 4 special tokens," in capsys.readouterr().out
+    create(made_up(20), name="plain")
+    assert "special tokens" not in capsys.readouterr().out
+
+
+def test_the_first_row_of_each_split_is_shown(create, capsys):
+    create(["First of all.\x1b[31m", "second"], "--max_seq_length", 64, "--line_by_line", "True")
+    printed = capsys.readouterr().out
+    assert "train, first row: '<s>First of all.\\x1b[31m</s>'\n" in printed
+    assert "validation, first row: '<s>second</s>'\n" in printed
+
+
+def with_added_tokens(tokenizer: pathlib.Path, folder: pathlib.Path, **options) -> pathlib.Path:
+    """A copy of tokenizer.json with <doc> and [X] added."""
+    changed = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    changed.add_special_tokens(["<doc>", AddedToken("[X]", special=True, lstrip=True)])
+    if options:
+        changed.add_tokens([AddedToken("covidine", **options)])
+    folder.mkdir()
+    changed.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+ADDED_TEXTS = ["a <doc> b", "a<doc>b", "x  <doc>  y <doc>", "<doc>", "a [X] b\n[X]\n c", "a <mask> b", "<s>d</s> <doc>"]
+
+
+def test_an_added_special_token_is_special_for_every_reader(create, tokenizer, tmp_path):
+    pytest.importorskip("paddlenlp")
+    from paddlenlp.transformers import AutoTokenizer
+
+    name = with_added_tokens(tokenizer, tmp_path / "added")
+    out = create([*ADDED_TEXTS, *made_up(20)], "--tokenizer_name", name, "--max_seq_length", 8)
+    saved, paddles = (
+        Tokenizer.from_file(str(out / "tokenizer/tokenizer.json")),
+        AutoTokenizer.from_pretrained(str(out / "tokenizer")),
+    )
+    special = [saved.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<doc>", "[X]")]
+    assert sorted(paddles.all_special_ids) == sorted(special) and len(set(special)) == 7
+    for text in ADDED_TEXTS:
+        assert paddles(text)["input_ids"][1:-1] == saved.encode(text, add_special_tokens=False).ids, text
+    train = datasets.load_from_disk(str(out))["train"]
+    ids, mask = np.array(train["input_ids"][:]), np.array(train["special_tokens_mask"][:])
+    assert np.array_equal(mask, np.isin(ids, special)) and (ids == saved.token_to_id("<doc>")).any()
+
+    # What `utils.py` exports differs in the class's name, which transformers calls otherwise.
+    python = os.environ.get("TORCH_PYTHON")
+    if not python:
+        pytest.skip("TORCH_PYTHON names no Python with transformers")
+    config = json.loads((out / "tokenizer/tokenizer_config.json").read_text())
+    (out / "tokenizer/tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "RobertaTokenizer"}))
+    code = (
+        "import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]);"
+        "ids = [t(text)['input_ids'][1:-1] for text in json.loads(sys.argv[2])];"
+        "print(json.dumps([sorted(t.all_special_ids), ids]))"
+    )
+    done = subprocess.run(
+        [python, "-c", code, out / "tokenizer", json.dumps(ADDED_TEXTS)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found_special, found = json.loads(done.stdout.splitlines()[-1])
+    assert found_special == sorted(special)
+    assert found == [saved.encode(text, add_special_tokens=False).ids for text in ADDED_TEXTS]
+
+
+def test_a_tokenizer_whose_added_tokens_not_every_reader_finds_is_refused(create, tokenizer, tmp_path):
+    name = with_added_tokens(tokenizer, tmp_path / "added", normalized=False)
+    with pytest.raises(UserError, match=r"'covidine' were added by add_tokens\(\).*add_special_tokens"):
+        create(made_up(20), "--tokenizer_name", name)
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copy(tokenizer / file, fewer)
+    (fewer / "added_tokens.json").write_text('{"covidine": 400}')
+    with pytest.raises(UserError, match=r"added_tokens\.json adds tokens"):
+        create(made_up(20), "--tokenizer_name", fewer)
+
+
+def test_the_remedy_for_added_tokens_works(create, tokenizer, tmp_path):
+    changed = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    changed.add_special_tokens(["covidine"])
+    (tmp_path / "special").mkdir()
+    changed.save(str(tmp_path / "special/tokenizer.json"))
+    out = create([*made_up(20), "covidine helps"], "--tokenizer_name", tmp_path / "special")
+    assert "covidine helps" in all_documents(out)
+
+
+def test_a_directory_with_berts_vocabulary_names_train(create, tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/vocab.txt").write_text("[PAD]\n[UNK]\n")
+    with pytest.raises(UserError, match=r"bert holds BERT's vocab\.txt .*--tokenizer_name train"):
+        create(made_up(20), "--tokenizer_name", tmp_path / "bert")
+
+
+def test_a_tokenizer_is_learned_from_endless_words_in_seconds(create, capsys):
+    draw = random.Random(0)
+    dna = ["".join(draw.choices("ACGT", k=300_000)) for _ in range(3)]
+    start = time.monotonic()
+    out = create([*dna, "last"], "--tokenizer_name", "train", "--vocab_size", 1000)
+    assert time.monotonic() - start < 60
+    assert "900 words are cut after 1,000 characters" in capsys.readouterr().out
+    train = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json")).decode(stream_of(out, "train"))
+    assert train.startswith(dna[0])  # the rows have the words whole
+
+
+def test_ordinary_text_of_any_script_is_not_cut_for_the_tokenizer(tmp_path):
+    texts = [SCRIPTS * 50, "天地玄黃宇宙洪荒。" * 2000, "word " * 5000, "https://a.b/" + "c-d_e/" * 100]
+    sources = create_data.find_files([str(write(tmp_path / "a.jsonl", texts))], "text", None, False)
+    assert [*create_data.training_sample(sources, None)] == [text.strip("\n") for text in texts]
+
+
+# ---------------------------------------------------------------- no network, other languages
+
+
+def test_without_a_network_it_is_said_at_once(monkeypatch, tmp_path, tokenizer):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"--dataset_name wikimedia/wikipedia: .*no network.*--data_files"):
+        main("--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out")
+    with pytest.raises(UserError, match=r"tokenizer roberta-base: .*no network.*`train`.*directory"):
+        main("--dataset_name", "demo", "--output_dir", tmp_path / "out")
+    assert time.monotonic() - start < 5
+
+
+def test_another_languages_wikipedia_with_a_tokenizer_of_its_own_is_one_command(monkeypatch, tmp_path):
+    folder = tmp_path / "wikimedia/wikipedia"
+    for config, word in (("20231101.en", "the"), ("20231101.de", "größer")):
+        write(folder / f"{config}/train-00000-of-00001.parquet", [f"{word} {text}" for text in made_up(60)])
+    listed = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
+        for name in ("20231101.en", "20231101.de")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    monkeypatch.chdir(tmp_path)
+    german = "--dataset_name wikimedia/wikipedia --dataset_config_name 20231101.de --tokenizer_name train"
+    main(*german.split(), "--vocab_size", 500, "--max_seq_length", 4, "--output_dir", "out")
+    assert all_documents(tmp_path / "out") == sorted(f"größer {text}" for text in made_up(60))
+    own = Tokenizer.from_file("out/tokenizer/tokenizer.json")
+    assert len(own.encode("größer", add_special_tokens=False).ids) == 1
 
 
 # ---------------------------------------------------------------- the script
