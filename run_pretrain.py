@@ -129,7 +129,9 @@ def main(argv: list | None = None):
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
         run = start_or_resume(args, recipe, machine, data, config, sampler, report)
         run.stop.catch_signals()
-        batches = training_batches(run, sampler, build_collator(args, data, recipe.mlm_probability))
+        training_masks = build_collator(args, data, recipe.mlm_probability)
+        show_masking(training_masks, data)
+        batches = training_batches(run, sampler, training_masks)
         evaluations = train(run, batches, validation)
         report.log_end(run, evaluations)
 
@@ -692,7 +694,17 @@ def build_optimizer(model, args, precision: str):
 def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
     """The masking of training or of evaluations; rows of different lengths are padded to few lengths."""
     multiple = utils.LENGTH_MULTIPLE if data.is_padded else None
-    return DataCollatorMLM(data.tokenizer, mlm_probability, args.seed, args.whole_word_masking, multiple)
+    with explaining("--whole_word_masking True does not suit the tokenizer; leave it out"):
+        return DataCollatorMLM(data.tokenizer, mlm_probability, args.seed, args.whole_word_masking, multiple)
+
+
+def show_masking(collator: DataCollatorMLM, data: Data):
+    """Shows a training row as the model sees it; warns where rows are masked otherwise than single tokens would be."""
+    with explaining("--whole_word_masking True does not suit the text; leave it out"):
+        log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
+        problem = utils.masking_problem(collator, data.train)
+    if problem is not None:
+        log(f"warning: {problem}")
 
 
 def batches_of(rows: TokenRows, keys: Iterator[list], collator: DataCollatorMLM) -> Iterator[dict]:
