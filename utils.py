@@ -897,12 +897,11 @@ def read_tokenizer(folder: str) -> tuple | None:
 
 def check_model_directory(folder: str, flag: str):
     """Raises UserError unless a directory holds a model, undamaged as far as it has checksums."""
-    if not os.path.isdir(folder):
-        raise UserError(f"{flag} {folder}: no such directory: give one that holds config.json")
     if not Path(folder, "config.json").exists():
-        found = list(checkpoints_in(folder).values())
-        remedy = f"did you mean {found[-1]}?" if found else "give a directory paddle_STEP, or another model's"
-        raise UserError(f"{flag} {folder} holds no config.json: {remedy}")
+        problem = "holds no config.json" if os.path.isdir(folder) else "is no directory"
+        found = checkpoints_in(folder) or checkpoints_in(os.path.dirname(folder) or ".")
+        remedy = f"did you mean {list(found.values())[-1]}?" if found else "give one that holds config.json"
+        raise UserError(f"{flag} {folder} {problem}: {remedy}")
     if Path(folder, CHECKSUMS).exists():
         try:
             check_checksums(folder)
@@ -973,7 +972,10 @@ def write_onnx(checkpoint: str, folder: str):
             paddle.jit.save(Traced(model, output), f"{static}/model", input_spec=inputs)
             paths = f"{static}/model.json", f"{static}/model.pdiparams"
             # Without optimize_tool it would install packages while it runs.
-            content = paddle2onnx.export(*paths, opset_version=14, optimize_tool="none")
+            try:
+                content = paddle2onnx.export(*paths, opset_version=14, optimize_tool="none")
+            except SystemExit as error:  # so it ends where it fails, having said why
+                raise UserError("paddle2onnx failed, as it says above: leave out --onnx") from error
         graph = onnx.load_from_string(content)
         rename_onnx(graph.graph, output)
         onnx.save(graph, f"{folder}/{file}.onnx")

@@ -792,7 +792,9 @@ def test_an_export_never_replaces_anything_and_names_what_is_wrong(
     assert again.returncode == 2 and again.stderr == f"error: --output_dir {exported} exists: choose another\n"
     assert (exported / "config.json").read_bytes() == before
     missing = run_script("utils.py", "--checkpoint", tmp_path / "no", "--output_dir", tmp_path / "new")
-    assert missing.returncode == 2 and "no: no such directory" in missing.stderr
+    assert missing.returncode == 2 and f"{tmp_path / 'no'} is no directory: give one that holds" in missing.stderr
+    with pytest.raises(UserError, match=f"paddle_2 is no directory: did you mean {checkpoint}"):
+        utils.main(["--checkpoint", str(checkpoint.parent / "paddle_2"), "--output_dir", str(tmp_path / "new")])
     above = f"--checkpoint {checkpoint.parent} holds no config.json: did you mean {checkpoint}\\?"
     with pytest.raises(UserError, match=above):
         utils.main(["--checkpoint", str(checkpoint.parent), "--output_dir", str(tmp_path / "new")])
