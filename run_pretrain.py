@@ -540,7 +540,7 @@ def found_config(args, tokenizer, seq_length: int):
         if not is_extended:
             raise UserError(f"{name} has another tokenizer than the data: {prepare}")
         if not args.resize_model:
-            more = f"{len(vocab) - len(own[0])} tokens more than {name}"
+            more = f"{len(vocab) - len(own[0])} tokens that {name} lacks"
             raise UserError(f"the data has {more}: --resize_model True adds them to the model, or {prepare}")
 
     # Are its embeddings large enough?

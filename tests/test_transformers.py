@@ -644,18 +644,29 @@ def test_a_damaged_checkpoint_is_neither_evaluated_nor_continued(checkpoint, pre
 # ---------------------------------------------------------------- more tokens, longer rows
 
 
-def test_a_model_grows_by_the_tokens_that_the_data_has_more(checkpoint, pretrain, corpus, tmp_path, capsys):
+def with_more_merges(checkpoint, folder) -> None:
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["<mask>"] = 399  # as in the published ones
     longest = max((token for token in tokenizer["model"]["vocab"] if token.isalpha()), key=len)
     for token_id, merge in (400, [longest, longest]), (401, [longest, "Ġ"]):
         tokenizer["model"]["vocab"]["".join(merge)] = token_id
         tokenizer["model"]["merges"].append(merge)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def with_special_tokens(checkpoint, folder) -> None:
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    assert tokenizer.add_special_tokens(["<doc>", "<title>"]) == 2
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("extend", [with_more_merges, with_special_tokens])
+def test_a_model_grows_by_the_tokens_that_the_data_has_more(checkpoint, pretrain, corpus, tmp_path, capsys, extend):
     (tmp_path / "extended").mkdir()
-    (tmp_path / "extended" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    extend(checkpoint, tmp_path / "extended")
     data = create(corpus, tmp_path / "extended_data", "--tokenizer_name", str(tmp_path / "extended"))
     arguments = "--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(checkpoint)
-    with pytest.raises(UserError, match=r"the data has 2 tokens more than .*: --resize_model True adds them"):
+    with pytest.raises(UserError, match=r"the data has 2 tokens that .* lacks: --resize_model True adds them"):
         pretrain(*arguments, data=data, output=tmp_path / "never")
     run = pretrain(*arguments, "--resize_model", "True", data=data, output=tmp_path / "grown")
     assert "2 tokens (as the mean of the others) added" in capsys.readouterr().out
@@ -664,6 +675,9 @@ def test_a_model_grows_by_the_tokens_that_the_data_has_more(checkpoint, pretrain
         assert len(new[name]) == 402 and np.array_equal(new[name][:400], old[name])
         np.testing.assert_allclose(new[name][400:], [old[name].mean(0)] * 2, rtol=1e-5, atol=1e-7)
     assert json.loads((run / "paddle_1" / "config.json").read_text())["vocab_size"] == 402
+    text = "<doc> a few <title>words"
+    ids = Tokenizer.from_file(str(tmp_path / "extended" / "tokenizer.json")).encode(text).ids
+    assert transformers.AutoTokenizer.from_pretrained(str(run / "paddle_1"))(text)["input_ids"] == ids
     pretrain("--max_steps", "0", "--model_name_or_path", str(run / "paddle_1"), data=data, output=tmp_path / "never")
 
 
