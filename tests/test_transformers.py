@@ -26,11 +26,12 @@ import numpy as np
 import paddle
 import pytest
 import safetensors.numpy
-from conftest import ROOT, around_updates, create, run_script
+from conftest import ROOT, around_updates, run_script
 from paddlenlp import transformers
 from paddlenlp.data import DataCollatorWithPadding
 from tokenizers import Tokenizer
 
+import create_data
 import run_pretrain
 import utils
 from utils import UserError
@@ -644,6 +645,12 @@ def test_a_damaged_checkpoint_is_neither_evaluated_nor_continued(checkpoint, pre
 # ---------------------------------------------------------------- more tokens, longer rows
 
 
+def prepare(corpus: Path, output: Path, tokenizer: Path, seq_length: int) -> Path:
+    options = f"--max_seq_length {seq_length} --validation_split_percentage 10 --tokenizer_name".split()
+    create_data.main(["--data_files", str(corpus), "--output_dir", str(output), *options, str(tokenizer)])
+    return output
+
+
 def with_more_merges(checkpoint, folder) -> None:
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["<mask>"] = 399  # as in the published ones
@@ -664,7 +671,7 @@ def with_special_tokens(checkpoint, folder) -> None:
 def test_a_model_grows_by_the_tokens_that_the_data_has_more(checkpoint, pretrain, corpus, tmp_path, capsys, extend):
     (tmp_path / "extended").mkdir()
     extend(checkpoint, tmp_path / "extended")
-    data = create(corpus, tmp_path / "extended_data", "--tokenizer_name", str(tmp_path / "extended"))
+    data = prepare(corpus, tmp_path / "extended_data", tmp_path / "extended", 32)
     arguments = "--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(checkpoint)
     with pytest.raises(UserError, match=r"the data has 2 tokens that .* lacks: --resize_model True adds them"):
         pretrain(*arguments, data=data, output=tmp_path / "never")
@@ -685,7 +692,7 @@ def test_a_model_grows_by_the_positions_that_longer_rows_need(exported, pretrain
     change_config(exported, max_position_embeddings=34)
     os.remove(exported / "model.safetensors")  # from scratch
     short = pretrain("--max_steps", "1", "--model_name_or_path", str(exported), output=tmp_path / "short") / "paddle_1"
-    data = create(corpus, tmp_path / "longer", "--tokenizer_name", str(short), "--max_seq_length", "80")
+    data = prepare(corpus, tmp_path / "longer", short, 80)
     arguments = "--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(short), "--max_seq_length", "80"
     with pytest.raises(UserError, match=r"for 32: prepare it with --max_seq_length 32, or .* --resize_model True"):
         pretrain(*arguments, data=data, output=tmp_path / "never")
@@ -695,7 +702,7 @@ def test_a_model_grows_by_the_positions_that_longer_rows_need(exported, pretrain
     old, new = (utils.read_weights(str(folder))[name] for folder in (short, run / "paddle_1"))
     assert np.array_equal(new, np.concatenate([old, old[2:], old[2:18]]))
     assert json.loads((run / "paddle_1" / "tokenizer_config.json").read_text())["model_max_length"] == 80
-    data = create(corpus, tmp_path / "shorter", "--tokenizer_name", str(short), "--max_seq_length", "32")
+    data = prepare(corpus, tmp_path / "shorter", short, 32)
     pretrain("--max_steps", "0", "--model_name_or_path", str(short), data=data, output=tmp_path / "never")
 
 
