@@ -661,8 +661,8 @@ def read_txt(source: Source) -> Iterator[bytes]:
     if source.separated_by == "line":
         return lines
     if source.separated_by == "empty_line":
-        return (b"".join(group) for is_end, group in groupby(lines, is_blank) if not is_end)
-    return iter([b"".join(lines)])
+        return (b"\n".join(group) for is_end, group in groupby(lines, is_blank) if not is_end)
+    return iter([b"\n".join(lines)])
 
 
 def take(lines: Iterator[bytes], most: int, most_bytes: int) -> list[bytes]:
@@ -691,7 +691,7 @@ def read_json_lines(source: Source) -> Iterable:
     lines = filter(bytes.strip, lines_of(source))
     first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        return parse_json(b"".join([first, *lines]))
+        return parse_json(b"\n".join([first, *lines]))
     return map(parse_json, chain([first], lines))
 
 
@@ -701,7 +701,7 @@ def read_json(source: Source) -> Iterable:
     first, second = next(lines, b"[]"), next(lines, None)
     if second is not None and is_object(first):
         return map(parse_json, chain([first, second], lines))
-    value = parse_json(b"".join([first, second or b"", *lines]))
+    value = parse_json(b"\n".join([first, second or b"", *lines]))
     return records_of(value, source.text_column) if isinstance(value, dict) else value
 
 
@@ -744,8 +744,8 @@ def refuse_repeated(columns: list[str]):
 
 def read_csv(source: Source, delimiter: str = ",") -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
-    lines = dropwhile(bytes.isspace, lines_of(source))
-    reader = csv.DictReader(map(bytes.decode, lines), delimiter=delimiter, strict=True)
+    lines = (line.decode() + "\n" for line in lines_of(source))
+    reader = csv.DictReader(dropwhile(str.isspace, lines), delimiter=delimiter, strict=True)
     refuse_repeated(reader.fieldnames or [])
     for record in reader:
         if None in record or None in record.values():
@@ -785,7 +785,7 @@ def read_arrow(source: Source) -> Iterator[dict]:
 def read_wikiextractor(source: Source) -> Iterator[bytes]:
     """WikiExtractor's wiki_00: JSON lines, or text between <doc ...> and </doc>; both escaped as HTML is."""
     lines = lines_of(source)
-    first = next(lines, b"")
+    first = next(lines)
     if first.startswith(b"{"):
         for line in chain([first], filter(bytes.strip, lines)):
             yield unescaped(text_of(parse_json(line), source.text_column))
@@ -795,7 +795,7 @@ def read_wikiextractor(source: Source) -> Iterator[bytes]:
         if document is None and line.startswith(b"<doc "):
             document = []
         elif document is not None and line.rstrip() == b"</doc>":
-            yield unescaped(b"".join(document))
+            yield unescaped(b"\n".join(document))
             document = None
         elif document is not None:
             document.append(line)
@@ -961,9 +961,9 @@ def path_of(path: str) -> str:
 
 
 def lines_of(source: Source) -> Iterator[bytes]:
-    """The lines of a file, unpacked; all end with a line feed but the last one, which may not."""
+    """The lines of a file, unpacked, without their ends; the last one is empty where the text ends with a line."""
     lines = split_lines(with_line_feeds(text_blocks(source)))
-    yield next(lines, b"").removeprefix(b"\xef\xbb\xbf")  # the byte-order mark
+    yield next(lines).removeprefix(b"\xef\xbb\xbf")  # the byte-order mark
     yield from lines
 
 
@@ -1062,18 +1062,16 @@ def with_line_feeds(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines in blocks of text; they keep their line feeds."""
+    """The lines in blocks of text. (Quicker than splitlines(), which compares each byte with two characters.)"""
     begun = []  # parts of a line that has not ended: joined once, however many they are
-    for block in filter(None, blocks):
-        lines = block.splitlines(keepends=True)
-        begun.append(lines[0])
-        if not lines[0].endswith(b"\n"):
-            continue
-        lines[0] = b"".join(begun)
-        begun = [] if lines[-1].endswith(b"\n") else [lines.pop()]
-        yield from lines
-    if begun:
-        yield b"".join(begun)
+    for block in blocks:
+        end, *lines = block.split(b"\n")
+        begun.append(end)
+        if lines:
+            yield b"".join(begun)
+            begun = [lines.pop()]
+            yield from lines
+    yield b"".join(begun)
 
 
 # -------- arguments
