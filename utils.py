@@ -1981,7 +1981,8 @@ class Attention:
             scores = np.empty(self.weights[chunk].shape, np.float32)
             mask = None if self.mask is None else self.mask[chunk]
             self.dnn.matmul(self.query[chunk], self.key[chunk].swapaxes(2, 3), scores, scale=self.scale, added=mask)
-            self.dnn.softmax(scores, self.weights[chunk])
+            self.dnn.softmax(scores, scores)  # into bfloat16 at once, Paddle 2.6.2's rounds twice
+            self.dnn.copy(scores, self.weights[chunk])
             self.dnn.matmul(self.left(chunk), self.value[chunk], context[chunk], scale=self.dropped_scale)
 
     def backward(self, grad_context, grad_projected):
