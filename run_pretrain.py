@@ -1761,9 +1761,17 @@ class Function(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(ctx, grad_out):
-        gradients = [paddle.empty(shape) for shape in ctx.shapes]
+        gradients = [empty_tensor(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
         return tuple(gradients)
+
+
+def empty_tensor(shape: list):
+    """A float32 tensor; a large one in memory that stays (utils.Buffers)."""
+    if math.prod(shape) * 4 < utils.LARGE or paddle.__version__.startswith("2."):  # where from_dlpack makes a copy
+        return paddle.empty(shape)
+    array = utils.BUFFERS.take(tuple(shape), np.float32)
+    return paddle.utils.dlpack.from_dlpack(array.__dlpack__())
 
 
 class MaskedLoss(Function):

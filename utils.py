@@ -31,6 +31,7 @@ import tempfile
 import traceback
 import unicodedata
 import warnings
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -1393,7 +1394,8 @@ GRAD_SCALE, GRAD_SHIFT, AFTERWARDS = 255, 256, 32768  # of the first operation a
 OF_ONE_SHAPE = "binary", "reorder", "eltwise", "softmax"  # kinds whose arrays all have the same
 PREPARED = 512  # primitives kept, 0.4 MB each; a model has some 40 for each shape of batch
 ATTENTION_CHUNK = 2**21  # attention weights computed at a time, 8 MB in float32: they stay in the cache
-LOSS_CHUNK = 64  # rows of logits computed at a time, 13 MB in float32 for 50,265 tokens
+LARGE = 2**25  # bytes, from which on the C library gives memory back (prepare_for_paddle)
+LOSS_CHUNK = 128  # rows of logits computed at a time, 26 MB in float32 for 50,265 tokens; 64 take a tenth longer
 
 
 def opaque(name: str):
@@ -1543,7 +1545,7 @@ class OneDNN:
 
     def round_to_bfloat16(self, array):
         """A new array of uint16: the float32 values in bfloat16, to nearest, ties to even."""
-        return self.copy(array, np.empty(array.shape, np.uint16))
+        return self.copy(array, BUFFERS.take(array.shape, np.uint16))
 
     def gelu(self, src, dst):
         """dst = src (1 + erf(src / sqrt(2))) / 2, of one shape."""
@@ -1763,10 +1765,46 @@ class DropoutOperation:
 
 
 def draw_kept(shape: tuple, dropout: float, seed: int):
-    """Which values dropout keeps, as uint8 that are 1 there and 0 elsewhere; from 16 random bits each."""
-    size = math.prod(shape)
-    draw = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
-    return (draw >= round(dropout * 2**16)).view(np.uint8)
+    """Which values dropout keeps, as uint8 that are 1 there and 0 elsewhere; from 16 random bits each.
+
+    Drawing bits is what takes time. So each random byte serves twice: as the upper one of a value's two,
+    which decides unless it is 25 of 256 (for a dropout of 0.1), and as the lower one of a value far away.
+    """
+    size, threshold = math.prod(shape), round(dropout * 2**16)
+    half = -(-size // 2)
+    draw = np.random.SFC64(seed).random_raw(half // 4 + 1).view(np.uint8)
+    kept = np.empty(2 * half, bool)
+    np.greater_equal(draw[: 2 * half].view(np.uint16), threshold, out=kept[:half])
+    np.greater_equal(draw[1 : 2 * half + 1].view(np.uint16), threshold, out=kept[half:])
+    return kept[:size].view(np.uint8).reshape(shape)
+
+
+class Buffers:
+    """Memory that stays, for arrays above 32 MB, which the C library returns to the system at once.
+
+    The page faults of fresh memory take longer than what is written there: 70 ms for 64 MB.
+    """
+
+    def __init__(self):
+        self.unused = []  # arrays of bytes
+
+    def take(self, shape: tuple, dtype: type):
+        """An array that is the caller's alone; its memory is lent anew when no view of it is left."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size < LARGE:
+            return np.empty(shape, dtype)
+        fitting = [number for number, buffer in enumerate(self.unused) if size <= len(buffer)]
+        if fitting:
+            buffer = self.unused.pop(fitting[0])
+        else:
+            self.unused.clear()  # too small ones would pile up
+            buffer = np.empty(size, np.uint8)
+        lent = (ctypes.c_uint8 * size).from_buffer(buffer)
+        weakref.finalize(lent, self.unused.append, buffer).atexit = False
+        return np.frombuffer(lent, dtype).reshape(shape)
+
+
+BUFFERS = Buffers()
 
 
 class LayerNormOperation:
@@ -1945,7 +1983,8 @@ class Attention:
             scores = np.empty(self.weights[chunk].shape, np.float32)
             mask = None if self.mask is None else self.mask[chunk]
             self.dnn.matmul(self.query[chunk], self.key[chunk].swapaxes(2, 3), scores, scale=self.scale, added=mask)
-            self.dnn.softmax(scores, self.weights[chunk])
+            self.dnn.softmax(scores, scores)  # into bfloat16 at once, Paddle 2.6.2's rounds twice
+            self.dnn.copy(scores, self.weights[chunk])
             self.dnn.matmul(self.left(chunk), self.value[chunk], context[chunk], scale=self.dropped_scale)
 
     def backward(self, grad_context, grad_projected):
@@ -1989,7 +2028,7 @@ class MaskedLossOperation:
     def forward(self, out, x, weight, bias):
         self.weight, self.x = as_operand(self.dnn, weight, self.precision), x
         rows, bias = as_operand(self.dnn, x, self.precision), bias.reshape(1, -1)
-        self.grad_logits = np.empty((len(x), len(weight)), rows.dtype) if self.is_training else None
+        self.grad_logits = BUFFERS.take((len(x), len(weight)), rows.dtype) if self.is_training else None
         loss = 0.0
         for start in range(0, len(x), LOSS_CHUNK):
             chunk = slice(start, start + LOSS_CHUNK)

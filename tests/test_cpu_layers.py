@@ -334,6 +334,56 @@ def test_the_tied_weights_gradient_is_the_sum_of_all_its_uses(precision):
     assert distance(taken(), alone[1]) < 1e-6
 
 
+def test_large_memory_is_lent_to_one_at_a_time_and_stays(monkeypatch):
+    monkeypatch.setattr(utils, "LARGE", 1000)
+    buffers = utils.Buffers()
+    first, other = buffers.take((20, 30), np.float32), buffers.take((20, 30), np.float32)
+    address, others = first.ctypes.data, other.ctypes.data
+    assert address != others and buffers.take((3,), np.float32).ctypes.data not in (address, others)
+    part = first[3:, ::2]
+    del first
+    third = buffers.take((20, 30), np.float32)
+    assert third.ctypes.data not in (address, others)  # a view of the first is still in use
+    del part
+    assert buffers.take((30, 20), np.uint16).ctypes.data == address  # of another type, and smaller
+    assert len(buffers.unused) == 1
+    larger = buffers.take((2000,), np.float32)
+    assert larger.shape == (2000,) and not buffers.unused  # what is too small is given up
+
+
+def test_large_gradients_are_in_memory_that_stays_and_right(monkeypatch):
+    """As the embedding's of a real vocabulary: of two micro-batches, after an update, and while one is kept."""
+    ours, ids = with_cpu_layers(model_of(64, 2), 64, 2, "float32"), rows_of(3, 20, False)
+    _, expected = masked_loss_and_gradients(ours, ids)
+    expected = {name: gradient.copy() for name, gradient in expected.items()}
+    monkeypatch.setattr(utils, "LARGE", 4 * 64 * 64)
+    weight = ours.roberta.embeddings.word_embeddings.weight
+    addresses = set()
+    for _ in range(3):
+        for _ in range(2):
+            run_pretrain.masked_loss(ours, batch_of(ids))[0].backward()
+        addresses.add(weight.grad.data_ptr())
+        for name, parameter in ours.named_parameters():
+            if "k_proj.bias" not in name:
+                assert distance(parameter.grad.numpy() / 2, expected[name]) < 1e-5, name
+        for parameter in ours.parameters():
+            parameter.clear_gradient(set_to_zero=False)
+    if not paddle.__version__.startswith("2."):
+        assert len(addresses) < 3
+
+
+def test_dropout_draws_as_often_as_asked_and_each_value_for_itself():
+    for dropout in (0.01, 0.1, 0.5):
+        kept = utils.draw_kept((2, 1_000_001), dropout, seed=7).ravel()
+        assert set(np.unique(kept)) == {0, 1} and len(kept) == 2_000_002
+        assert 1 - kept.mean() == pytest.approx(dropout, rel=0.02)
+        for distance_ in (1, 2, 1_000_001, 1_000_002):  # neighbours, and those that share a byte
+            assert abs(np.corrcoef(kept[:-distance_], kept[distance_:])[0, 1]) < 0.006
+    assert utils.draw_kept((3,), 0.0, 1).all() and not np.array_equal(
+        utils.draw_kept((999,), 0.5, 1), utils.draw_kept((999,), 0.5, 2)
+    )
+
+
 def test_rows_that_repeat_are_added_to_a_matrix():
     random = np.random.default_rng(0)
     matrix, ids, rows = random.normal(size=(9, 4)), random.integers(0, 9, 30), random.normal(size=(30, 4))
