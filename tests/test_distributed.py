@@ -9,9 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, metrics, training_arguments
+from conftest import RESUME, ROOT, RUN, around_losses, metrics, result, training_arguments
 from safetensors.numpy import load_file
-from test_resume import RESUME, RUN, result
 
 import run_pretrain
 
@@ -101,18 +100,17 @@ def test_normalising_each_micro_batch_alone_would_fail_that_check(packed_data, w
 
     four = ("--gradient_accumulation_steps", 4)
     right, one_batch = run("right", *four), run("one", "--batch_size", 32)
-    real_update, real_loss, average = run_pretrain.train_update, run_pretrain.masked_loss, []
+    real_update, average = run_pretrain.train_update, []
 
     def update(run, batches):
         average[:] = [sum(count_masked(batch["labels"]) for batch in batches) / len(batches)]
         return real_update(run, batches)
 
-    def loss(model, batch):
-        value, num_correct = real_loss(model, batch)
-        return (value * average[0] / count_masked(batch["labels"]) if model.training else value), num_correct
+    def of_this_batch_alone(loss, model, batch):
+        return loss * average[0] / count_masked(batch["labels"]) if model.training else loss
 
     monkeypatch.setattr(run_pretrain, "train_update", update)
-    monkeypatch.setattr(run_pretrain, "masked_loss", loss)
+    around_losses(monkeypatch, change=of_this_batch_alone)
     wrong = run("wrong", *four)
     distance = {n: max(np.abs(w[k] - one_batch[k]).max() for k in w) for n, w in (("right", right), ("wrong", wrong))}
     assert distance["right"] <= 1e-6 < distance["wrong"]
