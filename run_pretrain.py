@@ -2004,13 +2004,15 @@ class Function(paddle.autograd.PyLayer):
         out = paddle.empty(out_shape)
         operation.forward(array_of(out), *map(array_of, tensors))
         ctx.operation, ctx.shapes = operation, [tensor.shape for tensor in tensors]
+        ctx.is_frozen = [tensor.stop_gradient for tensor in tensors]
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
         gradients = [paddle.empty(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
-        return tuple(gradients)
+        # Paddle wants None where a tensor has no gradient, as a weight that is frozen.
+        return tuple(None if frozen else gradient for gradient, frozen in zip(gradients, ctx.is_frozen))
 
 
 class MaskedLoss(Function):
@@ -2021,7 +2023,9 @@ class MaskedLoss(Function):
 
     @staticmethod
     def forward(ctx, operation, output_layer, x, weight, bias):
-        ctx.output_layer = output_layer if output_layer.is_tied and not x.stop_gradient else None
+        # Where the embedding is frozen, it has no backward pass that would take the gradient.
+        leaves_it = output_layer.is_tied and not x.stop_gradient and not weight.stop_gradient
+        ctx.output_layer = output_layer if leaves_it else None
         return Function.forward(ctx, operation, [], x, weight, bias)
 
     @staticmethod

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import RESUME, ROOT, RUN, around_losses, metrics, result, training_arguments
+from conftest import RESUME, ROOT, RUN, around_losses, create, metrics, result, text_of_words, training_arguments
 from safetensors.numpy import load_file
 
 import run_pretrain
@@ -207,6 +207,40 @@ def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path,
         assert status != 0 and "5 updates in a row, up to step 8" in logs[0]
     else:
         assert status == 0 and [r["skipped_updates"] for r in metrics(tmp_path / "ckp", "train")].count(1) == 1
+
+
+OTHER_ARGUMENTS_ON_RANK_1 = """
+import os, sys
+sys.path.insert(0, {root!r})
+import run_pretrain, utils
+sys.argv += {more!r} if os.environ["PADDLE_TRAINER_ID"] == "1" else []
+utils.command_line(run_pretrain.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("both", "other", "message"),
+    [
+        (["--max_steps", 3], ["--seed", "7"], "arguments: start them with the same command"),
+        (["--max_steps", 3], ["--input_file", "OTHER"], "data or tokenizers: share one --input_file, or copy it"),
+        (["--max_steps", 0], ["--input_file", "OTHER"], "data or tokenizers: share one --input_file, or copy it"),
+        (["--max_steps", 3], ["--model_name_or_path", "roberta-en-mini"], "models or precisions: give all the same"),
+    ],
+    ids=["arguments", "data", "data of an evaluation", "model"],
+)
+def test_ranks_that_differ_at_a_first_start_are_all_refused(packed_data, tmp_path, both, other, message):
+    (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
+    elsewhere = create(tmp_path / "other.txt", tmp_path / "other") if "OTHER" in other else None
+    script = tmp_path / "differ.py"
+    more = [str(elsewhere) if word == "OTHER" else word for word in other]
+    script.write_text(OTHER_ARGUMENTS_ON_RANK_1.format(root=str(ROOT), more=more))
+    arguments = arguments_of(packed_data, tmp_path / "ckp", *both)
+    assert launch(tmp_path / "logs", 2, script, *arguments).wait(timeout=300) != 0
+    for rank in range(2):
+        lines = (tmp_path / f"logs/workerlog.{rank}").read_text().splitlines()
+        [error] = [line for line in lines if line.startswith("error: ")]
+        assert error.startswith(f"error: the processes have different {message}")
+    assert not (tmp_path / "ckp/metrics.jsonl").exists() and not list((tmp_path / "ckp").glob("paddle_*"))
 
 
 START_ELSEWHERE = """

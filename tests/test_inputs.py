@@ -80,7 +80,7 @@ def test_no_default_is_shared_or_computed(script):
     """A default is made once, when the function is defined: one that changes would be all callers' together."""
     functions = [node for node in ast.walk(ast.parse((ROOT / script).read_text())) if isinstance(node, ast.FunctionDef)]
     defaults = [d for f in functions for d in [*f.args.defaults, *f.args.kw_defaults] if d is not None]
-    assert len(defaults) > 5
+    assert len(defaults) > 1
     changing = ast.List | ast.Dict | ast.Set | ast.Call | ast.ListComp | ast.DictComp
     assert [ast.unparse(default) for default in defaults if isinstance(default, changing)] == []
 
@@ -316,6 +316,7 @@ OTHER_VALUES = {
     "final_mlm_probability": "0.2",
     "whole_word_masking": "True",
     "model_name_or_path": "roberta-en-mini",
+    "resize_model": "True",
     "dropout": "0.2",
     "recipe": "growing_rows",
     "initialization": "sinusoids",
@@ -345,7 +346,6 @@ OTHER_VALUES = {
     "scale_loss": "16",
 }
 REFUSED_PAIRS = {frozenset(pair) for pair in [("max_steps", "resume_from_checkpoint"), ("amp", "amp_dtype")]}
-REFUSED_ALONE = {"recompute"}  # on a CPU
 
 
 def outcome(*names: str) -> str:
