@@ -30,11 +30,6 @@ TWO_THEN_FOUR = ["--save_steps", "2", "--max_steps", "4"]
 RESUME = ["--resume_from_checkpoint", "auto"]
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than about ten seconds")
-    config.addinivalue_line("markers", "draws: has runs draw curve.png, which takes 0.2 s at each evaluation")
-
-
 class Killed(BaseException):
     """Stands for a kill inside this process."""
 
@@ -222,6 +217,15 @@ def metrics(output: pathlib.Path, event: str) -> list:
     records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     by_step = {record["step"]: record for record in records if record["event"] == event}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def read_visualdl(folder: pathlib.Path) -> dict:
+    """The points of each curve in a directory's one file, {tag: {step: value}}; of several, VisualDL shows one."""
+    from visualdl import LogReader
+
+    [file] = folder.iterdir()
+    reader = LogReader(file_path=str(file))
+    return {tag: {p.id: p.value for p in reader.get_data("scalar", tag)} for tag in reader.get_tags()["scalar"]}
 
 
 def run_script(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:

@@ -25,6 +25,7 @@ from conftest import (
     create,
     kill,
     metrics,
+    read_visualdl,
     run_as_ordinary_user,
     text_of_words,
     training_arguments,
@@ -268,15 +269,6 @@ def test_each_validation_set_has_its_own_loss_and_the_first_decides_the_best(pre
     assert [name for name, _ in yardsticks] == ["", " of validation_german"] and len(set(yardsticks)) == 2
     tags = read_visualdl(output / "visualdl/from_0")
     assert tags["evaluation/validation_german/eval_loss"] == {2: 9.0, 4: 8.0, 6: 1.0}
-
-
-def read_visualdl(folder) -> dict:
-    """The points of each curve in the one file of a directory, {tag: {step: value}}."""
-    from visualdl import LogReader
-
-    [file] = folder.iterdir()
-    reader = LogReader(file_path=str(file))
-    return {tag: {p.id: p.value for p in reader.get_data("scalar", tag)} for tag in reader.get_tags()["scalar"]}
 
 
 def test_sets_are_evaluated_alone_too_and_an_empty_one_is_said_to_be_left_out(pretrain, data, capsys):

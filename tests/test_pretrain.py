@@ -24,6 +24,7 @@ from conftest import (
     around_updates,
     create,
     metrics,
+    read_visualdl,
     run_of,
     run_script,
     text_of_words,
@@ -622,6 +623,10 @@ def test_metrics_and_visualdl_hold_what_was_promised(pretrain):
     assert all(math.isfinite(value) for name, value in record.items() if name != "event")
     assert {"loss", "learning_rate", "grad_norm", "steps_per_second", "tokens_per_second", "tflops"} < set(record)
     assert {"data_wait_percent", "eta_hours", "skipped_updates", "loss_scale"} < set(record)
+    shown = read_visualdl(output / "visualdl/from_0")
+    for name in set(record) - {"event", "step"}:
+        assert shown[f"train/{name}"] == pytest.approx({r["step"]: r[name] for r in metrics(output, "train")}, rel=1e-6)
+    assert {"evaluation/eval_loss", "evaluation/perplexity", "evaluation/accuracy"} < set(shown)
 
 
 def test_tflops_count_the_matrix_products_forward_and_twice_that_backward(pretrain, packed_data):
@@ -635,26 +640,16 @@ def test_tflops_count_the_matrix_products_forward_and_twice_that_backward(pretra
 
 
 def test_visualdl_shows_each_start_of_a_run_as_a_curve_of_its_own(pretrain):
-    from visualdl import LogReader
-
     arguments = ("--max_steps", "4", "--save_steps", "2")
     output = pretrain(*arguments)
     shutil.rmtree(output / "paddle_4")
     pretrain(*arguments, "--resume_from_checkpoint", "auto")
     assert sorted(path.name for path in (output / "visualdl").iterdir()) == ["from_0", "from_2"]
-    for folder, steps in (
-        ("from_0", {"train": [1, 2, 3, 4], "evaluation": [2, 4]}),
-        (
-            "from_2",
-            {"train": [3, 4], "evaluation": [2, 4]},
-        ),
-    ):
-        (file,) = (output / "visualdl" / folder).iterdir()  # of several VisualDL shows one
-        reader = LogReader(file_path=str(file))
-        for event, name in (("train", "loss"), ("evaluation", "perplexity")):
-            shown = {point.id: point.value for point in reader.get_data("scalar", f"{event}/{name}")}
-            expected = {r["step"]: r[name] for r in metrics(output, event) if r["step"] in steps[event]}
-            assert list(expected) == steps[event] and shown == pytest.approx(expected, rel=1e-6)
+    for folder, training, evaluations in (("from_0", [1, 2, 3, 4], [2, 4]), ("from_2", [3, 4], [2, 4])):
+        shown = read_visualdl(output / "visualdl" / folder)
+        for event, name, steps in (("train", "loss", training), ("evaluation", "perplexity", evaluations)):
+            expected = {r["step"]: r[name] for r in metrics(output, event) if r["step"] in steps}
+            assert list(expected) == steps and shown[f"{event}/{name}"] == pytest.approx(expected, rel=1e-6)
 
 
 # ---------------------------------------------------------------- arguments and bad starts
