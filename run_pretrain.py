@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -44,6 +45,7 @@ with redirect_stderr(io.StringIO()):  # Paddle warns of more than one thread, wh
     import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
+import psutil  # which VisualDL brings along
 from paddle import nn
 from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import RobertaLMHead, TransposedLinear
@@ -109,6 +111,9 @@ def main(argv: list | None = None):
     data = load_data(args, recipe)
     config = build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
     collator = build_collator(args, data, args.eval_mlm_probability)
+    identity = run_identity(args, recipe, machine, data, config, collator)
+    check_ranks_agree(args, machine, identity)
+    check_memory(args, recipe, machine, data, config)
     validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
     report = Report(args, data)
     if args.max_steps == 0:
@@ -127,7 +132,7 @@ def main(argv: list | None = None):
         seed=args.seed,
     )
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
-        run = start_or_resume(args, recipe, machine, data, config, sampler, report)
+        run = start_or_resume(args, recipe, machine, data, config, identity, sampler, report)
         run.stop.catch_signals()
         training_masks = build_collator(args, data, recipe.mlm_probability)
         show_masking(training_masks, data)
@@ -158,6 +163,7 @@ class Data:
     seq_length: int  # positions that the model needs: the longest row's, or --max_seq_length
     is_padded: bool  # whether rows have different lengths
     digests: dict[str, str]  # of each Arrow file of rows: its size and SHA-256
+    description: str  # directories and numbers of rows, for people
 
 
 @dataclass
@@ -735,19 +741,27 @@ def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine
 
 # -------- checkpoints
 def start_or_resume(
-    args, recipe: Recipe, machine: Machine, data: Data, config, sampler: UpdateSampler, report: "Report"
+    args,
+    recipe: Recipe,
+    machine: Machine,
+    data: Data,
+    config,
+    identity: dict,
+    sampler: UpdateSampler,
+    report: "Report",
 ) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
     total_steps = count_updates(args, sampler)
-    identity = run_identity(args, recipe, machine, data, config, sampler.global_batch, total_steps)
+    if args.lr_scheduler != "constant_with_warmup":  # whose runs may go on for as long as one likes
+        identity = identity | {"total_steps": total_steps}
     checkpoint = find_checkpoint(args)
-    state = load_state(checkpoint, identity, data, total_steps) if checkpoint else None
-    if state is not None:
-        progress = Progress(**{name: state[name] for name in asdict(Progress())})
-    else:
+    if checkpoint is None:
         is_share = args.warmup_steps < 1
         progress = Progress(warmup_steps=math.ceil(args.warmup_steps * (total_steps if is_share else 1)))
-    check_ranks_agree(args, machine, identity, progress.global_step)
+        state = {}
+    else:
+        progress, state = load_state(checkpoint, args, identity, data, total_steps)
+    check_ranks_agree_on_checkpoint(machine, checkpoint)
 
     initialize = None
     if recipe.initialization == "sinusoids":
@@ -773,7 +787,9 @@ def start_or_resume(
         identity=identity,
         data=data,
     )
-    report.log_start(run, sampler)
+    # A checkpoint of another directory brings no metrics along, and those that lie here are another run's.
+    goes_on = checkpoint in checkpoints_in(args.output_dir).values()
+    report.log_start(run, sampler, goes_on)
     return run
 
 
@@ -804,20 +820,21 @@ def count_updates(args, sampler: UpdateSampler) -> int:
     return total_steps
 
 
-def run_identity(
-    args, recipe: Recipe, machine: Machine, data: Data, config, global_batch: int, total_steps: int
-) -> dict:
-    """What the result depends on, by name: a resumed run must have all of it in common with its checkpoint."""
+def run_identity(args, recipe: Recipe, machine: Machine, data: Data, config, collator: DataCollatorMLM) -> dict:
+    """What the result depends on, by name: a resumed run must have all of it in common with its checkpoint.
+
+    start_or_resume() adds the number of updates.
+    """
     may_change = build_parser().may_change()
     identity = {name: value for name, value in vars(args).items() if name not in may_change}
     identity |= {name: value for name, value in asdict(recipe).items() if name != "dropout"}  # the configuration has it
     identity["precision"] = machine.precision
-    identity["global_batch"] = global_batch
-    if args.lr_scheduler != "constant_with_warmup":  # whose runs may go on for as long as one likes
-        identity["total_steps"] = total_steps
+    identity["global_batch"] = args.batch_size * args.gradient_accumulation_steps * machine.world_size
     for name, value in config.to_dict().items():
         if name not in ("architectures", "paddlenlp_version"):
             identity[f"architecture.{name}"] = value
+    identity |= collator.identity()
+    del identity["masking.mlm_probability"], identity["masking.seed"]  # of flags, which are compared themselves
     identity["tokenizer"] = digest_of(data.tokenizer_files)
     identity.update({f"data.{name}": digest for name, digest in data.digests.items()})
     return json.loads(json.dumps(identity))  # as state.json gives it back
@@ -831,32 +848,50 @@ def digest_of(files: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def check_ranks_agree(args, machine: Machine, identity: dict, global_step: int):
-    """Raises UserError where the ranks would not train the same: other arguments, data, or checkpoints."""
-    differ_freely = ("input_file", "output_dir", "resume_from_checkpoint", "model_name_or_path")
-    arguments = {name: str(value) for name, value in vars(args).items() if name not in differ_freely}
-    found = {
-        "arguments or weights' configurations: start them with the same command": arguments
-        | {name: value for name, value in identity.items() if not name.startswith(("data.", "tokenizer"))},
-        "data or tokenizers: share one --input_file, or copy it": {
-            name: value for name, value in identity.items() if name.startswith(("data.", "tokenizer"))
+def check_ranks_agree(args, machine: Machine, identity: dict):
+    """Raises UserError, on all ranks, where they would not do the same: other arguments, weights or data."""
+    # Where these lie may differ from machine to machine: their contents are compared, not their names.
+    places = ("input_file", "output_dir", "model_name_or_path", "resume_from_checkpoint")
+    arguments = {name: str(value) for name, value in vars(args).items() if name not in places}
+    is_data = {name for name in identity if name.startswith(("data.", "tokenizer"))}
+    compare_over_ranks(
+        machine,
+        {
+            "arguments: start them with the same command": arguments,
+            "models or precisions: give all the same --model_name_or_path, on devices of one kind": {
+                name: value for name, value in identity.items() if name not in is_data
+            },
+            "data or tokenizers: share one --input_file, or copy it": {name: identity[name] for name in is_data},
         },
-        "checkpoints: share one --output_dir": global_step,
-    }
+    )
+
+
+def check_ranks_agree_on_checkpoint(machine: Machine, checkpoint: str | None):
+    """Raises UserError where the ranks go on from different checkpoints, or some start anew."""
+    sums = Path(checkpoint, utils.CHECKSUMS).read_text() if checkpoint else None
+    compare_over_ranks(machine, {"checkpoints: share one --output_dir": sums})
+
+
+def compare_over_ranks(machine: Machine, values: dict):
+    """Raises UserError on all ranks where one of the values, {what it is and a remedy: value}, is not equal on all."""
     digests = []
-    for value in found.values():  # 48 bits each: a sum over ranks stays exact
+    for value in values.values():  # 48 bits each: a sum over ranks stays exact in int64
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
         digests.append(int.from_bytes(digest[:6], "little"))
     sums = sum_over_ranks(paddle.to_tensor(digests, dtype="int64")).tolist()
-    for what, digest, total in zip(found, digests, sums):
+    for what, digest, total in zip(values, digests, sums):
         if total != digest * machine.world_size:
-            raise UserError(f"the processes find different {what}")
+            raise UserError(f"the processes have different {what}")
 
 
 def find_checkpoint(args) -> str | None:
     """The checkpoint to resume from, or None for a fresh start; never a damaged one."""
     given = args.resume_from_checkpoint
     found = list(checkpoints_in(args.output_dir).values())
+    if given not in ("no", "auto"):
+        inside = list(checkpoints_in(given).values())
+        if inside:
+            raise UserError(f"--resume_from_checkpoint {given} holds checkpoints: did you mean {inside[-1]}?")
     is_of_this_directory = os.path.realpath(given) in map(os.path.realpath, found)
     if found and given != "auto" and not is_of_this_directory:
         raise UserError(
@@ -879,67 +914,112 @@ def find_checkpoint(args) -> str | None:
     raise UserError(f"{problem}: give another, or start in another --output_dir")
 
 
-def load_state(checkpoint: str, identity: dict, data: Data, total_steps: int) -> dict:
-    """What state.json of a checkpoint holds, if this run may continue from it."""
+def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: int) -> tuple[Progress, dict]:
+    """The progress of a checkpoint that this run may continue from, and all of its state.json."""
     refusal = f"cannot resume from {checkpoint}"
-    instead = f"--model_name_or_path {checkpoint} and a new --output_dir continue from its weights in a new run"
+    instead = f"to go on from its weights in a new run: {command_to_continue(checkpoint, args.output_dir)}"
     with explaining(f"{refusal}: its state.json is damaged, or of another version; {instead}"):
         state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
-        step, saved = state["global_step"], state["identity"]
-        if not 0 < step <= total_steps:
-            raise UserError(f"{refusal}: step {step} of {total_steps}: raise --max_steps; or {instead}")
-        changes = changes_between(saved, identity, describe_data(data), state.get("data"))
+        progress = Progress(**{name: state[name] for name in asdict(Progress())})
+        for name, value in asdict(Progress()).items():
+            if not isinstance(state[name], type(value)):
+                raise ValueError(f"{name} is {state[name]!r}")
+        if progress.global_step < 1:
+            raise ValueError(f"global_step is {progress.global_step}")
+        changes = changes_between(state, identity, data)
     if changes:
-        raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or {instead}")
-    return state
+        raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
+    if progress.global_step > total_steps:
+        step = progress.global_step
+        raise UserError(f"{refusal}: it has done {step} of {total_steps} updates: give --max_steps {step} or more")
+    return progress, state
 
 
-def changes_between(saved: dict, current: dict, data: str, saved_data: str | None) -> list[str]:
-    """What differs between two identities, in a user's words."""
-    defaults = vars(parse_arguments([]))  # for a flag that the checkpoint does not know yet
-    defaults |= {name: value for name, value in asdict(RECIPES["roberta"]).items() if name not in saved}
+def command_to_continue(checkpoint: str, output_dir: str) -> str:
+    """The flags with which a new run begins with a checkpoint's weights, in a directory that is not there yet."""
+    base, number = Path(output_dir), 2
+    while Path(f"{base}_{number}").exists():
+        number += 1
+    places = f"--model_name_or_path {shlex.quote(str(checkpoint))} --output_dir {shlex.quote(f'{base}_{number}')}"
+    return f"{places} --resume_from_checkpoint auto"
+
+
+def changes_between(state: dict, current: dict, data: Data) -> list[str]:
+    """What differs between the identity in a checkpoint's state.json and the current one, in a user's words."""
+    saved = state["identity"]
+    # A flag that the checkpoint does not know yet had its default, or, of the recipe, what RoBERTa's own has. What
+    # else it does not know is not compared, but for the rules of whole words: earlier code had others.
+    defaults = vars(parse_arguments([])) | asdict(RECIPES["roberta"]) | {"masking.whole_words": None}
     defaults["final_mlm_probability"] = saved.get("mlm_probability")  # which was the same to the end
+    defaults = json.loads(json.dumps(defaults))  # as state.json gives it back
     was = {name: defaults[name] for name in current if name in defaults} | saved
-    is_data = {name for name in [*was, *current] if name.startswith("data.")}
     changes = []
-    if any(was.get(name) != current.get(name) for name in is_data):
-        changes.append(f"the data of --input_file (was {saved_data or 'other files'}, is {data})")
-    for name, value in was.items():
-        if name in is_data or value == current.get(name):
-            continue
-        if name == "tokenizer":
-            changes.append("the tokenizer of --input_file")
-        elif name == "total_steps":
-            now = current.get(name)
-            changes.append(f"total_steps (was {value}, is {now}; --max_steps and --num_train_epochs set it)")
-        else:
-            changes.append(f"{name} (was {value}, is {current.get(name)})")
+    is_data = {name for name in [*saved, *current] if name.startswith("data.")}
+    if any(saved.get(name) != current.get(name) for name in is_data):
+        saved_data = state.get("data") or f"that of {' '.join(state['arguments']['input_file'])}"
+        changes.append(f"the data of --input_file (was {saved_data}; is {data.description})")
+    changed = {name for name in was if name not in is_data and was[name] != current.get(name)}
+    if "whole_word_masking" in changed:
+        changed.discard("masking.whole_words")  # which it sets
+    changes += [describe_change(name, was[name], current.get(name)) for name in sorted(changed)]
     return changes
 
 
-def describe_data(data: Data) -> str:
-    """The data in a few words, for state.json and refusals."""
-    rows = [f"{len(data.train):,} training rows"]
-    rows += [f"{len(split):,} of {name}" for name, split in data.validation.items()]
-    files = "".join(f"{name} {digest} " for name, digest in sorted(data.digests.items()))
-    return f"{', '.join(rows)}, digest {hashlib.sha256(files.encode()).hexdigest()[:8]}"
+def describe_change(name: str, was, now) -> str:
+    """One difference between two identities, by the flags that set it."""
+    if name == "tokenizer":
+        return "the tokenizer's files in --input_file"
+    if name == "total_steps":
+        return f"the number of updates (was {was}, is {now}: --max_steps {was} gives the former)"
+    if name == "global_batch":
+        return (
+            f"the global batch (was {was} rows, is {now}: "
+            "--batch_size x --gradient_accumulation_steps x the number of processes)"
+        )
+    if name == "precision":
+        return f"the precision (was {was}, is {now}: --amp, --amp_dtype or another device)"
+    if name.startswith("masking."):
+        return f"the masking's {name.removeprefix('masking.')} (was {was}, is {now})"
+    if name.startswith("architecture."):
+        return f"the model's {name.removeprefix('architecture.')} (was {was}, is {now})"
+    if name == "stages":
+        was, now = stages_as_text(was), stages_as_text(now)
+    return f"--{name} (was {was}, is {now})"
 
 
 def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler):
     """Gives the optimizer and the scaler back what save_checkpoint() wrote of them."""
+    wrote, reads = state.get("optimizer", "AdamW"), type(optimizer).__name__
+    if wrote != reads:
+        raise UserError(
+            f"cannot resume from {checkpoint}: {wrote} wrote its state, and build_optimizer() makes {reads}"
+        )
     with explaining(f"cannot resume from {checkpoint}: its optimizer state is damaged"):
         arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
         if len(arrays) != state["num_moments"]:
             raise UserError(f"{checkpoint} lacks optimizer tensors")
-        parameters = dict(model.named_parameters())
-        tensors = {}
+        parameters, tensors, owners = dict(model.named_parameters()), {}, {}
         for name, array in arrays.items():
-            parameter, kind = name.rsplit("/", 1)
-            tensors[f"{parameters[parameter].name}_{kind}_0"] = paddle.to_tensor(array)
+            owner, kind = name.rsplit("/", 1)
+            owners[owner] = parameters[owner]
+            tensors[f"{parameters[owner].name}_{kind}_0"] = paddle.to_tensor(array)
         optimizer.set_state_dict(tensors)
+        take_over_state(optimizer, list(owners.values()))
         if scaler.is_enable():
             scale = np.array(state["scaler"]["scale"], dtype=np.float32)
             scaler.load_state_dict({**state["scaler"], "scale": scale})
+
+
+def take_over_state(optimizer, parameters: list):
+    """Has the optimizer make its tensors for these parameters now, from what set_state_dict() gave it.
+
+    Left alone it does so in its first step, for the parameters that have a gradient then: one that is frozen at that
+    moment would lose its state, and one that was frozen until then, which has none yet, would be refused.
+    """
+    block = paddle.static.default_main_program().global_block()
+    optimizer._create_accumulators(block, parameters)
+    if optimizer._accumulators_holder:
+        raise ValueError(f"nothing here takes {min(optimizer._accumulators_holder)}")
 
 
 def optimizer_arrays(model, optimizer) -> dict[str, np.ndarray]:
@@ -974,8 +1054,9 @@ def save_checkpoint(run: Run):
             save_file(arrays, training_state / "optimizer.safetensors")
             state = asdict(progress) | {
                 "identity": run.identity,
-                "data": describe_data(run.data),
+                "data": run.data.description,
                 "scaler": run.scaler.state_dict(),
+                "optimizer": type(run.optimizer).__name__,
                 "num_moments": len(arrays),
                 "arguments": vars(args),
             }
@@ -1015,25 +1096,27 @@ class Report:
                 f"{entropy:.3f} is the best from word frequencies"
             )
 
-    def log_start(self, run: Run, sampler: UpdateSampler):
-        """Says what is about to be trained; opens the files of a run."""
-        args, total_steps = run.args, run.total_steps
-        epochs = f"{total_steps / sampler.updates_per_epoch:.3g} epochs"
+    def log_start(self, run: Run, sampler: UpdateSampler, goes_on: bool):
+        """Says what is about to be trained; opens the files of a run, which goes on with those here or begins them."""
+        args, total_steps, step = run.args, run.total_steps, run.progress.global_step
         ended_by = ""
         if args.num_train_epochs is not None and args.max_steps > 0:
-            flag = "--max_steps" if total_steps == args.max_steps else "--num_train_epochs"
-            ended_by = f", ended by {flag}"
+            ended_by = ", ended by --max_steps" if total_steps == args.max_steps else ", ended by --num_train_epochs"
         log(
             f"data: {sampler.num_rows:,} rows, {total_steps:,} updates of {sampler.global_batch:,} rows "
-            f"({epochs}{ended_by}), {run.progress.warmup_steps:,} of them warmup"
+            f"({total_steps / sampler.updates_per_epoch:.3g} epochs{ended_by}), "
+            f"{run.progress.warmup_steps:,} of them warmup"
         )
-        self.bar = tqdm(
-            desc="training", total=total_steps, initial=run.progress.global_step, unit="update", disable=None
-        )
+        if total_steps < args.logging_steps:
+            log(f"--logging_steps {args.logging_steps}: more than there are updates; no training loss will be reported")
+        self.bar = tqdm(desc="training", total=total_steps, initial=step, unit="update", disable=None)
         if run.machine.rank == 0:
-            step = run.progress.global_step
-            utils.begin_metrics(self.output_dir, step)
-            self.visualdl = LogWriter(f"{self.output_dir}/visualdl/from_{step}")  # it shows one file of a directory
+            if goes_on:
+                utils.cut_metrics(self.output_dir, step)
+            else:
+                utils.set_aside_earlier_run(self.output_dir)
+            # A directory for each start: of several files in one VisualDL shows one.
+            self.visualdl = LogWriter(utils.free_path(f"{self.output_dir}/visualdl/from_{step}"))
 
     def log_update(self, run: Run, result: dict):
         """Moves the bar, and says that an update was skipped."""
@@ -1047,7 +1130,7 @@ class Report:
         step, window = run.progress.global_step, run.progress.window
         seconds = window["seconds"]
         record = {
-            "loss": window["loss_sum"] / window["num_masked"] if window["num_masked"] else math.nan,
+            "loss": window["loss_sum"] / window["num_masked"] if window["num_masked"] else None,
             "learning_rate": run.optimizer.get_lr(),
             "grad_norm": result["grad_norm"],
             "skipped_updates": window["skipped_updates"],
@@ -1058,26 +1141,32 @@ class Report:
             "data_wait_percent": 100 * window["data_seconds"] / seconds,
             "eta_hours": (run.total_steps - step) * seconds / window["updates"] / 3600,
         }
-        loss = f"{record['loss']:.3f}" if window["num_masked"] else "none (no token was masked)"
         log(
-            f"step {step:,}/{run.total_steps:,}  loss {loss}  rate {record['learning_rate']:.2e}  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  {utils.duration(3600 * record['eta_hours'])} left"
+            f"step {step:,}/{run.total_steps:,}  loss {shown_loss(record, window)}  "
+            f"rate {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"{utils.duration(3600 * record['eta_hours'])} left"
         )
         self.write("train", step, record)
 
     def log_evaluations(self, run: Run, evaluations: dict[str, dict]):
         """Reports an evaluation of each validation set; draws the curve anew."""
-        step = run.progress.global_step
+        step, is_training = run.progress.global_step, run.total_steps > 0
         records = {}
         for name, evaluation in evaluations.items():
             records[name] = evaluation | self.yardsticks[name]
             place = "" if name == "validation" else f" of {name}"
-            place += f" at step {step:,}" if run.total_steps else ""
+            place += f" at step {step:,}" if is_training else ""
             line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
             log(f"evaluation{place}: {line.format(**evaluation)}: {where_it_stands(records[name])}")
+        # The first set's numbers stand in the record itself, those of the others below their names.
         first, *others = records
-        self.write("evaluation", step, records[first] | {name: records[name] for name in others})
-        if run.total_steps and self.output_dir and run.machine.rank == 0:
+        record = records[first] | {name: records[name] for name in others}
+        if first != "validation":
+            record["validation_set"] = first
+        if not is_training:  # several may stand in one file
+            record["model"] = run.args.model_name_or_path
+        self.write("evaluation", step, record)
+        if is_training and run.machine.rank == 0:
             records = utils.read_metrics(f"{self.output_dir}/metrics.jsonl")
             utils.draw_curve(records, f"{self.output_dir}/curve.png")
 
@@ -1097,10 +1186,27 @@ class Report:
             return
         utils.add_metrics(self.output_dir, {"event": event, "step": step} | record)
         if self.visualdl:
-            for name, value in record.items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    self.visualdl.add_scalar(f"{event}/{name}", value, step)
+            for name, value in numbers_of(record).items():
+                self.visualdl.add_scalar(f"{event}/{name}", value, step)
             self.visualdl.flush()  # its thread does so only now and then
+
+
+def shown_loss(record: dict, window: dict) -> str:
+    """The loss of a report, or why there is none."""
+    if record["loss"] is not None:
+        return f"{record['loss']:.3f}"
+    return "none: all skipped" if window["skipped_updates"] == window["updates"] else "none: no token was masked"
+
+
+def numbers_of(record: dict) -> dict[str, float]:
+    """The finite numbers in a record, those of a further validation set as "validation_german/eval_loss"."""
+    numbers = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            numbers |= {f"{name}/{key}": number for key, number in numbers_of(value).items()}
+        elif isinstance(value, int | float) and math.isfinite(value):
+            numbers[name] = value
+    return numbers
 
 
 def where_it_stands(evaluation: dict) -> str:
@@ -1148,6 +1254,7 @@ def start_machine(args) -> Machine:
     precision, reason = choose_precision(args, device)
     machine = Machine(device, precision, reason, dist.get_rank(), dist.get_world_size())
     log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
+    log_unused_flags(args, machine)
     return machine
 
 
@@ -1172,6 +1279,8 @@ def choose_precision(args, device: str) -> tuple[str, str]:
             raise UserError("--amp_dtype float16: a CPU computes in bfloat16 or float32; leave it out")
         if onednn() is not None and onednn().has_bfloat16:
             return "bfloat16", "native on this processor"
+        if args.amp_dtype:
+            raise UserError("--amp_dtype bfloat16: this processor computes in float32 alone; leave it out")
         return "float32", "no bfloat16 on this processor"
     precision = args.amp_dtype or ("bfloat16" if has_ampere() else "float16")
     if precision == "bfloat16" and device == "gpu" and not has_ampere():
@@ -1228,14 +1337,17 @@ def load_data(args, recipe: Recipe) -> Data:
     """Reads the data sets of --input_file as one."""
     named = f"--input_file {' '.join(args.input_file)}"
     with explaining(f"{named}: not a data set of create_data.py, or damaged: prepare it anew"):
-        tokenizer, files = load_tokenizer(args.input_file)
-        sets = [datasets.load_from_disk(folder) for folder in args.input_file]
-        train = TokenRows(*(splits["train"] for splits in sets))
-        names = list(dict.fromkeys(name for splits in sets for name in splits if name.startswith("validation")))
-        validation = {name: TokenRows(*(splits[name] for splits in sets if name in splits)) for name in names}
         digests = {}
         for i, folder in enumerate(args.input_file):
             digests |= {f"{i}.{name}": digest for name, digest in digests_of_rows(folder).items()}
+        tokenizer, files = load_tokenizer(args.input_file)
+        sets = [datasets.load_from_disk(folder) for folder in args.input_file]
+        train = TokenRows(*(splits["train"] for splits in sets))
+        validation = {name: TokenRows(*(splits[name] for splits in sets if name in splits)) for name in names_of(sets)}
+        check_ids([train, *validation.values()], tokenizer)
+    for name, rows in validation.items():
+        if len(rows) == 0 and len(validation) > 1:
+            log(f"warning: {named}: {name} has no rows and is left out")
     validation = {name: rows for name, rows in validation.items() if len(rows)}
     if not validation:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
@@ -1252,7 +1364,28 @@ def load_data(args, recipe: Recipe) -> Data:
     is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
     if is_padded:  # to what the collator pads such rows to
         limit = math.ceil(limit / utils.LENGTH_MULTIPLE) * utils.LENGTH_MULTIPLE
-    return Data(tokenizer, files, train, validation, limit, is_padded, digests)
+    counts = [f"{len(splits['train']):,} rows of {folder}" for folder, splits in zip(args.input_file, sets)]
+    counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
+    description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
+    return Data(tokenizer, files, train, validation, limit, is_padded, digests, description)
+
+
+def names_of(sets: list) -> list[str]:
+    """The names of the validation sets: "validation" first, where there is one, then as they come."""
+    names = [name for splits in sets for name in splits if name.startswith("validation")]
+    return sorted(dict.fromkeys(names), key=lambda name: name != "validation")
+
+
+def check_ids(splits: list[TokenRows], tokenizer):
+    """Raises UserError where a row holds an id that the tokenizer does not have: the model would have no row for it."""
+    size = utils.vocabulary_size(tokenizer)
+    for rows in splits:
+        lowest, highest = rows.ids
+        if lowest < 0 or highest >= size:
+            raise UserError(
+                f"--input_file: ids from {lowest} to {highest}, beyond the tokenizer's vocabulary of {size}: "
+                "prepare it anew"
+            )
 
 
 def load_tokenizer(folders: list[str]) -> tuple:
@@ -1264,42 +1397,122 @@ def load_tokenizer(folders: list[str]) -> tuple:
             raise FileNotFoundError(f"{first}/{name} is missing")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(first))
     for other in others:
-        if json.loads(Path(other, "vocab.json").read_bytes()) != tokenizer.get_vocab():
+        same_ids = json.loads(Path(other, "vocab.json").read_bytes()) == json.loads(files["vocab.json"])
+        if not same_ids or Path(other, "merges.txt").read_bytes() != files["merges.txt"]:
             raise UserError(f"{other} is another tokenizer: prepare all with --tokenizer_name {first}")
     return tokenizer, files
 
 
 def digests_of_rows(folder: str) -> dict[str, str]:
-    """Size and SHA-256 of a data set's Arrow files, compared with data_card.json where there is one."""
+    """Size and SHA-256 of a data set's Arrow files; each file that data_card.json knows is compared with it."""
     card = Path(folder, "data_card.json")
-    expected = json.loads(card.read_bytes())["files"] if card.exists() else {}
+    expected = json.loads(card.read_bytes()).get("files", {}) if card.exists() else {}
+    names = {path.relative_to(folder).as_posix() for path in Path(folder).glob("*/*.arrow")}
     digests = {}
-    for path in sorted(Path(folder).glob("*/*.arrow")):
-        name = path.relative_to(folder).as_posix()
+    for name in sorted(names | set(expected)):
+        path = Path(folder, name)
         digest = utils.sha256_of(path)
         if name in expected and expected[name]["sha256"] != digest:
             raise UserError(f"{path} is not as create_data.py wrote it (SHA-256 in data_card.json): prepare it anew")
-        digests[name] = f"{path.stat().st_size} bytes, {digest}"
+        if name in names:
+            digests[name] = f"{path.stat().st_size} bytes, {digest}"
     return digests
+
+
+def digest_of_names(digests: dict[str, str]) -> str:
+    """The first 8 digits of a digest of all files' digests, for people to tell data sets apart."""
+    text = "".join(f"{name} {digest} " for name, digest in sorted(digests.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
+    """Raises UserError where the machine cannot hold what is certainly needed: better now than in an hour's time.
+
+    A lower bound: weights, and in training their gradients and two moments, in float32; and in half precision, of one
+    micro-batch, the logits and the widest activations of one layer (evaluation) or of all (training).
+    """
+    is_evaluation = args.max_steps == 0
+    width, layers = config.hidden_size, config.num_hidden_layers
+    parameters = (config.vocab_size + config.max_position_embeddings) * width
+    parameters += layers * (4 * width + 2 * config.intermediate_size) * width
+    for_model = 4 * parameters * (1 if is_evaluation else 4)
+
+    splits = [data.train, *data.validation.values()]
+    rows = min(args.batch_size, max(len(split) for split in splits))
+    longest = max(split.lengths[1] for split in splits)
+    kept_layers = 1 if is_evaluation or args.recompute else layers
+    predicted = args.eval_mlm_probability if is_evaluation else recipe.mlm_probability
+    for_batch = 2 * rows * longest * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
+
+    there = memory_of(machine.device)
+    if for_model + for_batch > there:
+        remedy = "lower --batch_size" if for_batch > for_model else "take a smaller model, or fewer positions"
+        raise UserError(
+            f"out of memory: {parameters:,} parameters and {rows:,} rows of {longest} tokens need "
+            f"{(for_model + for_batch) / 1e9:,.0f} GB or more, and this machine has {there / 1e9:,.0f}: {remedy}"
+        )
+
+
+def memory_of(device: str) -> int:
+    """The bytes of memory that a device has in all."""
+    if device == "gpu":
+        return paddle.device.cuda.get_device_properties().total_memory
+    return psutil.virtual_memory().total
+
+
+def explaining_out_of_memory(function: Callable) -> Callable:
+    """The function; where memory runs out in it, it raises a UserError that says what takes less."""
+
+    def call():
+        try:
+            return function()
+        except MemoryError as error:  # Paddle's too, on whatever device
+            raise UserError(
+                "out of memory: halve --batch_size and double --gradient_accumulation_steps, which changes no update "
+                "and is allowed on resuming; on a GPU, --recompute True takes less, too"
+            ) from error
+
+    return call
 
 
 def parse_arguments(argv: list | None) -> argparse.Namespace:
     """The command line's arguments. Whatever follows from them is a value of its own: nothing is written to them."""
     parser = build_parser()
-    given = sys.argv[1:] if argv is None else argv
+    given = sys.argv[1:] if argv is None else list(argv)
     for gone in ("--num_workers", "--amp_level"):  # of earlier versions
         if any(word == gone or word.startswith(f"{gone}=") for word in given):
             raise UserError(f"{gone} is gone: leave it out")
     args = parser.parse_args(given)
-    if args.output_dir is None and args.max_steps != 0:
-        parser.set_defaults(output_dir="ckp")
-        args = parser.parse_args(given)
-    if args.max_steps == 0 and args.resume_from_checkpoint != "no":
+    if args.max_steps != 0:
+        # Evaluating alone writes nothing unless it is asked to; training always has a directory.
+        return parser.parse_args(["--output_dir", "ckp", *given])
+    if args.resume_from_checkpoint != "no":
+        newest = list(checkpoints_in(args.output_dir or "ckp").values())[-1:] or ["CHECKPOINT"]
         raise UserError(
-            "--max_steps 0 evaluates the model of --model_name_or_path and resumes nothing: leave out "
-            "--resume_from_checkpoint, and give a checkpoint as --model_name_or_path"
+            "--max_steps 0 evaluates and resumes nothing: leave out --resume_from_checkpoint, and give "
+            f"--model_name_or_path {shlex.quote(newest[0])}"
         )
     return args
+
+
+def log_unused_flags(args, machine: Machine):
+    """Says which flags were given another value than their default, and do nothing in this run."""
+    parser = build_parser()
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    if args.max_steps == 0:
+        unused = sorted(f"--{name}" for name in given & parser.for_training())
+        if unused:
+            log(f"not used by an evaluation alone (--max_steps 0): {', '.join(unused)}")
+    elif "scale_loss" in given and machine.precision != "float16":
+        log(f"not used, as products are in {machine.precision} and not in float16: --scale_loss")
+
+
+def checkpoint_to_resume(text: str) -> str:
+    """The argparse type of --resume_from_checkpoint."""
+    if text.lower() in ("true", "false") and not os.path.exists(text):
+        instead = "auto" if text.lower() == "true" else "no"
+        raise argparse.ArgumentTypeError(f"{text} is no checkpoint: write {instead}, or a checkpoint's path")
+    return text
 
 
 def stages(text: str) -> tuple[tuple[int, float], ...]:
@@ -1317,10 +1530,18 @@ def stages(text: str) -> tuple[tuple[int, float], ...]:
     return found
 
 
+def stages_as_text(found) -> str:
+    """Stages as --stages takes them."""
+    return ",".join(f"{length}:{share:g}" for length, share in found) or "none"
+
+
 def build_parser() -> utils.ArgumentParser:
-    """All flags. One changes the result, and is refused on resuming, unless it says that it may change."""
+    """All flags. One changes the result, and is refused on resuming, unless it says that it may change.
+
+    One that says `for_training` does nothing where --max_steps 0 evaluates.
+    """
     parser = utils.ArgumentParser("Pretrain RoBERTa with masked language modelling.")
-    positive, not_negative, boolean = number(int, 1, 10**9), number(float, 0), utils.boolean
+    positive, not_negative, boolean = number(int, 1, 10**9), number(float, 0, 1e30), utils.boolean
 
     add = parser.group("data")
     add(
@@ -1340,12 +1561,14 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--mlm_probability",
+        for_training=True,
         type=number(float, 1e-9, 1),
         help="share of the tokens that are predicted in training: of these 80 %% are masked, 10 %% replaced by any "
         "token and 10 %% left as they are (default: the recipe's, 0.15 or 0.4)",
     )
     add(
         "--final_mlm_probability",
+        for_training=True,
         type=number(float, 1e-9, 1),
         help="the share at the end of training, to which it goes in a line from update to update (default: "
         "--mlm_probability where that is given, else the recipe's, 0.15)",
@@ -1381,6 +1604,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--dropout",
+        for_training=True,
         may_change=True,  # the configuration is compared instead
         type=number(float, 0, 0.99),
         help="share of hidden values and attention weights that are dropped in training (default: the recipe's, which "
@@ -1388,6 +1612,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--recipe",
+        for_training=True,
         may_change=True,  # what it sets is compared instead
         choices=list(RECIPES),
         help=f"settings for what is not given: `roberta` has RoBERTa's; `growing_rows` takes small models past the "
@@ -1397,6 +1622,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--initialization",
+        for_training=True,
         may_change=False,
         choices=["normal", "sinusoids"],
         help="how a new model begins: `normal` is RoBERTa's way; `sinusoids` begins positions as sinusoids, which are "
@@ -1404,6 +1630,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--stages",
+        for_training=True,
         type=stages,
         metavar="LENGTH:SHARE,...",
         help="8:0.3,32:0.45 cuts rows into pieces of 8 tokens until 30 %% of the updates, of 32 until 45 %%, and "
@@ -1422,6 +1649,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--gradient_accumulation_steps",
+        for_training=True,
         may_change=True,  # as long as the global batch stays
         type=positive,
         default=1,
@@ -1429,12 +1657,14 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--learning_rate",
+        for_training=True,
         type=not_negative,
         help="the peak learning rate, reached after the warmup (default: 1e-4; with the recipe growing_rows "
         f"{', '.join(f'{rate:g} for {name}' for name, rate in GROWING.items())})",
     )
     add(
         "--lr_scheduler",
+        for_training=True,
         choices=["linear", "cosine", "constant_with_warmup"],
         default="linear",
         help="what follows the warmup: a line or a half cosine to 0 just after the last update, or the peak for as "
@@ -1442,27 +1672,37 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--warmup_steps",
+        for_training=True,
         type=not_negative,
         default=0.06,
         help="updates in which the learning rate rises to its peak; below 1, their share of all updates",
     )
     add(
         "--weight_decay",
+        for_training=True,
         type=not_negative,
         default=1e-2,
         help="AdamW's decoupled decay of matrices and embeddings; biases and LayerNorms never decay",
     )
-    add("--adam_epsilon", type=number(float, 1e-30), default=1e-6, help="AdamW's epsilon, which bounds its steps")
+    add(
+        "--adam_epsilon",
+        for_training=True,
+        type=number(float, 1e-30, 1e30),
+        default=1e-6,
+        help="AdamW's epsilon, which bounds its steps",
+    )
     add(
         "--max_grad_norm",
+        for_training=True,
         type=not_negative,
         default=1.0,
         help="the norm of the whole gradient to which a longer one is clipped; 0 clips none",
     )
     add(
         "--num_train_epochs",
+        for_training=True,
         may_change=True,  # the number of updates is compared instead
-        type=not_negative,
+        type=number(float, 0, 10**9),
         help=f"passes over the training rows (default: {EPOCHS}, or as many as --max_steps needs where that is given)",
     )
     add(
@@ -1475,6 +1715,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--max_skipped_updates",
+        for_training=True,
         may_change=True,
         type=positive,
         default=5,
@@ -1482,6 +1723,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--recompute",
+        for_training=True,
         may_change=True,
         type=boolean,
         default=False,
@@ -1503,6 +1745,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--logging_steps",
+        for_training=True,
         may_change=True,
         type=positive,
         default=100,
@@ -1510,6 +1753,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--save_steps",
+        for_training=True,
         may_change=True,
         type=positive,
         default=10000,
@@ -1517,6 +1761,7 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--save_total_limit",
+        for_training=True,
         may_change=True,
         type=positive,
         help="newest checkpoints that are kept, beside the best one (default: all, 1.7 GB each for roberta-en-base)",
@@ -1531,6 +1776,7 @@ def build_parser() -> utils.ArgumentParser:
     add(
         "--resume_from_checkpoint",
         may_change=True,
+        type=checkpoint_to_resume,
         default="no",
         help="`auto` goes on from the newest undamaged checkpoint in --output_dir, or starts where there is none; a "
         "path goes on from that one; `no` starts, and is refused where checkpoints are",
@@ -1559,7 +1805,8 @@ def build_parser() -> utils.ArgumentParser:
     )
     add(
         "--scale_loss",
-        type=number(float, 1e-30),
+        for_training=True,
+        type=number(float, 1e-30, 1e30),
         default=2.0**15,
         help="first factor of the loss in float16, which keeps small gradients; it doubles after 2,000 good updates "
         "and halves after an overflow",
@@ -1757,13 +2004,15 @@ class Function(paddle.autograd.PyLayer):
         out = paddle.empty(out_shape)
         operation.forward(array_of(out), *map(array_of, tensors))
         ctx.operation, ctx.shapes = operation, [tensor.shape for tensor in tensors]
+        ctx.is_frozen = [tensor.stop_gradient for tensor in tensors]
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
         gradients = [empty_tensor(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
-        return tuple(gradients)
+        # Paddle wants None where a tensor has no gradient, as a weight that is frozen.
+        return tuple(None if frozen else gradient for gradient, frozen in zip(gradients, ctx.is_frozen))
 
 
 def empty_tensor(shape: list):
@@ -1782,7 +2031,9 @@ class MaskedLoss(Function):
 
     @staticmethod
     def forward(ctx, operation, output_layer, x, weight, bias):
-        ctx.output_layer = output_layer if output_layer.is_tied and not x.stop_gradient else None
+        # Where the embedding is frozen, it has no backward pass that would take the gradient.
+        leaves_it = output_layer.is_tied and not x.stop_gradient and not weight.stop_gradient
+        ctx.output_layer = output_layer if leaves_it else None
         return Function.forward(ctx, operation, [], x, weight, bias)
 
     @staticmethod
@@ -1841,4 +2092,4 @@ def array_of(tensor):
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    utils.command_line(explaining_out_of_memory(main))

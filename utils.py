@@ -284,8 +284,8 @@ class TokenRows:
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
         lengths = pc.list_value_length(self.input_ids)
-        ends = pc.min_max(lengths).as_py()
-        self.lengths = ends["min"] or 0, ends["max"] or 0  # of the shortest and longest row
+        self.lengths = ends_of(lengths)  # of the shortest and longest row
+        self.ids = ends_of(pc.list_flatten(self.input_ids))  # the lowest and highest
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -295,6 +295,12 @@ class TokenRows:
         ids = self.input_ids[row].values.to_numpy()
         special = self.special_tokens_mask[row].values.to_numpy(zero_copy_only=False)
         return {"input_ids": ids, "special_tokens_mask": special, "epoch": epoch, "row": row}
+
+
+def ends_of(values) -> tuple[int, int]:
+    """The least and greatest of an Arrow array's values, 0 and 0 where it has none."""
+    ends = pc.min_max(values).as_py()
+    return ends["min"] or 0, ends["max"] or 0
 
 
 def token_counts(rows: TokenRows, tokenizer) -> np.ndarray:
@@ -998,32 +1004,40 @@ def read_metrics(path: str | Path) -> list[dict]:
 
     ValueError: where another line is no record.
     """
-    lines = Path(path).read_text("utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        del lines[-1]
+    lines = Path(path).read_text("utf-8").split("\n")
+    del lines[-1]  # empty, or cut off
     records = [json.loads(line) for line in lines]
     if not all(isinstance(record, dict) and "event" in record and "step" in record for record in records):
         raise ValueError(f"{path} holds lines that are no records of a run")
     return records
 
 
-def begin_metrics(output_dir: str, step: int):
-    """Makes metrics.jsonl that of a run which goes on from `step`, or, where that is 0, of a new one.
+def free_path(path: str | Path) -> str:
+    """The path itself where nothing is, else the first of path.1, path.2, ... where nothing is."""
+    free, number = str(path), 1
+    while os.path.lexists(free):
+        free, number = f"{path}.{number}", number + 1
+    return free
 
-    What an earlier run, which left no checkpoint, wrote there is kept as metrics.jsonl.1 (.2, ...).
+
+def set_aside_earlier_run(output_dir: str):
+    """Renames what an earlier run, which left no checkpoint, wrote here to metrics.jsonl.1 (.2, ...) and so on."""
+    for name in ("metrics.jsonl", "visualdl", "curve.png"):
+        path = Path(output_dir, name)
+        if path.exists():
+            path.rename(free_path(path))
+
+
+def cut_metrics(output_dir: str, step: int):
+    """Leaves in metrics.jsonl what a run that goes on from `step` has behind it.
+
+    The checkpoint was written after that step's report, and before its evaluation, which is repeated.
     """
     path = Path(output_dir, "metrics.jsonl")
     if not path.exists():
         return
-    if step == 0:
-        number = 1
-        while Path(f"{path}.{number}").exists():
-            number += 1
-        path.rename(f"{path}.{number}")
-        return
     with explaining(f"{path}: no metrics of a run: move it elsewhere"):
         records = read_metrics(path)
-    # The checkpoint was written after that step's report, and before its evaluation, which is repeated.
     kept = [r for r in records if r["step"] < step or (r["step"] == step and r["event"] != "evaluation")]
     new = Path(f"{path}.new")
     new.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
@@ -1034,8 +1048,19 @@ def add_metrics(output_dir: str, record: dict):
     """Appends a record to metrics.jsonl; a number that is not finite becomes null, as JSON has no NaN."""
     os.makedirs(output_dir, exist_ok=True)
     finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in record.items()}
-    with open(f"{output_dir}/metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(finite) + "\n")
+    with open(f"{output_dir}/metrics.jsonl", "a+b") as file:
+        drop_unfinished_line(file)
+        file.write(json.dumps(finite).encode() + b"\n")
+
+
+def drop_unfinished_line(file):
+    """Cuts what a kill left of a last line from an open file, so that the next line is not glued to it."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def draw_curve(records: list[dict], path: str):
@@ -1045,12 +1070,18 @@ def draw_curve(records: list[dict], path: str):
     figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     losses, rates = figure.subplots(2, sharex=True, height_ratios=(4, 1))
     training = [record for record in records if record["event"] == "train"]
-    evaluations = [record for record in records if record["event"] == "evaluation"]
+    # An evaluation alone, of whatever model, stands at step 0.
+    evaluations = [record for record in records if record["event"] == "evaluation" and record["step"] > 0]
     steps = [record["step"] for record in training]
-    losses.plot(steps, [record["loss"] for record in training], label="training loss", linewidth=0.8)
-    for name in names_of_validation_sets(evaluations):
-        points = [(r["step"], r["eval_loss"] if name == "validation" else r[name]["eval_loss"]) for r in evaluations]
-        losses.plot(*zip(*points), label=f"loss on {name}", marker="o", markersize=3)
+    losses.plot(steps, numbers(training, "loss"), label="training loss", linewidth=0.8)
+    for name, of_set in evaluations_by_set(evaluations).items():
+        losses.plot(
+            [record["step"] for record in evaluations],
+            numbers(of_set, "eval_loss"),
+            label=f"loss on {name}",
+            marker="o",
+            markersize=3,
+        )
     for key, label, style in (
         ("unigram_entropy", "entropy of the word frequencies", "--"),
         ("loss_without_context", "the best without the context", ":"),
@@ -1060,17 +1091,31 @@ def draw_curve(records: list[dict], path: str):
             losses.axhline(level, color="gray", linestyle=style, label=f"{label}, {level:.2f}")
     losses.set(ylabel="loss (nats per masked token)")
     losses.legend(frameon=False)
-    rates.plot(steps, [record["learning_rate"] for record in training], color="tab:gray")
+    rates.plot(steps, numbers(training, "learning_rate"), color="tab:gray")
     rates.set(xlabel="updates", ylabel="learning rate")
     for axes in (losses, rates):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
-def names_of_validation_sets(evaluations: list[dict]) -> list[str]:
-    """ "validation" for the numbers that stand in an evaluation's record itself, and the names of further sets."""
-    others = {name for record in evaluations for name, value in record.items() if isinstance(value, dict)}
-    return (["validation"] if evaluations else []) + sorted(others)
+def numbers(records: list[dict], key: str) -> list[float]:
+    """The records' values of `key`; NaN, where a curve has a gap, for what is missing or null."""
+    values = [record.get(key) for record in records]
+    return [math.nan if value is None else value for value in values]
+
+
+def evaluations_by_set(evaluations: list[dict]) -> dict[str, list[dict]]:
+    """Each validation set's numbers in the records of evaluations, {} where a record has none of that set.
+
+    Those of the first set stand in the record itself, those of others below their names.
+    """
+    by_set = {}
+    for position, record in enumerate(evaluations):
+        found = {record.get("validation_set", "validation"): record}
+        found |= {name: value for name, value in record.items() if isinstance(value, dict)}
+        for name, value in found.items():
+            by_set.setdefault(name, [{} for _ in evaluations])[position] = value
+    return by_set
 
 
 def duration(seconds: float) -> str:
@@ -1239,20 +1284,26 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def group(self, title: str):
-        """Begins a group of the help; returns add(flag, may_change=False, **options), which adds flags to it.
+        """Begins a group of the help; returns add(flag, **options), which adds flags to it.
 
-        `may_change` says that a resumed run may have another value of the flag than its checkpoint.
+        `may_change` says that a resumed run may have another value of the flag than its checkpoint, `for_training`
+        that an evaluation alone does not use it; the other options are add_argument()'s.
         """
         group = self.add_argument_group(title)
 
-        def add(flag: str, may_change: bool = False, **options):
-            group.add_argument(flag, **options).may_change = may_change
+        def add(flag: str, may_change: bool = False, for_training: bool = False, **options):
+            action = group.add_argument(flag, **options)
+            action.may_change, action.for_training = may_change, for_training
 
         return add
 
     def may_change(self) -> set[str]:
         """The names of the flags that may change on resuming."""
         return {action.dest for action in self._actions if getattr(action, "may_change", False)}
+
+    def for_training(self) -> set[str]:
+        """The names of the flags that an evaluation alone does not use."""
+        return {action.dest for action in self._actions if getattr(action, "for_training", False)}
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -1288,6 +1339,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
         return value
 
     parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    parse.low, parse.high = low, high
     return parse
 
 

@@ -9,9 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, metrics, training_arguments
+from conftest import RESUME, ROOT, RUN, around_losses, create, metrics, result, text_of_words, training_arguments
 from safetensors.numpy import load_file
-from test_resume import RESUME, RUN, result
 
 import run_pretrain
 
@@ -101,18 +100,17 @@ def test_normalising_each_micro_batch_alone_would_fail_that_check(packed_data, w
 
     four = ("--gradient_accumulation_steps", 4)
     right, one_batch = run("right", *four), run("one", "--batch_size", 32)
-    real_update, real_loss, average = run_pretrain.train_update, run_pretrain.masked_loss, []
+    real_update, average = run_pretrain.train_update, []
 
     def update(run, batches):
         average[:] = [sum(count_masked(batch["labels"]) for batch in batches) / len(batches)]
         return real_update(run, batches)
 
-    def loss(model, batch):
-        value, num_correct = real_loss(model, batch)
-        return (value * average[0] / count_masked(batch["labels"]) if model.training else value), num_correct
+    def of_this_batch_alone(loss, model, batch):
+        return loss * average[0] / count_masked(batch["labels"]) if model.training else loss
 
     monkeypatch.setattr(run_pretrain, "train_update", update)
-    monkeypatch.setattr(run_pretrain, "masked_loss", loss)
+    around_losses(monkeypatch, change=of_this_batch_alone)
     wrong = run("wrong", *four)
     distance = {n: max(np.abs(w[k] - one_batch[k]).max() for k in w) for n, w in (("right", right), ("wrong", wrong))}
     assert distance["right"] <= 1e-6 < distance["wrong"]
@@ -209,6 +207,40 @@ def test_an_infinity_on_one_rank_changes_no_ranks_weights(packed_data, tmp_path,
         assert status != 0 and "5 updates in a row, up to step 8" in logs[0]
     else:
         assert status == 0 and [r["skipped_updates"] for r in metrics(tmp_path / "ckp", "train")].count(1) == 1
+
+
+OTHER_ARGUMENTS_ON_RANK_1 = """
+import os, sys
+sys.path.insert(0, {root!r})
+import run_pretrain, utils
+sys.argv += {more!r} if os.environ["PADDLE_TRAINER_ID"] == "1" else []
+utils.command_line(run_pretrain.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("both", "other", "message"),
+    [
+        (["--max_steps", 3], ["--seed", "7"], "arguments: start them with the same command"),
+        (["--max_steps", 3], ["--input_file", "OTHER"], "data or tokenizers: share one --input_file, or copy it"),
+        (["--max_steps", 0], ["--input_file", "OTHER"], "data or tokenizers: share one --input_file, or copy it"),
+        (["--max_steps", 3], ["--model_name_or_path", "roberta-en-mini"], "models or precisions: give all the same"),
+    ],
+    ids=["arguments", "data", "data of an evaluation", "model"],
+)
+def test_ranks_that_differ_at_a_first_start_are_all_refused(packed_data, tmp_path, both, other, message):
+    (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
+    elsewhere = create(tmp_path / "other.txt", tmp_path / "other") if "OTHER" in other else None
+    script = tmp_path / "differ.py"
+    more = [str(elsewhere) if word == "OTHER" else word for word in other]
+    script.write_text(OTHER_ARGUMENTS_ON_RANK_1.format(root=str(ROOT), more=more))
+    arguments = arguments_of(packed_data, tmp_path / "ckp", *both)
+    assert launch(tmp_path / "logs", 2, script, *arguments).wait(timeout=300) != 0
+    for rank in range(2):
+        lines = (tmp_path / f"logs/workerlog.{rank}").read_text().splitlines()
+        [error] = [line for line in lines if line.startswith("error: ")]
+        assert error.startswith(f"error: the processes have different {message}")
+    assert not (tmp_path / "ckp/metrics.jsonl").exists() and not list((tmp_path / "ckp").glob("paddle_*"))
 
 
 START_ELSEWHERE = """

@@ -15,8 +15,18 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, around_updates, metrics, run_of, run_script
-from test_resume import RESUME, infinite_losses, kill_in_update, result
+from conftest import (
+    RESUME,
+    ROOT,
+    around_losses,
+    around_updates,
+    infinite_losses,
+    kill_in_update,
+    metrics,
+    result,
+    run_of,
+    run_script,
+)
 
 import run_pretrain
 from utils import DataCollatorMLM, UserError
@@ -84,9 +94,8 @@ def weights_of(run) -> list:
 
 @contextlib.contextmanager
 def changed_loss(monkeypatch, change):
-    real = run_pretrain.masked_loss
     with monkeypatch.context() as patch:
-        patch.setattr(run_pretrain, "masked_loss", lambda *batch: (change(real(*batch)[0]), *real(*batch)[1:]))
+        around_losses(patch, change=lambda loss, model, batch: change(loss))
         yield
 
 

@@ -8,8 +8,7 @@ import datasets
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, create, metrics, training_arguments
-from test_resume import RESUME, kill_in_update, result
+from conftest import RESUME, ROOT, create, kill_in_update, metrics, result, training_arguments
 
 import run_pretrain
 import utils

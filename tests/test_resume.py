@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import random
@@ -16,64 +15,31 @@ import time
 import datasets
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, around_updates, metrics, run_script, training_arguments
+from conftest import (
+    RESUME,
+    ROOT,
+    RUN,
+    SAVE_STEPS,
+    STEPS,
+    TINY,
+    TWO_THEN_FOUR,
+    Killed,
+    around_losses,
+    around_updates,
+    infinite_losses,
+    kill,
+    kill_in_update,
+    metrics,
+    result,
+    run_script,
+    stop_in_update,
+    training_arguments,
+)
 from safetensors.numpy import load_file, save_file
 
 import run_pretrain
 import utils
 from utils import UserError
-
-STEPS, SAVE_STEPS = 40, 7
-RUN = f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --logging_steps 3 --batch_size 64 --warmup_steps 5".split()
-TWO_THEN_FOUR = ["--save_steps", "2", "--max_steps", "4"]
-RESUME = ["--resume_from_checkpoint", "auto"]
-
-
-class Killed(BaseException):
-    """Stands for a kill inside this process."""
-
-
-def result(output) -> dict:
-    """What must be equal: weights and optimizer state, byte for byte, and every loss that was logged."""
-    steps = run_pretrain.checkpoints_in(str(output))
-    final = output / f"paddle_{max(steps)}"
-    digests = {
-        name: hashlib.sha256((final / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "training_state/optimizer.safetensors")
-    }
-    losses = {
-        (r["event"], r["step"]): r.get("loss", r.get("eval_loss"))
-        for event in ("train", "evaluation")
-        for r in metrics(output, event)
-    }
-    return {"checkpoint": final.name, **digests, "losses": losses}
-
-
-def stop_in_update(monkeypatch, step: int, action) -> None:
-    """Calls action() in the update that follows `step`, once."""
-    actions = [action]
-    around_updates(
-        monkeypatch, before=lambda run: actions.pop()() if actions and run.progress.global_step == step else None
-    )
-
-
-def kill() -> None:
-    raise Killed
-
-
-def kill_in_update(pretrain, monkeypatch, step: int, *arguments: str, **places) -> None:
-    stop_in_update(monkeypatch, step, kill)
-    with pytest.raises(Killed):
-        pretrain(*arguments, **places)
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """Those of pytest are back after a test."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +98,19 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undi
 def test_a_signal_ends_an_evaluation_and_the_resumed_run_begins_with_it(
     pretrain, monkeypatch, undisturbed, tmp_path, capsys, at
 ):
-    real, evaluated, output = run_pretrain.masked_loss, [], tmp_path / "ckp"
+    evaluated, output = [], tmp_path / "ckp"
 
-    def masked_loss(model, batch):
+    def stop_in_evaluation(model, batch):
         if not model.training and (output / f"paddle_{at}").exists():
             evaluated.append(batch)
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(model, batch)
 
-    monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
-    pretrain(*RUN, *RESUME)
+    with monkeypatch.context() as patch:
+        around_losses(patch, before=stop_in_evaluation)
+        pretrain(*RUN, *RESUME)
     assert len(evaluated) == 1 and "stopped by a signal" in capsys.readouterr().out.splitlines()[-1]
     assert max(record["step"] for record in metrics(output, "train")) <= at
     assert at not in [record["step"] for record in metrics(output, "evaluation")]
-    monkeypatch.setattr(run_pretrain, "masked_loss", real)
     assert result(pretrain(*RUN, *RESUME)) == undisturbed
 
 
@@ -367,8 +332,8 @@ def test_where_a_lock_fails_otherwise_nothing_is_written(monkeypatch, tmp_path):
 def test_every_flag_says_whether_it_may_change_and_one_that_says_nothing_may_not():
     """A new flag changes the result until it says that it may change; then it belongs out of here."""
     changes = set(
-        "mlm_probability whole_word_masking learning_rate lr_scheduler warmup_steps weight_decay adam_epsilon "
-        "max_grad_norm seed scale_loss".split()
+        "mlm_probability eval_mlm_probability final_mlm_probability whole_word_masking initialization stages "
+        "learning_rate lr_scheduler warmup_steps weight_decay adam_epsilon max_grad_norm seed scale_loss".split()
     )
     flags, may_change = set(vars(run_pretrain.parse_arguments([]))), run_pretrain.build_parser().may_change()
     assert flags == changes | may_change and not changes & may_change
@@ -389,18 +354,18 @@ def test_a_damaged_checkpoint_is_named_and_auto_takes_the_one_before(pretrain, t
 
 
 CHANGES = {
-    "learning_rate (was 0.001, is 0.002)": "--learning_rate 2e-3",
-    "lr_scheduler (was linear, is cosine)": "--lr_scheduler cosine",
-    "seed (was 42, is 7)": "--seed 7",
-    "global_batch (was 8, is 16)": "--batch_size 16",
-    "total_steps (was 4, is 6;": "--max_steps 6",
-    "warmup_steps (was 0.06, is 2.0)": "--warmup_steps 2",
-    "weight_decay (was 0.01, is 0.1)": "--weight_decay 0.1",
-    "max_grad_norm (was 1.0, is 2.0)": "--max_grad_norm 2",
-    "architecture.num_attention_heads (was 2, is 4)": "--model_name_or_path roberta-en-mini",
-    "architecture.hidden_dropout_prob (was 0.1, is 0.0)": "--dropout 0",
-    "mlm_probability (was 0.15, is 0.2)": "--mlm_probability 0.2",
-    "whole_word_masking (was False, is True)": "--whole_word_masking True",
+    "--learning_rate (was 0.001, is 0.002)": "--learning_rate 2e-3",
+    "--lr_scheduler (was linear, is cosine)": "--lr_scheduler cosine",
+    "--seed (was 42, is 7)": "--seed 7",
+    "the global batch (was 8 rows, is 16: --batch_size x ": "--batch_size 16",
+    "the number of updates (was 4, is 6: --max_steps 4 gives the former)": "--max_steps 6",
+    "--warmup_steps (was 0.06, is 2.0)": "--warmup_steps 2",
+    "--weight_decay (was 0.01, is 0.1)": "--weight_decay 0.1",
+    "--max_grad_norm (was 1.0, is 2.0)": "--max_grad_norm 2",
+    "the model's num_attention_heads (was 2, is 4)": "--model_name_or_path roberta-en-mini",
+    "the model's hidden_dropout_prob (was 0.1, is 0.0)": "--dropout 0",
+    "--mlm_probability (was 0.15, is 0.2)": "--mlm_probability 0.2",
+    "--whole_word_masking (was False, is True)": "--whole_word_masking True",
 }
 
 
@@ -415,7 +380,9 @@ def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, p
     rows = len(datasets.load_from_disk(str(packed_data))["train"])
     both = ["--input_file", str(packed_data), str(packed_data)]
     for more, change in ([], {"data": ragged_data}), (both, {}):
-        with pytest.raises(UserError, match=rf"the data of --input_file \(was {rows:,} training rows, .*, is [\d,]+ "):
+        with pytest.raises(
+            UserError, match=rf"the data of --input_file \(was {rows:,} rows of {packed_data}, .*; is [\d,]+ rows of "
+        ):
             pretrain(*TWO_THEN_FOUR, *RESUME, *more, **change)
     assert result(output) == before
 
@@ -456,7 +423,7 @@ def test_swapped_rows_are_refused_and_the_same_rows_elsewhere_are_not(pretrain, 
     with pytest.raises(UserError, match=r"is not as create_data\.py wrote it"):
         pretrain(*TWO_THEN_FOUR, *RESUME, data=data)
     (data / "data_card.json").unlink()  # nothing to compare with but the checkpoint
-    with pytest.raises(UserError, match=r"the data of --input_file \(was .* digest [0-9a-f]{8}, is .* digest"):
+    with pytest.raises(UserError, match=r"the data of --input_file \(was .* digest [0-9a-f]{8}; is .* digest"):
         pretrain(*TWO_THEN_FOUR, *RESUME, data=data)
 
 
@@ -472,7 +439,7 @@ def change_state(checkpoint, change) -> None:
 def test_another_precision_is_refused_like_any_change(pretrain):
     output = pretrain("--max_steps", "2")
     change_state(output / "paddle_2", lambda state: state["identity"].update(precision="bfloat16"))
-    with pytest.raises(UserError, match=r"precision \(was bfloat16, is float32\)"):
+    with pytest.raises(UserError, match=r"the precision \(was bfloat16, is float32: --amp"):
         pretrain("--max_steps", "2", *RESUME)
 
 
@@ -489,7 +456,7 @@ def test_a_checkpoint_of_the_first_format_is_refused_and_its_weights_can_be_cont
     with pytest.raises(UserError) as error:
         pretrain("--max_steps", "2", *RESUME)
     assert "of another version" in str(error.value) and "\n" not in str(error.value)
-    assert f"--model_name_or_path {output / 'paddle_2'} and a new --output_dir continue" in str(error.value)
+    assert f"--model_name_or_path {output / 'paddle_2'} --output_dir {output}_2 --resume" in str(error.value)
     options = ["--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(output / "paddle_2")]
     continued = pretrain(*options, output=tmp_path / "continued")
     assert f"continuing from {output / 'paddle_2'}" in capsys.readouterr().out
@@ -508,18 +475,107 @@ def test_a_checkpoint_without_all_of_the_optimizers_tensors_is_refused(pretrain)
         pretrain("--max_steps", "2", *RESUME)
 
 
-@pytest.mark.parametrize("other", [0, 2])
-def test_processes_that_find_different_checkpoints_stop(pretrain, monkeypatch, other):
-    """Two processes, of which the other finds none, or the same."""
-    difference = run_pretrain.paddle.to_tensor([0, 0, 0 if other == 2 else 1])
+OPTIMIZERS = {
+    "Momentum": (lambda p: run_pretrain.paddle.optimizer.Momentum(1e-3, 0.9, parameters=p), {"velocity"}),
+    "Lamb": (
+        lambda p: run_pretrain.paddle.optimizer.Lamb(1e-3, parameters=p),
+        {"moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"},
+    ),
+    "SGD": (lambda p: run_pretrain.paddle.optimizer.SGD(1e-3, parameters=p), set()),
+}
+
+
+def use_optimizer(monkeypatch, build) -> None:
+    """Has build(parameters) stand in build_optimizer()."""
+    scaler = run_pretrain.paddle.amp.GradScaler(enable=False)
+    monkeypatch.setattr(run_pretrain, "build_optimizer", lambda model, *_: (build(model.parameters()), scaler))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_another_optimizer_keeps_its_state(pretrain, monkeypatch, tmp_path, name):
+    build, kinds = OPTIMIZERS[name]
+    use_optimizer(monkeypatch, build)
+    arguments = ["--max_steps", "5", "--save_steps", "2"]
+    expected = result(pretrain(*arguments, output=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        kill_in_update(pretrain, patch, 3, *arguments)
+    state = load_file(tmp_path / "ckp/paddle_2/training_state/optimizer.safetensors")
+    assert {key.rsplit("/")[1] for key in state} == kinds
+    assert len(state) == len(kinds) * len({key.rsplit("/")[0] for key in state})
+    assert all(array.any() for array in state.values() if array.size > 32)
+    assert result(pretrain(*arguments, *RESUME)) == expected
+
+
+def test_the_state_of_an_optimizer_is_not_given_to_another_one(pretrain, monkeypatch):
+    pretrain("--max_steps", "2")
+    for name, (build, _) in OPTIMIZERS.items():
+        with monkeypatch.context() as patch:
+            use_optimizer(patch, build)
+            with pytest.raises(UserError, match=rf"AdamW wrote its state, and build_optimizer\(\) makes {name}"):
+                pretrain("--max_steps", "2", *RESUME)
+
+
+def test_an_optimizer_whose_state_has_no_name_fails_by_name_when_it_is_saved(pretrain, monkeypatch, tmp_path):
+    class Averaging(run_pretrain.paddle.optimizer.AdamW):
+        def state_dict(self):
+            return super().state_dict() | {"average_of_all": run_pretrain.paddle.zeros([2])}
+
+    use_optimizer(monkeypatch, lambda parameters: Averaging(1e-3, parameters=parameters))
+    with pytest.raises(UserError, match=r"keeps average_of_all, of no parameter: have optimizer_arrays\(\) say how"):
+        pretrain("--max_steps", "2")
+    assert not list((tmp_path / "ckp").glob("paddle_*"))
+
+
+@pytest.mark.parametrize("saved_at", [2, 3])
+def test_weights_that_are_frozen_at_first_resume_where_they_thaw_and_before(pretrain, monkeypatch, tmp_path, saved_at):
+    """The optimizer has no state of them until the update in which they first have a gradient, the fourth."""
+
+    def freeze_until_the_fourth_update(run):
+        for parameter in run.model.roberta.embeddings.parameters():
+            parameter.stop_gradient = run.progress.global_step < 3
+
+    arguments = ["--max_steps", "6", "--save_steps", str(saved_at), "--dropout", "0"]
+    around_updates(monkeypatch, before=freeze_until_the_fourth_update)
+    whole = pretrain(*arguments, output=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_in_update(pretrain, patch, 5 if saved_at == 3 else 3, *arguments)
+    names = load_file(tmp_path / f"ckp/paddle_{saved_at}/training_state/optimizer.safetensors").keys()
+    assert names and not any("embeddings" in name for name in names)
+    assert result(pretrain(*arguments, *RESUME)) == result(whole)
+
+
+def test_a_checkpoint_of_the_format_before_resumes_bit_for_bit(pretrain, tmp_path):
+    """It has no tokenizer, no rules of masks and no flags of the recipe in its identity, and no words on its data."""
+    arguments = ["--max_steps", "4", "--save_steps", "2"]
+    expected = result(pretrain(*arguments, output=tmp_path / "whole"))
+    output = pretrain(*arguments)
+    shutil.rmtree(output / "paddle_4")
+
+    def make_old(state):
+        new = ("masking.", "tokenizer", "stages", "initialization", "final_", "eval_")
+        dropped = [name for name in state["identity"] if name.startswith(new)]
+        assert len(dropped) > 6
+        for name in dropped:
+            del state["identity"][name]
+        del state["data"]
+
+    change_state(output / "paddle_2", make_old)
+    pretrain(*arguments, *RESUME)
+    assert result(output) == expected
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_processes_that_find_different_checkpoints_stop(pretrain, monkeypatch, is_same):
+    """Two processes, of which the other finds the same, or none."""
+    difference = run_pretrain.paddle.to_tensor([0 if is_same else 1])  # of digests: the last comparison's has one
     pretrain("--max_steps", "2", "--batch_size", "16")
     monkeypatch.setattr(run_pretrain.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(run_pretrain, "sum_over_ranks", lambda x: 2 * x + difference if x.shape == [3] else x)
+    monkeypatch.setattr(run_pretrain, "sum_over_ranks", lambda x: 2 * x + (difference if x.shape == [1] else 0))
     monkeypatch.setattr(run_pretrain.dist, "init_parallel_env", lambda: None)
     monkeypatch.setattr(run_pretrain, "build_model", lambda *arguments: kill())  # what comes after the comparison
     with pytest.raises((Killed, UserError)) as stopped:
         pretrain("--max_steps", "2", *RESUME)
-    assert stopped.type is Killed if other == 2 else "share one --output_dir" in str(stopped.value)
+    assert stopped.type is Killed if is_same else "share one --output_dir" in str(stopped.value)
 
 
 def test_the_global_batch_may_be_cut_otherwise(pretrain, monkeypatch, tmp_path):
@@ -593,20 +649,6 @@ def test_a_checkpoint_from_before_the_first_good_update_resumes(pretrain, monkey
     kill_in_update(pretrain, monkeypatch, 1, *arguments)
     assert metrics(tmp_path / "ckp", "train")[0]["loss"] is None
     assert result(pretrain(*arguments, *RESUME)) == expected
-
-
-def infinite_losses(monkeypatch, steps: set) -> None:
-    """Makes the loss of the first micro-batch infinite in the updates that follow `steps`."""
-    real, bad = run_pretrain.masked_loss, []
-    around_updates(monkeypatch, before=lambda run: bad.append(run.progress.global_step in steps))
-
-    def masked_loss(model, batch):
-        loss, *rest = real(model, batch)
-        is_bad = model.training and bad[-1]
-        bad[-1:] = [False]
-        return (loss * float("inf") if is_bad else loss), *rest
-
-    monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
 
 
 def test_a_second_interrupt_ends_the_process_at_once():
