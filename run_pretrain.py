@@ -99,6 +99,7 @@ GROWING = {"roberta-en-tiny": 3e-3, "roberta-en-mini": 2e-3, "roberta-en-small":
 # Of initialize_with_sinusoids(): in units of 1 / sqrt(width), so that the logits of the tied output layer begin with
 # this standard deviation at every width (0.0245 for width 768, where RoBERTa has 0.02).
 EMBEDDINGS_RMS = 0.68
+LINEAR_DEVIATION = 0.5  # with 1, roberta-en-mini collapses at a rate of 2e-3: its layers drown what goes past them
 SINUSOIDS_BASE = 100  # with 10,000, the usual one, half of the waves are constant over 128 positions
 
 
@@ -654,12 +655,11 @@ def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
     """Begins a new model as the recipe growing_rows does; what is not named here begins as RoBERTa's.
 
     Positions: sinusoids (Vaswani et al., 2017, section 3.5; sines and cosines side by side), which are learned on.
-    Words: normal, with the same root mean square. Linear layers: normal with 1 / sqrt(width); those that write into
-    the residual stream are divided by sqrt(2 x layers), as GPT-2's: without, roberta-en-mini collapses at a rate of
-    2e-3. The output layer's bias: the logarithm of the tokens' frequencies in the training rows, which is what a model
-    learns first. `token_counts`: as utils.token_counts() returns them.
+    Words: normal, with the same root mean square. Linear layers: normal. The output layer's bias: the logarithm of the
+    tokens' frequencies in the training rows, which is what a model learns first. `token_counts`: as
+    utils.token_counts() returns them.
     """
-    width, num_layers = model.config.hidden_size, model.config.num_hidden_layers
+    width = model.config.hidden_size
     generator = np.random.default_rng(seed)
 
     def set_normal(parameter, deviation: float):
@@ -672,10 +672,9 @@ def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
     angles = positions * SINUSOIDS_BASE ** (-np.arange(width // 2) / (width // 2))
     sinusoids = math.sqrt(2) * rms * np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     embeddings.position_embeddings.weight.set_value(sinusoids.astype(np.float32))
-    for name, layer in model.named_sublayers():
+    for layer in model.sublayers():
         if type(layer) is nn.Linear:
-            writes_residual = name.endswith(("self_attn.out_proj", "linear2"))
-            set_normal(layer.weight, 1 / math.sqrt(width * (2 * num_layers if writes_residual else 1)))
+            set_normal(layer.weight, LINEAR_DEVIATION / math.sqrt(width))
     counts = np.ones(model.config.vocab_size)  # so that no logarithm is infinite
     counts[: len(token_counts)] += token_counts
     model.lm_head.decoder.bias.set_value(np.log(counts / counts.sum()).astype(np.float32))

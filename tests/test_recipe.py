@@ -100,9 +100,8 @@ def test_a_growing_model_begins_with_sinusoids_larger_weights_and_word_frequenci
     assert weights["roberta.embeddings.word_embeddings.weight"].std() == pytest.approx(rms, rel=0.02)
     linear = [name for name, weight in weights.items() if weight.ndim == 2 and "embeddings" not in name]
     assert len(linear) == 4 * 6 + 1  # four projections and two layers each, and the head's
-    assert sum(name.endswith(("out_proj.weight", "linear2.weight")) for name in linear) == 8
-    for name in linear:  # what is added to the residual stream is smaller, for the 8 additions
-        deviation = 1 / math.sqrt(width * (8 if name.endswith(("out_proj.weight", "linear2.weight")) else 1))
+    for name in linear:
+        deviation = run_pretrain.LINEAR_DEVIATION / math.sqrt(width)
         assert weights[name].std() == pytest.approx(deviation, rel=0.02), name
         assert abs(weights[name].mean()) < 0.02 * deviation, name
     bias = weights.pop(next(name for name in weights if weights[name].shape == (400,)))
