@@ -72,6 +72,7 @@ SUPPORTED_SETTINGS = {  # of config.json, where it changes what is computed; oth
     "pruned_heads": {},
     "quantization_config": None,
 }
+PLATEAU_UPDATES = 2000  # after which a model that does not use the context yet gets a word of advice
 EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 
 
@@ -1157,8 +1158,14 @@ class Report:
             place += f" at step {step:,}" if is_training else ""
             line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
             log(f"evaluation{place}: {line.format(**evaluation)}: {where_it_stands(records[name])}")
-        # The first set's numbers stand in the record itself, those of the others below their names.
         first, *others = records
+        if is_on_plateau(run, records[first]):
+            log(
+                f"still on the plateau after {step:,} updates: start anew with "
+                f"{'another --learning_rate' if run.recipe.stages else '--recipe growing_rows'} and --dropout 0; "
+                "a large model may only need more updates (README, When something looks wrong)"
+            )
+        # The first set's numbers stand in the record itself, those of the others below their names.
         record = records[first] | {name: records[name] for name in others}
         if first != "validation":
             record["validation_set"] = first
@@ -1215,6 +1222,14 @@ def where_it_stands(evaluation: dict) -> str:
     if evaluation["eval_loss"] < evaluation["unigram_entropy"]:
         return "it knows how often words occur, and does not use the context yet"
     return "it does not know yet how often words occur"
+
+
+def is_on_plateau(run: Run, evaluation: dict) -> bool:
+    """Whether a model does not use the context though it has seen whole rows, and PLATEAU_UPDATES updates."""
+    step = run.progress.global_step
+    if step < PLATEAU_UPDATES or piece_length_at(step, run) is not None:
+        return False
+    return evaluation["eval_loss"] >= evaluation["loss_without_context"]
 
 
 class StopSignal:

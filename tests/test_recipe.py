@@ -171,9 +171,9 @@ def test_a_resumed_run_keeps_the_recipe(pretrain):
     identity = json.loads((output / "paddle_2/training_state/state.json").read_text())["identity"]
     assert identity["stages"] == [[8, 0.3], [32, 0.45]] and identity["initialization"] == "sinusoids"
     for change, named in (
-        (["--recipe", "roberta"], r"stages \(was \[\[8, 0\.3\], \[32, 0\.45\]\], is \[\]\)"),
-        (["--recipe", "growing_rows", "--stages", "8:0.4"], r"stages \(was .*, is \[\[8, 0\.4\]\]\)"),
-        (["--recipe", "growing_rows", "--mlm_probability", "0.2"], r": mlm_probability \(was 0\.4, is 0\.2\)"),
+        (["--recipe", "roberta"], r"--stages \(was 8:0\.3,32:0\.45, is none\)"),
+        (["--recipe", "growing_rows", "--stages", "8:0.4"], r"--stages \(was .*, is 8:0\.4\)"),
+        (["--recipe", "growing_rows", "--mlm_probability", "0.2"], r"--mlm_probability \(was 0\.4, is 0\.2\)"),
     ):
         with pytest.raises(UserError, match=named):
             pretrain("--max_steps", "2", *change, *RESUME)
@@ -205,3 +205,14 @@ def test_pieces_longer_than_the_rows_leave_them_whole(pretrain, corpus, tmp_path
 def test_line_by_line_rows_grow_too(pretrain, ragged_data, seen):
     pretrain("--max_steps", "4", *GROWING, "--stages", "8:0.5", data=ragged_data)
     assert [update[0]["input_ids"].shape[1] for update in seen] == [8, 8, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "remedy"), [("roberta", "--recipe growing_rows"), ("growing_rows", "--learning_rate")]
+)
+def test_a_long_run_that_does_not_use_the_context_is_told_what_to_do(pretrain, monkeypatch, capsys, recipe, remedy):
+    monkeypatch.setattr(run_pretrain, "PLATEAU_UPDATES", 3)
+    options = ["--max_steps", "6", "--save_steps", "2", "--learning_rate", "0", "--recipe", recipe, "--stages"]
+    pretrain(*options, "8:0.5" if recipe == "growing_rows" else "none")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("still on the plateau after")]
+    assert [line.split()[5] for line in lines] == ["4", "6"] and all(remedy in line for line in lines)
