@@ -43,7 +43,7 @@ def build(monkeypatch, packed_data):
     def build(*arguments: str, padded: bool = False):
         args = run_pretrain.parse_arguments([*training_arguments(packed_data, ROOT), *arguments])
         machine = Machine("cpu", *run_pretrain.choose_precision(args, "cpu"))
-        return build_model(args, build_config(args, tokenizer, 32), machine, padded)
+        return build_model(args, build_config(args, tokenizer, 32, args.dropout), machine, padded)
 
     return build
 
