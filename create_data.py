@@ -699,16 +699,16 @@ def read_json(source: Source) -> Iterable:
     """One JSON value a line; or one array or object, which is read whole."""
     lines = filter(bytes.strip, lines_of(source))
     first, second = next(lines, b"[]"), next(lines, None)
-    if second is not None and is_object(first):
+    if second is not None and is_record(first):
         return map(parse_json, chain([first, second], lines))
     value = parse_json(b"\n".join([first, second or b"", *lines]))
     return records_of(value, source.text_column) if isinstance(value, dict) else value
 
 
-def is_object(line: bytes) -> bool:
-    """Whether the line is a whole JSON object, not the beginning of something longer."""
+def is_record(line: bytes) -> bool:
+    """Whether the line is a whole JSON value and no array, not the beginning of something longer."""
     try:
-        return isinstance(json.loads(line), dict)
+        return not isinstance(json.loads(line), list)
     except json.JSONDecodeError:
         return False
 
@@ -865,7 +865,7 @@ STREAMS = {  # what unpacks one stream of a compressed file, which may hold seve
     ".bz2": bz2.BZ2Decompressor,
     ".xz": functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ),
     # `zstd --long=31` makes windows of 2 GB, of which memory is taken as far as the text reaches.
-    ".zst": zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj,
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
 }
 PADDED = (".gz", ".xz")  # may have zeros behind a stream
 TYPES = f"{', '.join(READERS)}, all but the last two also as {', '.join(STREAMS)}, and WikiExtractor's wiki_00"
@@ -939,15 +939,17 @@ def tell_left_out(left_out: list[str], read: list[str], may_leave_out: bool):
     """Counts and names the files that are not read; refuses where they are larger than those that are."""
     if not left_out:
         return
-    size, size_read = (
-        sum(os.path.getsize(path) for path in paths if not is_url(path) and os.path.exists(path))
-        for paths in (left_out, read)
-    )
+    size, size_read = size_of(left_out), size_of(read)
     names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
     told = f"{len(left_out)} files of {size:,} bytes are left out, as their type is not read: {names}"
     if size > size_read and not may_leave_out:
         raise UserError(f"{told}; those that are read have {size_read:,}: give others, or --leave_out_other_files True")
     log(told)
+
+
+def size_of(paths: list[str]) -> int:
+    """Bytes of the files that are there; nothing of URLs and dangling links."""
+    return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
 
 
 def is_url(path: str) -> bool:

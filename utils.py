@@ -1165,21 +1165,6 @@ def atomic_directory(path: str):
             shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
 
 
-def copy_files(source: str | Path, target: str | Path, left_out: tuple = ()):
-    """Copies what is below a directory, but the names in `left_out`, into another, which may exist.
-
-    Contents alone, not modes or times: the copy of a write-protected directory could not be written to.
-    """
-    os.makedirs(target, exist_ok=True)
-    for path in Path(source).iterdir():
-        if path.name in left_out:
-            continue
-        if path.is_dir():
-            copy_files(path, Path(target, path.name), left_out)
-        else:
-            shutil.copyfile(path, Path(target, path.name))
-
-
 def fsync(path: str | Path):
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)

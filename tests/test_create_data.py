@@ -1385,11 +1385,16 @@ def test_wikiextractors_files_are_read_without_tags_and_escapes(create, tmp_path
     ],
     ids=str,
 )
-@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("indent", [None, 1], ids=["one line", "several"])
 def test_a_json_file_that_is_one_object_is_read(create, tmp_path, value, indent):
     (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
     write(tmp_path / "b.txt", ["two"])
     assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["one", "two"]
+
+
+def test_a_json_file_may_hold_a_text_a_line(create, tmp_path):
+    (tmp_path / "a.json").write_text('"one"\n\n"two"\n{"text": "three"}\n')
+    assert all_documents(create(tmp_path / "a.json")) == ["one", "three", "two"]
 
 
 LINE_ENDS = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
@@ -1483,14 +1488,13 @@ def streams(kind: str, *parts: bytes) -> list:
     return [PACKINGS[kind].compress(part) for part in parts]
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_STREAMS)
-@pytest.mark.parametrize("form", WHOLE)
+@pytest.mark.parametrize(
+    "kind, form", [(kind, form) for form in WHOLE for kind in KINDS_OF_STREAMS if WHOLE[form](kind, b"1", b"2")]
+)
 def test_an_archive_of_several_streams_is_read_whole(create, tmp_path, kind, form):
     texts = made_up(200)
     first, second = streams(kind, "\n\n".join([*texts, ""]).encode(), b"last")
     content = WHOLE[form](kind, first, second)
-    if content is None:
-        pytest.skip("another kind's")
     (tmp_path / f"a.txt.{kind}").write_bytes(content)
     out = create(tmp_path / f"a.txt.{kind}")
     assert all_documents(out) == sorted([*texts, "last"])
@@ -1676,9 +1680,9 @@ PAIRED = {  # values that change what is written, alone or beside others
     "split": "test",
     "document_separator": "line",
     "text_column": "title",
-    "max_documents": "40",
+    "max_documents": "20",
     "validation_split_percentage": "30",
-    "seed": "7",
+    "seed": "1",
     "tokenizer_name": "train",
     "vocab_size": "300",
     "max_seq_length": "6",
@@ -1843,37 +1847,34 @@ def test_what_create_data_did_not_write_is_never_replaced(create, tmp_path, wher
 
 
 def test_a_new_directory_has_nobody_elses_modes(tmp_path):
-    """As a user without root's rights, who copies what is write-protected."""
-    source, home = tmp_path / "source", pathlib.Path(tempfile.mkdtemp())
-    (source / "below").mkdir(parents=True)
-    (source / "below/a").write_text("a")
+    """As a user without root's rights, whose files are copies of what is write-protected."""
+    home = pathlib.Path(tempfile.mkdtemp())
+    if os.getuid() == 0:
+        os.chown(home, 65534, 65534)
     child = os.fork()
     if child == 0:
         status = 1
         with contextlib.suppress(BaseException):
-            os.chmod(home, 0o777)
-            shutil.copytree(source, home / "source")
-            (home / "source/below/a").chmod(0o444)
-            (home / "source/below").chmod(0o555)
-            (home / "source").chmod(0o555)
-            for path in (home, home / "source", home / "source/below", home / "source/below/a"):
-                os.chown(path, 65534, 65534)
             if os.getuid() == 0:
                 os.setgroups([])
                 os.setgid(65534)
                 os.setuid(65534)
             os.umask(0o022)
             os.chdir("/")
-            for _ in range(2):
+            for _ in range(2):  # the second one replaces the first
                 with utils.atomic_directory(str(home / "out")) as folder:
-                    utils.copy_files(home / "source", folder)
-                    pathlib.Path(folder, "b").write_text("b")
-                    pathlib.Path(folder, "below/a").chmod(0o600)  # as safetensors does
+                    below = pathlib.Path(folder, "below")
+                    below.mkdir()
+                    for name, mode in (("a", 0o444), ("b", 0o600)):  # a copy's; as safetensors writes
+                        (below / name).write_text(name)
+                        (below / name).chmod(mode)
+                    below.chmod(0o555)
+                    pathlib.Path(folder).chmod(0o555)
             modes = {path.name: path.stat().st_mode & 0o777 for path in [home / "out", *(home / "out").rglob("*")]}
             status = modes != {"out": 0o755, "below": 0o755, "a": 0o644, "b": 0o644}
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert os.listdir(home / "out") and not list(home.glob("*.being_written"))
+    assert os.listdir(home) == ["out"]
     shutil.rmtree(home)
 
 
