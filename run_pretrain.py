@@ -29,13 +29,15 @@ from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Paddle is imported ends the process without a traceback
-    # Signals get a stack of their own: handled on that of a running kernel, SIGTERM crashed 7 of 72 processes.
-    faulthandler.enable()
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError
 from utils import checkpoints_in, explaining, log, number, onednn, require
 
+if __name__ == "__main__":
+    utils.open_standard_streams()  # closed ones, as by `2>&-`, which faulthandler and what Paddle imports need
+    # Signals get a stack of their own: handled on that of a running kernel, SIGTERM crashed 7 of 72 processes.
+    faulthandler.enable()
 utils.prepare_for_paddle()  # threads and memory, which are read when Paddle is imported
 
 import huggingface_hub

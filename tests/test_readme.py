@@ -190,6 +190,15 @@ def test_every_file_that_is_linked_or_named_exists():
         assert (ROOT / name).exists(), name
 
 
+def test_the_tests_page_names_each_file_and_only_tests_that_there_are():
+    page = (ROOT / "tests/README.md").read_text()
+    files = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(re.findall(r"^\| `(test_\w+\.py)` \|", page, flags=re.MULTILINE)) == set(files)
+    tests = set(re.findall(r"^def (test_\w+)", "\n".join(files.values()), flags=re.MULTILINE))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 40 and named <= tests, named - tests
+
+
 def changed(sources: dict) -> dict:
     """The scripts' lines with the README's changes made, which are written as in a diff."""
     [block] = re.findall(r"```diff\n(.*?)```", README, flags=re.DOTALL)

@@ -4,12 +4,15 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
 from conftest import (
     RESUME,
+    ROOT,
     Killed,
     around_losses,
     around_updates,
@@ -17,6 +20,7 @@ from conftest import (
     kill,
     kill_in_update,
     metrics,
+    training_arguments,
 )
 
 import run_pretrain
@@ -225,3 +229,20 @@ def test_losses_are_finite_numbers_of_the_updates_they_are_of(pretrain, monkeypa
     output = pretrain("--max_steps", "6", "--logging_steps", "3", "--save_steps", "4")
     losses = [record["loss"] for record in metrics(output, "train")]
     assert losses == pytest.approx([sum(sums[i : i + 3]) / sum(counts[i : i + 3]) for i in (0, 3)], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]], ids=str)
+def test_a_run_whose_output_is_closed_trains_all_the_same(packed_data, tmp_path, closed):
+    """Closed, as by `>&-`: no pipe without a reader."""
+    arguments = [*training_arguments(packed_data, tmp_path / "ckp", "roberta-en-tiny"), "--max_steps", "2"]
+    shell = " ".join(f"{number}>&-" for number in closed)
+    command = ["bash", "-c", f'exec "$@" {shell}', "bash", sys.executable, "run_pretrain.py", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(metrics(tmp_path / "ckp", "train")) == 2 and "Traceback" not in run.stdout + run.stderr
+    utils.check_checksums(str(tmp_path / "ckp/paddle_2"))
+    wrong = subprocess.run([*command, "--seed", "x"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    if closed == [2]:
+        assert "error: argument --seed" in wrong.stdout
