@@ -1378,8 +1378,6 @@ def load_data(args, recipe: Recipe) -> Data:
     is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
     # Rows that the pieces of the recipe's stages do not divide are padded, too.
     is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
-    if is_padded:  # to what the collator pads such rows to
-        limit = math.ceil(limit / utils.LENGTH_MULTIPLE) * utils.LENGTH_MULTIPLE
     counts = [f"{len(splits['train']):,} rows of {folder}" for folder, splits in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
     description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
