@@ -156,8 +156,12 @@ def padded_ids() -> tuple:
 
 
 def logits_in_paddle(model) -> np.ndarray:
+    was_training = model.training
     model.eval()
-    return model(paddle.to_tensor(padded_ids()[0])).numpy()
+    logits = model(paddle.to_tensor(padded_ids()[0])).numpy()
+    if was_training:
+        model.train()
+    return logits
 
 
 def run_in(python: str, script: str, *arguments) -> None:
