@@ -33,8 +33,14 @@ sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..",
 
 from utils import ArgumentParser, UserError, command_line, number, to_transformers
 
-TITLES = {"ours": "this project", "huggingface": "Hugging Face", "original": "original example"}
-COLORS = {"ours": "#1f6fb4", "huggingface": "#e0a030", "original": "#8a8a8a"}
+TITLES = {
+    "ours": "this project",
+    "compiled": "PyTorch, compiled",
+    "huggingface": "Hugging Face",
+    "original": "original example",
+}
+COLORS = {"ours": "#1f6fb4", "compiled": "#c0504d", "huggingface": "#e0a030", "original": "#8a8a8a"}
+WITH_TORCH = ("compiled", "huggingface")  # they need --torch_python
 WARMUP = 2  # updates of each contestant before any counts
 PAUSE = 0.3  # seconds between updates: an idle thread of Paddle's OpenMP spins for 0.2 s, on a core of the next one
 EVALUATE_EVERY = 50  # updates, with --quality
@@ -63,37 +69,45 @@ def ours(args) -> Contestant:
     """run_pretrain.py's model, collator, loader and update as it runs them; all that depends on its names is here."""
     import run_pretrain as project  # sets threads and memory, then imports Paddle
 
-    flags = {"model_name_or_path": args.model, "amp": args.precision != "float32"}
+    flags = {
+        "model_name_or_path": args.model,
+        "amp": args.precision != "float32",
+        "max_seq_length": args.max_seq_length,
+    }
     flags |= {name: getattr(args, name) for name in "batch_size learning_rate warmup_steps device".split()}
+    flags |= {"recipe": "roberta"}
     flags |= {"input_file": args.input_file} if args.quality else {}
     flags |= {"amp_dtype": args.precision} if args.precision != "float32" else {}
     run_args = project.parse_arguments([word for name in flags for word in (f"--{name}", str(flags[name]))])
-    project.set_device(run_args)
-    if run_args.precision != args.precision:
-        raise UserError(f"--precision {args.precision}: the project chooses {run_args.precision} on this machine")
-    tokenizer, rows = project.load_data(run_args) if args.quality else drawn_rows(args, project.TokenRows)
-    run_args.max_seq_length = args.max_seq_length
-    config = project.build_config(run_args, tokenizer)
-    model = project.build_model(run_args, config, rows)
-    optimizer, scaler = project.build_optimizer(model, run_args)
-    run = project.Run(run_args, model, model, optimizer, scaler, args.updates)
-    run.warmup_steps = args.warmup_steps
-    sampler = project.UpdateSampler(len(rows["train"]), args.batch_size, seed=run_args.seed)
-    collator = project.DataCollatorMLM(tokenizer, run_args.mlm_probability, seed=run_args.seed)
+    machine, recipe = project.start_machine(run_args), project.choose_recipe(run_args)
+    if machine.precision != args.precision:
+        raise UserError(f"--precision {args.precision}: the project chooses {machine.precision} on this machine")
+    if args.quality:
+        data = project.load_data(run_args, recipe)
+        tokenizer, rows = data.tokenizer, data.train
+    else:
+        tokenizer, rows = drawn_rows(args, project.TokenRows)
+    config = project.build_config(run_args, tokenizer, args.max_seq_length, recipe.dropout)
+    model = project.build_model(run_args, config, machine, is_padded=False)
+    optimizer, scaler = project.build_optimizer(model, run_args, machine.precision)
+    run = project.Run(run_args, machine, model, None, recipe, total_steps=args.updates)
+    run.parallel, run.optimizer, run.scaler, run.progress.warmup_steps = model, optimizer, scaler, args.warmup_steps
+    sampler = project.UpdateSampler(len(rows), args.batch_size, seed=run_args.seed)
+    collator = project.DataCollatorMLM(tokenizer, recipe.mlm_probability, seed=run_args.seed)
 
     def loader():
-        return project.batches_of(rows["train"], sampler.batches(0, args.updates), collator)
+        return project.batches_of(rows, sampler.batches(0, args.updates), collator)
 
     rates = [project.learning_rate_at(step + 1, run) for step in range(args.updates)]
     if args.quality:
-        held_out = project.utils.evaluation_batches(len(rows["validation"]), args.batch_size)
-        validation = functools.partial(project.batches_of, rows["validation"], held_out, collator)
+        held_out = next(iter(data.validation.values()))
+        validation = project.validation_batches(held_out, collator, run_args, machine)
         write_start(args.folder, model, loader, validation)
 
     def update(batch):
-        optimizer.set_lr(rates[run.global_step])
+        optimizer.set_lr(rates[run.progress.global_step])
         result = project.train_update(run, [batch])
-        run.global_step += 1
+        run.progress.global_step += 1
         return result["loss_sum"] / max(result["num_masked"], 1)
 
     model.train()
@@ -102,12 +116,55 @@ def ours(args) -> Contestant:
     shared = {name: getattr(run_args, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
     shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
+    if args.device == "cpu" and project.onednn() is not None:
+        facts["product_flops_per_second"] = product_rate(args.precision, args.batch_size * length, config.hidden_size)
     evaluate = (lambda: project.evaluate(run, validation)["eval_loss"]) if args.quality else None
     return Contestant(loader(), update, project.paddle.device.cuda, facts, evaluate)
 
 
+def product_rate(precision: str, rows: int, width: int) -> float:
+    """Operations a second of oneDNN's product [rows, width] [width, 4 width], the best of some: what limits an update."""
+    import utils
+
+    dnn, seconds = utils.onednn(), []
+    arrays = [np.ones(shape, np.float32) for shape in ((rows, width), (width, 4 * width), (rows, 4 * width))]
+    left, right, out = (utils.as_operand(dnn, array, precision) for array in arrays)
+    for _ in range(30):
+        started = time.perf_counter()
+        dnn.matmul(left, right, out)
+        seconds.append(time.perf_counter() - started)
+    return 8 * rows * width**2 / min(seconds)
+
+
 def huggingface(args) -> Contestant:
     """transformers' model and collator, and what its Trainer does in a step: AdamW (fused), clipping, schedule."""
+    import torch
+    import transformers
+
+    shared, device = args.shared, "cuda" if args.device == "gpu" else "cpu"
+    model, optimizer, scheduler, autocast, scaler = with_torch(args)
+
+    def update(batch):
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        with autocast:
+            loss = model(**batch).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), shared["max_grad_norm"])
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        model.zero_grad()
+        return loss.detach()
+
+    batches = stored_batches(args, "train.npz") if args.quality else iter(huggingface_loader(args))
+    facts = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
+    facts["attention"] = model.config._attn_implementation
+    return Contestant(batches, update, torch.cuda, facts, lambda: huggingface_evaluation(model, autocast, args))
+
+
+def with_torch(args) -> tuple:
+    """transformers' model, and the optimizer, schedule, autocast and scaler of both PyTorch contestants."""
     import torch
     import transformers
 
@@ -128,24 +185,46 @@ def huggingface(args) -> Contestant:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [*rates, 0].__getitem__)
     autocast = torch.autocast(device, getattr(torch, args.precision), enabled=args.precision != "float32")
     scaler = torch.amp.GradScaler(device, enabled=args.precision == "float16")
+    return model, optimizer, scheduler, autocast, scaler
+
+
+def compiled(args) -> Contestant:
+    """As who knows PyTorch runs transformers' model: no attention mask where no row is padded (SDPA then takes
+    its fast way), the head on the masked positions alone, filled up to a fixed number as a compiled graph wants it,
+    torch.compile, fused AdamW, autocast."""
+    import torch
+    import transformers
+
+    shared, device = args.shared, "cuda" if args.device == "gpu" else "cpu"
+    model, optimizer, scheduler, autocast, scaler = with_torch(args)
+    expected = 0.15 * args.batch_size * args.max_seq_length
+    num_positions = int(expected) // 128 * 128 + 128
+
+    def loss_of(input_ids, labels, positions):
+        hidden = model.roberta(input_ids=input_ids)[0]
+        logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[positions])
+        return torch.nn.functional.cross_entropy(logits.float(), labels.reshape(-1)[positions])
+
+    loss_of = torch.compile(loss_of)
 
     def update(batch):
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        input_ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+        chosen, others = (torch.nonzero((labels.flatten() != -100) == wanted).flatten() for wanted in (True, False))
+        positions = torch.cat([chosen, others])[:num_positions]
         with autocast:
-            loss = model(**batch).loss
+            loss = loss_of(input_ids, labels, positions)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), shared["max_grad_norm"])
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
-        model.zero_grad()
+        optimizer.zero_grad()
         return loss.detach()
 
-    batches = stored_batches(args, "train.npz") if args.quality else iter(huggingface_loader(args))
     facts = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
     facts["attention"] = model.config._attn_implementation
-    return Contestant(batches, update, torch.cuda, facts, lambda: huggingface_evaluation(model, autocast, args))
+    return Contestant(iter(huggingface_loader(args)), update, torch.cuda, facts)
 
 
 def huggingface_loader(args):
@@ -246,7 +325,7 @@ def drawn_rows(args, token_rows) -> tuple:
     table = pyarrow.table({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
     ids = dict(cls_token_id=0, bos_token_id=0, pad_token_id=1, eos_token_id=2, mask_token_id=last)
     tokenizer = SimpleNamespace(**ids, all_special_ids=[0, 1, 2, 3, last], vocab_size=args.vocab_size)
-    return tokenizer, {"train": token_rows(SimpleNamespace(data=SimpleNamespace(table=table)))}
+    return tokenizer, token_rows(SimpleNamespace(data=SimpleNamespace(table=table)))
 
 
 def listed_rows(args) -> list:
@@ -288,7 +367,8 @@ def work(name: str, settings: str) -> None:
     os.dup2(2, 1)  # what the frameworks print goes to the log
     with open(settings) as file:
         args = SimpleNamespace(**json.load(file))
-    contestant = {"ours": ours, "huggingface": huggingface, "original": original}[name](args)
+    by_name = {"ours": ours, "compiled": compiled, "huggingface": huggingface, "original": original}
+    contestant = by_name[name](args)
     print(json.dumps(contestant.facts), file=answers)
     for line in sys.stdin:
         if line == "evaluate\n":
@@ -319,7 +399,7 @@ class Worker:
         environment = {k: v for k, v in os.environ.items() if not SETTINGS_OF_MACHINE.match(k)}
         if name == "ours":  # the original's users did not set it, torch is told in another way
             environment["OMP_NUM_THREADS"] = str(args.threads)
-        python = (args.torch_python or sys.executable) if name == "huggingface" else sys.executable
+        python = (args.torch_python or sys.executable) if name in WITH_TORCH else sys.executable
         command = [python, os.path.abspath(__file__), "--worker", name, settings]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         with open(self.log, "w") as log:
@@ -373,7 +453,7 @@ def has_torch(args) -> bool:
 
 def measure_speed(args) -> dict:
     """Returns every step, and the medians and quartiles over the pairs of adjacent steps."""
-    peers = [peer for peer in args.peers if peer != "huggingface" or has_torch(args)]
+    peers = [peer for peer in args.peers if peer not in WITH_TORCH or has_torch(args)]
     args.updates, args.rows = WARMUP + args.pairs * len(peers), os.path.join(args.folder, "rows.npy")
     shape = args.updates * args.batch_size, args.max_seq_length
     rows = np.random.default_rng(0).integers(4, args.vocab_size - 1, size=shape, dtype=np.uint16)
@@ -396,7 +476,11 @@ def measure_speed(args) -> dict:
         flops = by_name["ours"].facts["flops"]
         contestants = {name: summary(worker, flops) for name, worker in by_name.items()}
     ratios = {peer: {**quartiles(values), "pairs": values} for peer, values in ratios.items()}
-    return {"flops_per_update": flops, "contestants": contestants, "times_as_fast": ratios}
+    results = {"flops_per_update": flops, "contestants": contestants, "times_as_fast": ratios}
+    if rate := contestants["ours"]["facts"].get("product_flops_per_second"):
+        # What an update would take if it were its products alone, of what it takes.
+        results["share_of_limit"] = contestants["ours"]["tflops"] * 1e12 / rate
+    return results
 
 
 def quartiles(values: list) -> dict:
@@ -425,6 +509,12 @@ def speed_table(results: dict) -> str:
         lines.append(
             f"| {TITLES[name]} | {speed:,.0f} | {result['tflops']:.3f} | {faster} | "
             f"{result['peak_memory_bytes'] / 1e9:.2f} GB | {result['data_wait_percent']:.1f} % |"
+        )
+    if "share_of_limit" in results:
+        rate = results["contestants"]["ours"]["facts"]["product_flops_per_second"] / 1e9
+        lines.append("")
+        lines.append(
+            f"Products at {rate:,.0f} GFLOP/s; this project's update is {results['share_of_limit']:.2f} of that."
         )
     return "\n".join(lines)
 
