@@ -2025,6 +2025,7 @@ class Function(paddle.autograd.PyLayer):
     def backward(ctx, grad_out):
         gradients = [empty_tensor(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
+        ctx.operation = None  # what it kept is free for the backward passes that follow
         # Paddle wants None where a tensor has no gradient, as a weight that is frozen.
         return tuple(None if frozen else gradient for gradient, frozen in zip(gradients, ctx.is_frozen))
 

@@ -14,7 +14,6 @@ or bfloat16) is called untested: written to the frameworks' documentation, never
 
 import contextlib
 import datetime
-import functools
 import json
 import os
 import platform
@@ -123,7 +122,7 @@ def ours(args) -> Contestant:
 
 
 def product_rate(precision: str, rows: int, width: int) -> float:
-    """Operations a second of oneDNN's product [rows, width] [width, 4 width], the best of some: what limits an update."""
+    """Operations a second of oneDNN's product [rows, width] [width, 4 width], the best of 30: an update's limit."""
     import utils
 
     dnn, seconds = utils.onednn(), []
@@ -512,10 +511,8 @@ def speed_table(results: dict) -> str:
         )
     if "share_of_limit" in results:
         rate = results["contestants"]["ours"]["facts"]["product_flops_per_second"] / 1e9
-        lines.append("")
-        lines.append(
-            f"Products at {rate:,.0f} GFLOP/s; this project's update is {results['share_of_limit']:.2f} of that."
-        )
+        share = results["share_of_limit"]
+        lines += ["", f"Products at {rate:,.0f} GFLOP/s: they alone would take {share:.2f} of this project's update."]
     return "\n".join(lines)
 
 
