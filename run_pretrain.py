@@ -2068,6 +2068,7 @@ class Embedding(nn.Embedding):
     def __init__(self, replaced: nn.Embedding, output_layer: OutputLayer):
         nn.Layer.__init__(self)
         self.weight, self._padding_idx = replaced.weight, replaced._padding_idx
+        self._sparse = False  # paddle.DataParallel asks each embedding
         self.tied_to = [output_layer]  # in a list, so that it is no sublayer
         output_layer.is_tied = True
 
