@@ -318,19 +318,21 @@ class SplitWriter:
         dtype = schema.field("input_ids").type.value_type.to_pandas_dtype()
         self.rest = np.empty(0, dtype)  # tokens that wait until a row is full, or a line has ended
         self.counts = dict.fromkeys(("documents", "tokens", "rows", "dropped_tokens"), 0)
-        self.special_tokens = 0  # of all rows, then of the text alone
+        self.special_in_rows = self.special_in_text = 0  # tokens; the latter is known when all rows are written
         self.first_row = []  # ids
 
     def add(self, ids: np.ndarray, ends: np.ndarray):
         """Takes token ids (integers [tokens]), and where in them documents or lines end (int [number])."""
         self.counts["documents"] += len(ends)
         self.counts["tokens"] += len(ids)
-        tokens = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
-        ends = len(self.rest) + ends
+        texts = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
+        text_ends = len(self.rest) + ends
         if self.packed:
-            tokens = join_documents(tokens, ends, self.eos)
-            ends = np.arange(self.room, len(tokens) + 1, self.room)
-        pieces, self.rest = cut_into_rows(tokens, ends, self.room)
+            tokens = join_documents(texts, text_ends, self.eos)
+            row_ends = np.arange(self.room, len(tokens) + 1, self.room)
+        else:
+            tokens, row_ends = texts, text_ends
+        pieces, self.rest = cut_into_rows(tokens, row_ends, self.room)
         self.counts["dropped_tokens"] += len(tokens) - len(self.rest) - len(pieces.flatten())
         rows = add_special_tokens(pieces, self.bos, self.eos)
         self.write(rows)
@@ -340,7 +342,7 @@ class SplitWriter:
         is_special = self.is_special[rows.values.to_numpy()]
         columns = [rows, pyarrow.ListArray.from_arrays(rows.offsets, is_special)]
         self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
-        self.special_tokens += np.count_nonzero(is_special)
+        self.special_in_rows += np.count_nonzero(is_special)
         if not self.first_row and len(rows):
             self.first_row = rows[0].as_py()
 
@@ -348,10 +350,9 @@ class SplitWriter:
         """Finishes the file and the counts."""
         self.stream.close()
         self.counts["dropped_tokens"] += len(self.rest)
-        # What stands in the text itself: all but the <s> and </s> of rows, and the </s> of packed documents.
-        self.special_tokens += np.count_nonzero(self.is_special[self.rest]) - 2 * self.counts["rows"]
-        if self.packed:
-            self.special_tokens -= self.counts["documents"]
+        # What stands in the text itself is all but the <s> and </s> of rows, and the </s> of packed documents.
+        added = 2 * self.counts["rows"] + (self.counts["documents"] if self.packed else 0)
+        self.special_in_text = self.special_in_rows + np.count_nonzero(self.is_special[self.rest]) - added
 
 
 def join_documents(tokens: np.ndarray, ends: np.ndarray, eos: int) -> np.ndarray:
@@ -388,9 +389,9 @@ def log_how_read(sources: list[Source]):
 
 def log_rows(split: str, writer: SplitWriter, tokenizer: Tokenizer):
     log(f"{split}: {counted(writer.counts)}")
-    if writer.special_tokens:
-        log(f"{split}: {writer.special_tokens:,} special tokens, as <s> or </s>, stand in the text itself")
-    if len(writer.first_row):
+    if writer.special_in_text:
+        log(f"{split}: {writer.special_in_text:,} special tokens, as <s> or </s>, stand in the text itself")
+    if writer.first_row:
         start = tokenizer.decode(writer.first_row[:100], skip_special_tokens=False)
         log(f"{split}, first row: {start[:200]!r}")
 

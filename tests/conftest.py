@@ -84,7 +84,9 @@ def ragged_data(corpus, tmp_path_factory) -> pathlib.Path:
 def create(corpus: pathlib.Path, output: pathlib.Path, *arguments: str) -> pathlib.Path:
     import create_data
 
-    options = "--tokenizer_name train --vocab_size 400 --max_seq_length 32 --validation_split_percentage 10"
+    options = "--max_seq_length 32 --validation_split_percentage 10"
+    if "--tokenizer_name" not in arguments:
+        options += " --tokenizer_name train --vocab_size 400"
     create_data.main(["--data_files", str(corpus), "--output_dir", str(output), *options.split(), *arguments])
     return output
 
