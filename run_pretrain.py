@@ -790,8 +790,7 @@ def start_or_resume(
         data=data,
     )
     # A checkpoint of another directory brings no metrics along, and those that lie here are another run's.
-    goes_on = checkpoint in checkpoints_in(args.output_dir).values()
-    report.log_start(run, sampler, goes_on)
+    report.log_start(run, sampler, goes_on=checkpoint is not None and is_in(checkpoint, args.output_dir))
     return run
 
 
@@ -894,8 +893,7 @@ def find_checkpoint(args) -> str | None:
         inside = list(checkpoints_in(given).values())
         if inside:
             raise UserError(f"--resume_from_checkpoint {given} holds checkpoints: did you mean {inside[-1]}?")
-    is_of_this_directory = os.path.realpath(given) in map(os.path.realpath, found)
-    if found and given != "auto" and not is_of_this_directory:
+    if found and given != "auto" and not is_in(given, args.output_dir):
         raise UserError(
             f"--output_dir {args.output_dir} holds checkpoints: "
             "choose another directory, or add --resume_from_checkpoint auto"
@@ -914,6 +912,11 @@ def find_checkpoint(args) -> str | None:
             problem = f"cannot resume from {error}"
             log(f"warning: {problem}")
     raise UserError(f"{problem}: give another, or start in another --output_dir")
+
+
+def is_in(checkpoint: str, output_dir: str) -> bool:
+    """Whether a path, however it is written, is a checkpoint of this directory."""
+    return os.path.realpath(checkpoint) in map(os.path.realpath, checkpoints_in(output_dir).values())
 
 
 def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: int) -> tuple[Progress, dict]:
@@ -963,6 +966,9 @@ def changes_between(state: dict, current: dict, data: Data) -> list[str]:
     changed = {name for name in was if name not in is_data and was[name] != current.get(name)}
     if "whole_word_masking" in changed:
         changed.discard("masking.whole_words")  # which it sets
+    for name, recipe in RECIPES.items():
+        if "stages" in changed and was["stages"] == json.loads(json.dumps(recipe.stages)):
+            changes.append(f"the recipe (--recipe {name} gives the former)")
     changes += [describe_change(name, was[name], current.get(name)) for name in sorted(changed)]
     return changes
 
@@ -1378,7 +1384,7 @@ def load_data(args, recipe: Recipe) -> Data:
     is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
     # Rows that the pieces of the recipe's stages do not divide are padded, too.
     is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
-    counts = [f"{len(splits['train']):,} rows of {folder}" for folder, splits in zip(args.input_file, sets)]
+    counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
     description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
     return Data(tokenizer, files, train, validation, limit, is_padded, digests, description)

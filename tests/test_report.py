@@ -55,13 +55,14 @@ def test_a_new_run_begins_a_new_file_and_keeps_that_of_a_run_without_a_checkpoin
     assert len(list((output / "visualdl/from_0").iterdir())) == 1
 
 
-def test_a_resumed_run_cuts_the_file_to_its_step(pretrain, monkeypatch, tmp_path):
+@pytest.mark.parametrize("given", ["auto", "{output}/paddle_4", "{output}/../ckp//paddle_4/"])
+def test_a_resumed_run_cuts_the_file_to_its_step(pretrain, monkeypatch, tmp_path, given):
     arguments = ["--max_steps", "8", "--save_steps", "4"]
     whole = pretrain(*arguments, output=tmp_path / "whole")
     kill_in_update(pretrain, monkeypatch, 7, *arguments)
     output = tmp_path / "ckp"
     assert [r["step"] for r in lines_of(output / "metrics.jsonl") if r["event"] == "train"] == [1, 2, 3, 4, 5, 6, 7]
-    pretrain(*arguments, *RESUME)
+    pretrain(*arguments, "--resume_from_checkpoint", given.format(output=output))
     records = lines_of(output / "metrics.jsonl")
     of_whole = lines_of(whole / "metrics.jsonl")
     assert [(r["event"], r["step"]) for r in records] == [(r["event"], r["step"]) for r in of_whole]

@@ -387,6 +387,15 @@ def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, p
     assert result(output) == before
 
 
+def test_another_recipe_is_refused_with_the_flag_that_gives_the_former(pretrain):
+    pretrain("--max_steps", "2")
+    with pytest.raises(UserError) as error:
+        pretrain("--max_steps", "2", "--recipe", "growing_rows", *RESUME)
+    former = re.search(r"the recipe \((--recipe \w+) gives the former\)", str(error.value))[1]
+    assert former == "--recipe roberta" and "--stages (was none, is 8:0.3,32:0.45)" in str(error.value)
+    pretrain("--max_steps", "2", *former.split(), *RESUME)
+
+
 def test_a_flag_that_nobody_listed_may_not_change(pretrain, monkeypatch):
     """A checkpoint from before there was the flag counts as one with its default."""
     output, parse, given = pretrain("--max_steps", "2"), run_pretrain.parse_arguments, 0.1
