@@ -472,7 +472,8 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
         """Logits [batch, seq, vocab]; with masked_positions (flat indices [n]) logits [n, vocab].
 
         With labels (int64 [n], -100 where masked_positions is filled up) the loss: the sum of the
-        cross entropies, float32, and how many labels have the highest logit, int64 (None in training).
+        cross entropies, float32, and how many labels have the highest logit, int64 (None where
+        gradients are recorded, as in training).
         """
         if masked_positions is None:
             return super().forward(input_ids, labels=labels, **kwargs)
@@ -482,7 +483,7 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
         logits = self.lm_head(hidden)
         if labels is None:
             return logits
-        num_correct = None if self.training else (logits.argmax(-1) == labels).sum()
+        num_correct = None if paddle.is_grad_enabled() else (logits.argmax(-1) == labels).sum()
         return cross_entropy(logits.astype("float32"), labels), num_correct
 
 
@@ -2010,9 +2011,10 @@ class LMHead(RobertaLMHead):
     def loss(self, features, labels) -> tuple:
         """The same as cross_entropy(self(features), labels), and how many labels have the highest logit."""
         x, decoder = self.transform(features), self.decoder
-        operation = utils.MaskedLossOperation(onednn(), self.precision, labels.numpy(), self.training)
+        needs_gradient = paddle.is_grad_enabled()
+        operation = utils.MaskedLossOperation(onednn(), self.precision, labels.numpy(), needs_gradient)
         loss = MaskedLoss.apply(operation, decoder, x, decoder.weight, decoder.bias)
-        return loss, None if self.training else paddle.to_tensor(operation.num_correct)
+        return loss, None if needs_gradient else paddle.to_tensor(operation.num_correct)
 
 
 class Function(paddle.autograd.PyLayer):

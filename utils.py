@@ -2058,14 +2058,14 @@ class MaskedLossOperation:
     softmax less 1 at the label, is computed on the way, in place, and kept as an operand, [n, vocab].
     """
 
-    def __init__(self, dnn: OneDNN, precision: str, labels, is_training: bool):
-        self.dnn, self.precision, self.labels, self.is_training = dnn, precision, labels, is_training
-        self.num_correct = 0  # labels with the highest logit; not counted in training
+    def __init__(self, dnn: OneDNN, precision: str, labels, needs_gradient: bool):
+        self.dnn, self.precision, self.labels, self.needs_gradient = dnn, precision, labels, needs_gradient
+        self.num_correct = 0  # labels with the highest logit; counted where no gradient is needed, as in evaluations
 
     def forward(self, out, x, weight, bias):
         self.weight, self.x = as_operand(self.dnn, weight, self.precision), x
         rows, bias = as_operand(self.dnn, x, self.precision), bias.reshape(1, -1)
-        self.grad_logits = BUFFERS.take((len(x), len(weight)), rows.dtype) if self.is_training else None
+        self.grad_logits = BUFFERS.take((len(x), len(weight)), rows.dtype) if self.needs_gradient else None
         loss = 0.0
         for start in range(0, len(x), LOSS_CHUNK):
             chunk = slice(start, start + LOSS_CHUNK)
@@ -2074,7 +2074,7 @@ class MaskedLossOperation:
             at_labels = counted, labels[counted]
             logits = np.empty((len(labels), len(weight)), np.float32)
             self.dnn.matmul(rows[chunk], self.weight.T, logits, bias)
-            if not self.is_training:
+            if not self.needs_gradient:
                 self.num_correct += int((logits.argmax(1) == labels).sum())
             self.dnn.softmax(logits, logits)
             probabilities = logits[at_labels]
@@ -2084,7 +2084,7 @@ class MaskedLossOperation:
                 losses = np.logaddexp.reduce(logits, axis=1)[counted] - logits[at_labels]
                 self.dnn.softmax(logits, logits)
             loss += losses.sum(dtype=np.float64)
-            if self.is_training:
+            if self.needs_gradient:
                 logits[at_labels] -= 1
                 logits[labels == IGNORE_INDEX] = 0
                 self.dnn.copy(logits, self.grad_logits[chunk])
