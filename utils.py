@@ -1413,12 +1413,16 @@ def prepare_for_paddle():
 # scores = query key^T and context = softmax(scores) value; and four more backward.
 #
 # What is rounded? With precision "bfloat16", both operands of each product are rounded to it, to nearest (as
-# autocast does on a GPU); products are added up in float32. Weights, gradients, softmax, GELU, dropout and the
-# sum with a bias are float32. Numpy has no bfloat16: arrays of uint16 stand for it here.
+# autocast does on a GPU); products are added up in float32, with the bias. Where only a product (or GELU, or softmax's
+# gradient) reads a value next, it is written in bfloat16 at once. Weights, their gradients, the sums that run through
+# the layers, LayerNorm, softmax, dropout of hidden states and the loss are float32. A weight is rounded at each
+# forward pass: Paddle's optimizers and set_value() leave a tensor's inplace_version as it was, so nothing would tell
+# that an older copy is stale; it takes some 4 ms of mini's update.
 #
 # Who owns the memory? The caller: each method writes into an array that it is given and keeps none. An *operation*
-# (LinearOperation, ...) is one call of a layer: forward() keeps in it what backward() needs, rounded operands above
-# all, and it dies with Paddle's record of that call. Tensors' arrays are views of Paddle's memory (array_of() in
+# (LinearOperation, EncoderLayerOperation, ...) is one call of a layer: forward() keeps in it what backward() needs,
+# rounded operands above all, and it ends with the backward pass. Large arrays are lent by Buffers. Tensors' arrays are
+# views of Paddle's memory (array_of() in
 # run_pretrain.py), which keep it alive.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}  # dnnl_data_type_t; uint16 stands for bfloat16
 CPU, FORWARD_TRAINING, BACKWARD = 1, 64, 128  # dnnl_engine_kind_t, dnnl_prop_kind_t
