@@ -183,12 +183,15 @@ def run_of(model, *arguments: str, precision: str = "float32", **progress):
     args = run_pretrain.parse_arguments([*arguments])
     machine = run_pretrain.Machine("cpu", precision, "for a test")
     optimizer, scaler = run_pretrain.build_optimizer(model, args, precision) if model is not None else (None, None)
+    recipe = run_pretrain.choose_recipe(args)
+    if optimizer:
+        optimizer.set_lr(recipe.learning_rate)  # as train() does for each update, by the schedule
     return run_pretrain.Run(
         args,
         machine,
         model,
         report=None,
-        recipe=run_pretrain.choose_recipe(args),
+        recipe=recipe,
         progress=run_pretrain.Progress(**progress),
         parallel=model,
         optimizer=optimizer,

@@ -744,7 +744,7 @@ BROKEN_DATA = {
     "damaged.*tokenizer_config.json": lambda data: (data / "tokenizer/tokenizer_config.json").unlink(),
     "not a data set of create_data.py, or damaged": lambda data: (data / "tokenizer/vocab.json").write_text("{"),
     "damaged.*merges.txt": lambda data: (data / "tokenizer/merges.txt").unlink(),
-    "beyond the tokenizer's vocabulary of 300": lambda data: (data / "tokenizer/vocab.json").write_text(
+    "beyond the tokenizer's vocabulary of 30[01]": lambda data: (data / "tokenizer/vocab.json").write_text(
         json.dumps(
             {token: i for token, i in json.loads((data / "tokenizer/vocab.json").read_text()).items() if i < 300}
         )

@@ -588,6 +588,7 @@ def test_processes_that_find_different_checkpoints_stop(pretrain, monkeypatch, i
 
 
 def test_the_global_batch_may_be_cut_otherwise(pretrain, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_pretrain, "show_masking", lambda *arguments: None)  # which reads a sample of rows
     reads, real = [], run_pretrain.TokenRows.__getitem__
     monkeypatch.setattr(
         run_pretrain.TokenRows, "__getitem__", lambda rows, key: reads.append((rows, key)) or real(rows, key)
