@@ -1025,8 +1025,9 @@ def take_over_state(optimizer, parameters: list):
     Left alone it does so in its first step, for the parameters that have a gradient then: one that is frozen at that
     moment would lose its state, and one that was frozen until then, which has none yet, would be refused.
     """
-    block = paddle.static.default_main_program().global_block()
-    optimizer._create_accumulators(block, parameters)
+    if optimizer.helper is None:  # 2.6.2 makes it in the first step, too
+        optimizer.helper = paddle.base.layer_helper.LayerHelper(type(optimizer).__name__)
+    optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
     if optimizer._accumulators_holder:
         raise ValueError(f"nothing here takes {min(optimizer._accumulators_holder)}")
 
