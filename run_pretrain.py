@@ -631,30 +631,6 @@ def load_model(source: str, config, resize: bool = False) -> tuple:
     return model, action
 
 
-def begin_with_sinusoids(model, seed: int):
-    """Initializes a new model as the recipe growing_rows does.
-
-    Position embeddings begin as sinusoids (Vaswani et al., 2017, section 3.5, sines and cosines side by side), which
-    are learned on; words are normal with the same root mean square, linear layers normal with 1 / sqrt(width).
-    Biases, LayerNorms and token types stay as PaddleNLP begins them, which is RoBERTa's way.
-    """
-    width = model.config.hidden_size
-    embeddings = model.roberta.embeddings
-    generator = np.random.default_rng([seed, 0])
-
-    def draw(parameter, deviation: float):
-        parameter.set_value(generator.normal(0, deviation, parameter.shape).astype(np.float32))
-
-    draw(embeddings.word_embeddings.weight, EMBEDDINGS_RMS)
-    positions = np.arange(embeddings.position_embeddings.weight.shape[0])[:, None]
-    angles = positions * SINUSOIDS_BASE ** (-np.arange(width // 2) / (width // 2))
-    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) * math.sqrt(2) * EMBEDDINGS_RMS
-    embeddings.position_embeddings.weight.set_value(sinusoids.astype(np.float32))
-    for layer in model.sublayers():
-        if type(layer) is nn.Linear:
-            draw(layer.weight, 1 / math.sqrt(width))
-
-
 def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
     """Begins a new model as the recipe growing_rows does; what is not named here begins as RoBERTa's.
 
@@ -1636,7 +1612,7 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         may_change=True,  # what it sets is compared instead
         choices=list(RECIPES),
-        help=f"settings for what is not given: `roberta` has RoBERTa's; `growing_rows` takes small models past the "
+        help="settings for what is not given: `roberta` has RoBERTa's; `growing_rows` takes small models past the "
         "plateau where they do not use the context: rows cut into short pieces at first, more tokens predicted, a "
         f"higher rate, no dropout, positions that begin as sinusoids (default: growing_rows for {', '.join(GROWING)}, "
         "roberta for others and for weights that are continued)",
@@ -1644,7 +1620,6 @@ def build_parser() -> utils.ArgumentParser:
     add(
         "--initialization",
         for_training=True,
-        may_change=False,
         choices=["normal", "sinusoids"],
         help="how a new model begins: `normal` is RoBERTa's way; `sinusoids` begins positions as sinusoids, which are "
         "learned on, and other weights larger (default: the recipe's)",
