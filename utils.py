@@ -1,4 +1,4 @@
-"""Masking, the order of rows, export, whole files: what the other scripts share.
+"""What the other scripts share: masking, the order of rows, export, whole files, arguments, a CPU's kernels.
 
 DataCollatorMLM works in anyone's loop, and without Paddle:
 
@@ -57,7 +57,7 @@ POSITIONS_MULTIPLE = 128
 # this); and a GPU's tensor cores want lengths that 8 divides. Pieces of 8, 16 and 32 tokens divide it (cut_rows).
 LENGTH_MULTIPLE = 32
 CHECKSUMS = "SHA256SUMS"
-TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; longer ones first
+TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; one that contains another's stands before it
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
     (".self_attn.k_proj.", ".attention.self.key."),
@@ -1021,7 +1021,7 @@ def free_path(path: str | Path) -> str:
 
 
 def set_aside_earlier_run(output_dir: str):
-    """Renames what an earlier run, which left no checkpoint, wrote here to metrics.jsonl.1 (.2, ...) and so on."""
+    """Renames the files of an earlier run that left no checkpoint here: metrics.jsonl to metrics.jsonl.1 (.2, ...)."""
     for name in ("metrics.jsonl", "visualdl", "curve.png"):
         path = Path(output_dir, name)
         if path.exists():
@@ -1382,19 +1382,19 @@ def prepare_for_paddle():
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
     if not os.access(os.path.expanduser("~"), os.W_OK | os.X_OK):
         os.environ["HOME"] = tempfile.mkdtemp()  # Paddle and PaddleNLP write there
-    # glibc returns large tensors to the system at each step, and fetches them anew. Now only
+    # Left alone, glibc returns large tensors to the system at each step, and fetches them anew. With this, only
     # those above 32 MB: keeping all would take twice the memory.
     with contextlib.suppress(AttributeError):  # macOS has no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
+        libc.mallopt(-3, LARGE)  # M_MMAP_THRESHOLD, in bytes
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
 
 
 # -------- Paddle's oneDNN (skip on first reading)
 #
-# Kernels of a CPU: how the layers of run_pretrain.py compute where no GPU is. Above, in run_pretrain.py,
-# are layers, tensors and autograd; here are numpy arrays, and nothing of Paddle but a library that it ships.
+# Kernels of a CPU: how the layers of run_pretrain.py compute where no GPU is. Layers, tensors and autograd are there;
+# here are numpy arrays, and nothing of Paddle but a library that it ships.
 #
 # Why not Paddle's own kernels? They have no product of bfloat16 on a CPU, in any version. In float32 they call MKL,
 # which takes a slow path on AMD's processors (26 to 46 GFLOP/s on two cores, where oneDNN makes 200 to 230, and 350 to
@@ -1414,7 +1414,9 @@ def prepare_for_paddle():
 #
 # What is rounded? With precision "bfloat16", both operands of each product are rounded to it, to nearest (as
 # autocast does on a GPU); products are added up in float32. Weights, gradients, softmax, GELU, dropout and the
-# sum with a bias are float32. Numpy has no bfloat16: arrays of uint16 stand for it here.
+# sum with a bias are float32. Each forward pass, of every micro-batch and of every batch of an evaluation, rounds the
+# weights anew, and its backward pass uses the same rounded ones. Numpy has no bfloat16: arrays of uint16 stand for it
+# here.
 #
 # Who owns the memory? The caller: each method writes into an array that it is given and keeps none. An *operation*
 # (LinearOperation, ...) is one call of a layer: forward() keeps in it what backward() needs, rounded operands above
@@ -1805,10 +1807,10 @@ def draw_kept(shape: tuple, dropout: float, seed: int):
     """Which values dropout keeps, as uint8 that are 1 there and 0 elsewhere; from 16 random bits each.
 
     Drawing bits is what takes time. So each random byte serves twice: as the upper one of a value's two,
-    which decides unless it is 25 of 256 (for a dropout of 0.1), and as the lower one of a value far away.
+    which decides unless it equals the threshold's (25 for a dropout of 0.1), and as the lower one of a value far away.
     """
     size, threshold = math.prod(shape), round(dropout * 2**16)
-    half = -(-size // 2)
+    half = (size + 1) // 2
     draw = np.random.SFC64(seed).random_raw(half // 4 + 1).view(np.uint8)
     kept = np.empty(2 * half, bool)
     np.greater_equal(draw[: 2 * half].view(np.uint16), threshold, out=kept[:half])
@@ -2053,9 +2055,9 @@ class Attention:
 class MaskedLossOperation:
     """The sum of -log softmax(x weight^T + bias)[label] over the rows whose label is not -100: output layer and loss.
 
-    x is [n, width], weight [vocab, width], labels int64 [n]. With 64 rows at a time the logits of all rows, 130 MB
-    in float32 of 640, never are in memory (as in Wijmans et al., 2024, "Cut Your Losses"). Their gradient,
-    softmax less 1 at the label, is computed on the way, in place, and kept as an operand, [n, vocab].
+    x is [n, width], weight [vocab, width], labels int64 [n]. With LOSS_CHUNK rows at a time the logits of all rows
+    (130 MB in float32 for 640 rows) are never in memory (as in Wijmans et al., 2024, "Cut Your Losses"). Their
+    gradient, softmax less 1 at the label, is computed on the way, in place, and kept as an operand, [n, vocab].
     """
 
     def __init__(self, dnn: OneDNN, precision: str, labels, needs_gradient: bool):
