@@ -227,7 +227,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
         if progress.skipped_in_a_row >= args.max_skipped_updates:
             raise UserError(
                 f"{progress.skipped_in_a_row} updates in a row, up to step {progress.global_step}, were not finite: "
-                "lower --learning_rate or --scale_loss"
+                "in a new run, lower --learning_rate, or --scale_loss if it is in float16"
             )
         if progress.global_step % args.logging_steps == 0:
             run.report.log_training(run, result)
@@ -790,7 +790,7 @@ def count_updates(args, sampler: UpdateSampler) -> int:
         if 0 < args.max_steps < total_steps:
             total_steps = args.max_steps
     if total_steps == 0:
-        raise UserError("nothing to train: --num_train_epochs gives no update: raise it, or give --max_steps")
+        raise UserError("nothing to train: --num_train_epochs gives no update: raise it, or leave it out")
     if args.warmup_steps > total_steps:
         raise UserError(
             f"--warmup_steps {args.warmup_steps:g} is longer than the training ({total_steps} updates): lower it"
@@ -913,7 +913,8 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
     if progress.global_step > total_steps:
         step = progress.global_step
-        raise UserError(f"{refusal}: it has done {step} of {total_steps} updates: give --max_steps {step} or more")
+        remedy = f"give --max_steps {step} or more, without --num_train_epochs"
+        raise UserError(f"{refusal}: it has done {step} of {total_steps} updates: {remedy}")
     return progress, state
 
 
@@ -955,7 +956,8 @@ def describe_change(name: str, was, now) -> str:
     if name == "tokenizer":
         return "the tokenizer's files in --input_file"
     if name == "total_steps":
-        return f"the number of updates (was {was}, is {now}: --max_steps {was} gives the former)"
+        remedy = f"--max_steps {was} without --num_train_epochs gives the former"
+        return f"the number of updates (was {was}, is {now}: {remedy})"
     if name == "global_batch":
         return (
             f"the global batch (was {was} rows, is {now}: "
@@ -1146,9 +1148,9 @@ class Report:
         first, *others = records
         if is_on_plateau(run, records[first]):
             log(
-                f"still on the plateau after {step:,} updates: start anew with "
+                f"still on the plateau after {step:,} updates: start anew, in another --output_dir, with "
                 f"{'another --learning_rate' if run.recipe.stages else '--recipe growing_rows'} and --dropout 0; "
-                "a large model may only need more updates (README, When something looks wrong)"
+                "a large model may only need more updates"
             )
         # The first set's numbers stand in the record itself, those of the others below their names.
         record = records[first] | {name: records[name] for name in others}
