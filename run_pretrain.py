@@ -92,10 +92,24 @@ class Recipe:
 
 RECIPES = {
     # RoBERTa's own settings (section 5 and its configuration), and the original page's rate.
-    "roberta": Recipe(1e-4, 0.15, 0.15, None, "normal", ()),
+    "roberta": Recipe(
+        learning_rate=1e-4,
+        mlm_probability=0.15,
+        final_mlm_probability=0.15,
+        dropout=None,
+        initialization="normal",
+        stages=(),
+    ),
     # Small models stay for thousands of updates where they do not use the context. These begin with pieces of rows so
     # short that attention has few places to choose from: tests/benchmarks/README.md tells what was tried, and why.
-    "growing_rows": Recipe(5e-4, 0.4, 0.15, 0.0, "sinusoids", ((8, 0.3), (32, 0.45))),
+    "growing_rows": Recipe(
+        learning_rate=5e-4,
+        mlm_probability=0.4,
+        final_mlm_probability=0.15,
+        dropout=0.0,
+        initialization="sinusoids",
+        stages=((8, 0.3), (32, 0.45)),
+    ),
 }
 # The architectures whose recipe is growing_rows, and their peak rates.
 GROWING = {"roberta-en-tiny": 3e-3, "roberta-en-mini": 2e-3, "roberta-en-small": 1e-3}
@@ -178,7 +192,7 @@ class Progress:
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
-    window: dict = field(default_factory=dict)  # sums since the last report, see count_update()
+    window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
 
 
 @dataclass
@@ -222,7 +236,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
         result = train_update(run, micro_batches)
 
         progress.global_step += 1
-        count_update(run, result, micro_batches, data_seconds, time.perf_counter() - started)
+        add_to_window(run, result, micro_batches, data_seconds, time.perf_counter() - started)
         run.report.log_update(run, result)
         if progress.skipped_in_a_row >= args.max_skipped_updates:
             raise UserError(
@@ -325,8 +339,8 @@ def evaluate(run: Run, make_batches: Callable) -> dict | None:
             break
         with auto_cast(run.machine):
             loss, num_correct = masked_loss(run.model, batch)
-        counts = loss, num_correct, (batch["labels"] != IGNORE_INDEX).sum()
-        totals[:3] += paddle.stack([count.astype("float64") for count in counts])
+        sums = loss, num_correct, (batch["labels"] != IGNORE_INDEX).sum()
+        totals[:3] += paddle.stack([value.astype("float64") for value in sums])
     run.model.train()
     totals[3] = float(run.stop.requested)
     loss_sum, correct, num_masked, stops = sum_over_ranks(totals).tolist()
@@ -384,7 +398,7 @@ def piece_length_at(step: int, run: Run) -> int | None:
     """
     for length, share in run.recipe.stages:
         if step <= share * run.total_steps:
-            return length if length < run.data.train.lengths[1] else None
+            return length if length < run.data.train.longest else None
     return None
 
 
@@ -437,7 +451,7 @@ def wait_for_all_ranks():
     sum_over_ranks(paddle.zeros([1])).item()
 
 
-def count_update(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
+def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
     """Adds an update to the sums since the last report, and counts those in a row that were not finite."""
     progress = run.progress
     batch_size, seq_length = batches[0]["input_ids"].shape
@@ -730,7 +744,7 @@ def start_or_resume(
     report: "Report",
 ) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
-    total_steps = count_updates(args, sampler)
+    total_steps = updates_in_all(args, sampler)
     if args.lr_scheduler != "constant_with_warmup":  # whose runs may go on for as long as one likes
         identity = identity | {"total_steps": total_steps}
     checkpoint = find_checkpoint(args)
@@ -771,7 +785,7 @@ def start_or_resume(
     return run
 
 
-def count_updates(args, sampler: UpdateSampler) -> int:
+def updates_in_all(args, sampler: UpdateSampler) -> int:
     """Updates from the start to the end of training.
 
     --num_train_epochs x updates per epoch, or --max_steps where that is fewer; --max_steps alone where no epochs
@@ -920,10 +934,10 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
 
 def command_to_continue(checkpoint: str, output_dir: str) -> str:
     """The flags with which a new run begins with a checkpoint's weights, in a directory that is not there yet."""
-    base, number = Path(output_dir), 2
-    while Path(f"{base}_{number}").exists():
-        number += 1
-    places = f"--model_name_or_path {shlex.quote(str(checkpoint))} --output_dir {shlex.quote(f'{base}_{number}')}"
+    base, suffix = Path(output_dir), 2
+    while Path(f"{base}_{suffix}").exists():
+        suffix += 1
+    places = f"--model_name_or_path {shlex.quote(str(checkpoint))} --output_dir {shlex.quote(f'{base}_{suffix}')}"
     return f"{places} --resume_from_checkpoint auto"
 
 
@@ -1343,8 +1357,8 @@ def load_data(args, recipe: Recipe) -> Data:
             digests |= {f"{i}.{name}": digest for name, digest in digests_of_rows(folder).items()}
         tokenizer, files = load_tokenizer(args.input_file)
         sets = [datasets.load_from_disk(folder) for folder in args.input_file]
-        train = TokenRows(*(splits["train"] for splits in sets))
-        validation = {name: TokenRows(*(splits[name] for splits in sets if name in splits)) for name in names_of(sets)}
+        train = TokenRows(*(one["train"] for one in sets))
+        validation = {name: TokenRows(*(one[name] for one in sets if name in one)) for name in names_of(sets)}
         check_ids([train, *validation.values()], tokenizer)
     for name, rows in validation.items():
         if len(rows) == 0 and len(validation) > 1:
@@ -1354,19 +1368,28 @@ def load_data(args, recipe: Recipe) -> Data:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
 
     splits = [train, *validation.values()]
-    longest = max(rows.lengths[1] for rows in splits)
+    longest = max(rows.longest for rows in splits)
     limit = args.max_seq_length or longest
     if longest > limit:
         raise UserError(
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
-    is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
+    is_padded = any(rows.shortest < rows.longest for rows in splits)
     # Rows that the pieces of the recipe's stages do not divide are padded, too.
     is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
     description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
-    return Data(tokenizer, files, train, validation, limit, is_padded, digests, description)
+    return Data(
+        tokenizer=tokenizer,
+        tokenizer_files=files,
+        train=train,
+        validation=validation,
+        seq_length=limit,
+        is_padded=is_padded,
+        digests=digests,
+        description=description,
+    )
 
 
 def names_of(sets: list) -> list[str]:
@@ -1379,12 +1402,9 @@ def check_ids(splits: list[TokenRows], tokenizer):
     """Raises UserError where a row holds an id that the tokenizer does not have: the model would have no row for it."""
     size = utils.vocabulary_size(tokenizer)
     for rows in splits:
-        lowest, highest = rows.ids
-        if lowest < 0 or highest >= size:
-            raise UserError(
-                f"--input_file: ids from {lowest} to {highest}, beyond the tokenizer's vocabulary of {size}: "
-                "prepare it anew"
-            )
+        if rows.lowest_id < 0 or rows.highest_id >= size:
+            ids = f"ids from {rows.lowest_id} to {rows.highest_id}"
+            raise UserError(f"--input_file: {ids}, beyond the tokenizer's vocabulary of {size}: prepare it anew")
 
 
 def load_tokenizer(folders: list[str]) -> tuple:
@@ -1438,7 +1458,7 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
 
     splits = [data.train, *data.validation.values()]
     rows = min(args.batch_size, max(len(split) for split in splits))
-    longest = max(split.lengths[1] for split in splits)
+    longest = max(split.longest for split in splits)
     kept_layers = 1 if is_evaluation or args.recompute else layers
     predicted = args.eval_mlm_probability if is_evaluation else recipe.mlm_probability
     for_batch = 2 * rows * longest * (kept_layers * config.intermediate_size + predicted * config.vocab_size)

@@ -283,9 +283,8 @@ class TokenRows:
         # "permissive" joins packed rows, which are lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
-        lengths = pc.list_value_length(self.input_ids)
-        self.lengths = ends_of(lengths)  # of the shortest and longest row
-        self.ids = ends_of(pc.list_flatten(self.input_ids))  # the lowest and highest
+        self.shortest, self.longest = ends_of(pc.list_value_length(self.input_ids))  # tokens in a row
+        self.lowest_id, self.highest_id = ends_of(pc.list_flatten(self.input_ids))
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -664,7 +663,7 @@ def text_of_ids(tokenizer, ids: np.ndarray) -> str:
         text = b"".join(bytes_of_ids(tokenizer, ids.tolist())).decode(errors="replace")
     else:
         text = " ".join(tokenizer.convert_ids_to_tokens(ids.tolist()))
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return printable(text)
 
 
 def masking_problem(collator: DataCollatorMLM, rows: TokenRows, max_rows: int = 300) -> str | None:
@@ -1218,13 +1217,18 @@ class UserError(Exception):
 
 def one_line(message: str) -> str:
     """The message with its line ends shown as escapes, cut in its middle where it is too long."""
-    message = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
+    message = printable(message)
     left_out = len(message) - LONGEST_MESSAGE
     if left_out <= 0:
         return message
     # The remedy stands at the end.
     half = LONGEST_MESSAGE // 2 - 30
     return f"{message[:half]} [... {len(message) - 2 * half:,} characters left out ...] {message[-half:]}"
+
+
+def printable(text: str) -> str:
+    """The text with escapes in the place of characters that cannot be printed, line ends among them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def require(condition, message: str):
@@ -1353,9 +1357,9 @@ def open_standard_streams():
 
     Else a file that is opened later would get their number, and with it what libraries write there.
     """
-    for number in range(3):
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     if sys.stdout is None:
@@ -1905,7 +1909,7 @@ class EncoderLayerOperation:
         self.dnn, self.precision, self.epsilon = dnn, precision, epsilon
         self.type = np.uint16 if precision == "bfloat16" else np.float32  # of what products read
         self.dropout, self.seeds = dropout, seeds
-        self.attention = Attention(dnn, self.type, num_heads, mask, attention_dropout, seeds[0])
+        self.attention = AttentionOperation(dnn, self.type, num_heads, mask, attention_dropout, seeds[0])
 
     def forward(self, out, x, *parameters):
         dnn, p = self.dnn, EncoderParameters(*parameters)
@@ -1996,7 +2000,7 @@ class EncoderLayerOperation:
         return np.empty(shape, self.type)
 
 
-class Attention:
+class AttentionOperation:
     """context = dropout(softmax(query key^T / sqrt(width of a head) + mask)) value, for each head.
 
     projected holds query, key and value side by side, [batch, seq, 3 width]; context is [batch, seq, width].
