@@ -80,7 +80,7 @@ EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 
 @dataclass(frozen=True)
 class Recipe:
-    """What training from scratch begins with, and with which settings; flags of the same names go before it."""
+    """How a model is trained, where no flag of the same name says otherwise."""
 
     learning_rate: float  # the peak
     mlm_probability: float  # share of the tokens that training predicts at its beginning
@@ -161,7 +161,7 @@ def main(argv: list | None = None):
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes: decided once, by start_machine()."""
+    """The device, the precision and the place among the ranks; decided once, by start_machine()."""
 
     device: str  # "cpu", "gpu" or "xpu"
     precision: str  # of matrix products: "float32", "bfloat16" or "float16"
@@ -211,7 +211,7 @@ class Run:
     total_steps: int = 0  # updates from the start to the end
     identity: dict = field(default_factory=dict)  # what a resumed run must have in common, see run_identity()
     data: Data | None = None
-    stop: "StopSignal" = field(default_factory=lambda: StopSignal())
+    stop: "StopSignal" = field(default_factory=lambda: StopSignal())  # a lambda, as the class comes later
 
 
 def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
@@ -255,7 +255,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
             evaluations = evaluate_all(run, validation)
             if evaluations is None:
                 return None
-    return evaluations
+    return evaluations  # after the last update one is always due
 
 
 def is_due(run: Run) -> bool:
@@ -434,8 +434,10 @@ def scale_of(scaler: paddle.amp.GradScaler) -> paddle.Tensor:
 
 
 def tell_scaler_of_overflow(gradients: list):
-    """Makes one gradient infinite, so that an enabled scaler finds what was found here, takes no step and lowers
-    its scale: it looks at gradients alone, and would not see an infinite loss, or a norm that overflows."""
+    """Makes a gradient infinite, so that an enabled scaler takes no step and lowers its scale.
+
+    It looks for infinities in the gradients alone, and would not see an infinite loss, or a norm that overflows.
+    """
     gradients[0].fill_(math.inf)
 
 
@@ -504,7 +506,8 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 def cross_entropy(logits, labels):
     """The sum of the losses (nats) of logits [n, vocab] where labels [n] are not -100."""
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum()  # a CPU's cross_entropy hides NaN
+    # On a CPU, F.cross_entropy gives a finite loss where logits are NaN. 0 x NaN is NaN, and keeps it in sight.
+    return loss + 0 * logits.detach().sum()
 
 
 def build_config(args, tokenizer, seq_length: int, dropout: float | None = None):
@@ -734,14 +737,7 @@ def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine
 
 # -------- checkpoints
 def start_or_resume(
-    args,
-    recipe: Recipe,
-    machine: Machine,
-    data: Data,
-    config,
-    identity: dict,
-    sampler: UpdateSampler,
-    report: "Report",
+    args, recipe: Recipe, machine: Machine, data: Data, config, identity: dict, sampler: UpdateSampler, report: "Report"
 ) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
     total_steps = updates_in_all(args, sampler)
@@ -749,9 +745,8 @@ def start_or_resume(
         identity = identity | {"total_steps": total_steps}
     checkpoint = find_checkpoint(args)
     if checkpoint is None:
-        is_share = args.warmup_steps < 1
-        progress = Progress(warmup_steps=math.ceil(args.warmup_steps * (total_steps if is_share else 1)))
-        state = {}
+        warmup_steps = args.warmup_steps * total_steps if args.warmup_steps < 1 else args.warmup_steps
+        progress, state = Progress(warmup_steps=math.ceil(warmup_steps)), {}
     else:
         progress, state = load_state(checkpoint, args, identity, data, total_steps)
     check_ranks_agree_on_checkpoint(machine, checkpoint)
@@ -944,8 +939,9 @@ def command_to_continue(checkpoint: str, output_dir: str) -> str:
 def changes_between(state: dict, current: dict, data: Data) -> list[str]:
     """What differs between the identity in a checkpoint's state.json and the current one, in a user's words."""
     saved = state["identity"]
-    # A flag that the checkpoint does not know yet had its default, or, of the recipe, what RoBERTa's own has. What
-    # else it does not know is not compared, but for the rules of whole words: earlier code had others.
+    # What the checkpoint does not know was added to the code later. Until then a flag's default applied, and for a
+    # setting of the recipe, RoBERTa's. Nothing else is compared, but the rules of whole words are: earlier code had
+    # others.
     defaults = vars(parse_arguments([])) | asdict(RECIPES["roberta"]) | {"masking.whole_words": None}
     defaults["final_mlm_probability"] = saved.get("mlm_probability")  # which was the same to the end
     defaults = json.loads(json.dumps(defaults))  # as state.json gives it back
@@ -1333,7 +1329,7 @@ def choose_recipe(args) -> Recipe:
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """A recipe in a line."""
+    """A recipe in a line, as the start of a run prints it."""
     rows = "whole rows"
     if recipe.stages:
         pieces = [f"pieces of {length} tokens until {share:.0%} of the updates" for length, share in recipe.stages]
@@ -1375,7 +1371,7 @@ def load_data(args, recipe: Recipe) -> Data:
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
     is_padded = any(rows.shortest < rows.longest for rows in splits)
-    # Rows that the pieces of the recipe's stages do not divide are padded, too.
+    # Rows whose length is no multiple of a stage's pieces are padded, too.
     is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
