@@ -150,7 +150,7 @@ class DataCollatorMLM:
         return {"input_ids": input_ids, "labels": labels, "masked_positions": positions}
 
     def _mask(self, example: dict) -> tuple:
-        """Returns a row's masked ids and its labels (int64 [length])."""
+        """A row's masked ids and its labels (int64 [length])."""
         ids = np.asarray(example["input_ids"], dtype=np.int64)
         special = self.is_special[ids]
         if example.get("special_tokens_mask") is not None:
@@ -841,7 +841,7 @@ def match_weights(weights: dict, shapes: dict, tied: bool, source: str) -> list:
     others = [name for name in weights if name not in shapes]
     unknown = [name for name in others if not name.startswith(UNUSED)]
     if unknown:
-        raise UserError(f"{needs}: a RobertaForMaskedLM has no {shorten(unknown)}: give those of one without it")
+        raise UserError(f"{needs}: a RobertaForMaskedLM has no {shorten(unknown)}: give weights without it")
     for name, shape in shapes.items():
         if list(weights[name].shape) != list(shape):
             sizes = f"{name} is {list(weights[name].shape)}, but should be {list(shape)}"
@@ -902,7 +902,7 @@ def read_tokenizer(folder: str) -> tuple | None:
 
 
 def check_model_directory(folder: str, flag: str):
-    """Raises UserError unless a directory holds a model, undamaged as far as it has checksums."""
+    """Raises UserError unless a directory holds a model, and an undamaged one where it has checksums."""
     if not Path(folder, "config.json").exists():
         problem = "holds no config.json" if os.path.isdir(folder) else "is no directory"
         found = checkpoints_in(folder) or checkpoints_in(os.path.dirname(folder) or ".")
@@ -1353,7 +1353,7 @@ def command_line(main):
 
 
 def open_standard_streams():
-    """Where a process was started with closed output (`>&-`) it prints to nowhere; closed errors go to the output.
+    """Opens streams that the process was started without (`>&-`): output goes nowhere, errors go where output goes.
 
     Else a file that is opened later would get their number, and with it what libraries write there.
     """
@@ -1417,10 +1417,11 @@ def prepare_for_paddle():
 # scores = query key^T and context = softmax(scores) value; and four more backward.
 #
 # What is rounded? With precision "bfloat16", both operands of each product are rounded to it, to nearest (as
-# autocast does on a GPU); products are added up in float32. Weights, gradients, softmax, GELU, dropout and the
-# sum with a bias are float32. Each forward pass, of every micro-batch and of every batch of an evaluation, rounds the
-# weights anew, and its backward pass uses the same rounded ones. Numpy has no bfloat16: arrays of uint16 stand for it
-# here.
+# autocast does on a GPU); products are added up in float32. Float32 are weights, their gradients, what goes from layer
+# to layer, the softmax and the sum with a bias. Within an encoder layer, what only products, GELU and the attention's
+# backward pass read is stored in bfloat16 (see EncoderLayerOperation). Each forward pass, of every micro-batch and of
+# every batch of an evaluation, rounds the weights anew, and its backward pass uses the same rounded ones. Numpy has no
+# bfloat16: arrays of uint16 stand for it here.
 #
 # Who owns the memory? The caller: each method writes into an array that it is given and keeps none. An *operation*
 # (LinearOperation, ...) is one call of a layer: forward() keeps in it what backward() needs, rounded operands above
@@ -1434,7 +1435,7 @@ SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41  # DNNL_ARG_...
 MEAN, VARIANCE, SCALE, SHIFT = 49, 50, 51, 52
 GRAD_SRC, GRAD_DST, GRAD_WEIGHTS, GRAD_BIAS = 129, 145, 161, 169  # DNNL_ARG_DIFF_...
 GRAD_SCALE, GRAD_SHIFT, AFTERWARDS = 255, 256, 32768  # of the first operation after a product; the next's is twice that
-OF_ONE_SHAPE = "binary", "reorder", "eltwise", "softmax"  # kinds whose arrays all have the same
+OF_ONE_SHAPE = "binary", "reorder", "eltwise", "softmax"  # beginnings of kinds whose arrays all have one shape
 PREPARED = 512  # primitives kept, 0.4 MB each; a model has some 40 for each shape of batch
 ATTENTION_CHUNK = 2**21  # attention weights computed at a time, 8 MB in float32: they stay in the cache
 LARGE = 2**25  # bytes, from which on the C library gives memory back (prepare_for_paddle)
@@ -1895,17 +1896,17 @@ class EncoderLayerOperation:
         hidden = norm1(x + dropout(attention(x) output_weight + output_bias))
         out = norm2(hidden + dropout(gelu(hidden inner_weight + inner_bias) outer_weight + outer_bias))
 
-    Whole, and not layer by layer, because most time beside the products goes by passes over memory: bias, dropout and
-    the sum with x happen where a product's values are written; query, key and value are one product;
-    backward, a gradient is added to the other one by the product that computes it. What products read is
-    written in bfloat16 at once (query, key, value, context, GELU's input and result, attention weights);
-    x, the sums and hidden stay in float32.
+    Whole, and not layer by layer, because most of the time beside the products goes into passes over memory. So bias,
+    dropout and the sum with x are done where a product's values are written; query, key and value are one product;
+    and in the backward pass, the product that computes a gradient adds it to the one that is there. What products read
+    is written in bfloat16 at once (query, key, value, context, GELU's input and result; attention weights after a
+    softmax in float32; and their gradients); x, the sums and hidden stay in float32.
     """
 
     def __init__(
         self, dnn: OneDNN, precision: str, num_heads: int, epsilon: float, mask, dropout, attention_dropout, seeds
     ):
-        """mask is [batch, 1, 1, seq], added to the scores, or None; three seeds are of the dropouts."""
+        """mask is [batch, 1, 1, seq], added to the scores, or None; seeds: of the attention's and the two dropouts."""
         self.dnn, self.precision, self.epsilon = dnn, precision, epsilon
         self.type = np.uint16 if precision == "bfloat16" else np.float32  # of what products read
         self.dropout, self.seeds = dropout, seeds
@@ -2085,7 +2086,7 @@ class MaskedLossOperation:
             self.dnn.softmax(logits, logits)
             probabilities = logits[at_labels]
             losses = -np.log(probabilities, where=probabilities != 0, out=np.full(len(counted), np.inf, np.float32))
-            if np.isinf(losses).any():  # too small for float32, but not their logarithms
+            if np.isinf(losses).any():  # probabilities too small for float32, whose logarithms are not
                 self.dnn.matmul(rows[chunk], self.weight.T, logits, bias)
                 losses = np.logaddexp.reduce(logits, axis=1)[counted] - logits[at_labels]
                 self.dnn.softmax(logits, logits)
@@ -2097,7 +2098,7 @@ class MaskedLossOperation:
         out[...] = loss
 
     def backward(self, grad_out, grad_x, grad_weight, grad_bias):
-        """grad_out is a scalar: it scales what is small (x before it is rounded, not the product)."""
+        """grad_out is a scalar: it scales the small arrays (x before it is rounded, grad_x), none as wide as vocab."""
         self.dnn.matmul(self.grad_logits, self.weight, grad_x)
         rows = as_operand(self.dnn, self.x * grad_out, self.precision)
         self.dnn.inner_product_backward_weights(rows, self.grad_logits, grad_weight, grad_bias)
