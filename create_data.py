@@ -64,7 +64,7 @@ BLOCK = 250_000  # bytes of a file that are read at a time
 UNPACKED = 16_000  # bytes of a compressed file that are unpacked at a time
 SILENCE = 60  # seconds without a byte from a server until it is given up
 
-# Cuts a long text into pieces of 250,000 bytes or more that have the tokens of the whole: at once, one
+# Cuts a long text into pieces of 250,000 bytes or more that have the tokens of the whole: encoded in one piece, a text
 # without white space took gigatoken 50 times its size. RoBERTa's pre-tokenizer looks forward only, and always begins a
 # new word at white space behind a character that is none. So a cut is before ASCII white space, behind
 # a visible ASCII character or the last byte of a longer one (0x80 to 0xbf). Left out of the latter are
@@ -245,7 +245,7 @@ def encode(buffers: Iterator, tokenizer: Tokenizer) -> Iterator[tuple[str, int, 
 
 
 def compare(encoder: gigatoken.Tokenizer, tokenizer: Tokenizer, sample: str):
-    """Is gigatoken right? The much slower `tokenizers` must agree on a sample of each buffer."""
+    """Raises UserError where gigatoken does not encode a sample as `tokenizers` does, which is much slower."""
     expected = tokenizer.encode(sample, add_special_tokens=False).ids
     if encoder.encode(sample.encode()).tolist() != expected:
         raise UserError(f"gigatoken differs at {sample[:60]!r}: choose another tokenizer")
@@ -258,7 +258,7 @@ def text_of_added_tokens(tokenizer: Tokenizer) -> str:
 
 
 def ahead(items: Iterator) -> Iterator:
-    """Yields the items; meanwhile a thread makes the next ones."""
+    """Yields the items, none of which is None; meanwhile a thread makes the next ones."""
     thread = ThreadPoolExecutor(max_workers=1)
     making = deque(thread.submit(next, items, None) for _ in range(AHEAD))
     while (item := making.popleft().result()) is not None:
@@ -436,7 +436,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             tokenizer = Tokenizer.from_file(f"{name}/tokenizer.json")
         else:
             tokenizer = load_vocab_and_merges(name)
-    # transformers' save_pretrained() may have stored both.
+    # A tokenizer.json of transformers' save_pretrained() may ask for them.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -485,7 +485,8 @@ def as_robertas(tokenizer: ByteLevelBPETokenizer) -> Tokenizer:
 
 
 def check_tokenizer(name: str, tokenizer: Tokenizer):
-    """Refuses what gigatoken ignores, what has tokens across the cuts of PIECES, and what readers differ about."""
+    """Refuses settings that gigatoken ignores, that let tokens reach across the cuts of PIECES, or that readers of
+    the tokenizer's files take in different ways."""
     splitter, ids = tokenizer.pre_tokenizer, range(tokenizer.get_vocab_size())
     added = tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
@@ -531,17 +532,22 @@ def training_sample(corpus: list[Source], max_documents: int | None) -> Iterator
 
 
 def has_long_word(document: str) -> bool:
-    """Quicker than to look for one: a long word fills a window of half its length wherever these begin."""
+    """Whether some word may have LONGEST_WORD characters; much quicker than to look for it.
+
+    Windows of half that length stand side by side: a long word fills at least one of them, wherever it begins.
+    """
     half = LONGEST_WORD // 2
     starts = range(0, len(document) - half + 1, half)
     return any(WITHIN_A_WORD.fullmatch(document, start, start + half) for start in starts)
 
 
 def first_documents(corpus: list[Source]) -> Iterator[str]:
+    """The first documents of each source, TRAINING_SAMPLE bytes in all: an equal share of each, and what those before
+    it left of theirs."""
     used = 0
-    for files, source in enumerate(corpus, start=1):
+    for number_of_source, source in enumerate(corpus, start=1):
         for document in read_documents([source]):
-            if used >= TRAINING_SAMPLE * files / len(corpus):
+            if used >= TRAINING_SAMPLE * number_of_source / len(corpus):
                 break
             yield document.decode()
             used += len(document)

@@ -80,7 +80,7 @@ EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 
 @dataclass(frozen=True)
 class Recipe:
-    """What training from scratch begins with, and with which settings; flags of the same names go before it."""
+    """How a model is trained, where no flag of the same name says otherwise."""
 
     learning_rate: float  # the peak
     mlm_probability: float  # share of the tokens that training predicts at its beginning
@@ -92,10 +92,24 @@ class Recipe:
 
 RECIPES = {
     # RoBERTa's own settings (section 5 and its configuration), and the original page's rate.
-    "roberta": Recipe(1e-4, 0.15, 0.15, None, "normal", ()),
+    "roberta": Recipe(
+        learning_rate=1e-4,
+        mlm_probability=0.15,
+        final_mlm_probability=0.15,
+        dropout=None,
+        initialization="normal",
+        stages=(),
+    ),
     # Small models stay for thousands of updates where they do not use the context. These begin with pieces of rows so
     # short that attention has few places to choose from: tests/benchmarks/README.md tells what was tried, and why.
-    "growing_rows": Recipe(5e-4, 0.4, 0.15, 0.0, "sinusoids", ((8, 0.3), (32, 0.45))),
+    "growing_rows": Recipe(
+        learning_rate=5e-4,
+        mlm_probability=0.4,
+        final_mlm_probability=0.15,
+        dropout=0.0,
+        initialization="sinusoids",
+        stages=((8, 0.3), (32, 0.45)),
+    ),
 }
 # The architectures whose recipe is growing_rows, and their peak rates.
 GROWING = {"roberta-en-tiny": 3e-3, "roberta-en-mini": 2e-3, "roberta-en-small": 1e-3}
@@ -147,7 +161,7 @@ def main(argv: list | None = None):
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes: decided once, by start_machine()."""
+    """The device, the precision and the place among the ranks; decided once, by start_machine()."""
 
     device: str  # "cpu", "gpu" or "xpu"
     precision: str  # of matrix products: "float32", "bfloat16" or "float16"
@@ -178,7 +192,7 @@ class Progress:
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
-    window: dict = field(default_factory=dict)  # sums since the last report, see count_update()
+    window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
 
 
 @dataclass
@@ -197,7 +211,7 @@ class Run:
     total_steps: int = 0  # updates from the start to the end
     identity: dict = field(default_factory=dict)  # what a resumed run must have in common, see run_identity()
     data: Data | None = None
-    stop: "StopSignal" = field(default_factory=lambda: StopSignal())
+    stop: "StopSignal" = field(default_factory=lambda: StopSignal())  # a lambda, as the class comes later
 
 
 def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
@@ -222,12 +236,12 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
         result = train_update(run, micro_batches)
 
         progress.global_step += 1
-        count_update(run, result, micro_batches, data_seconds, time.perf_counter() - started)
+        add_to_window(run, result, micro_batches, data_seconds, time.perf_counter() - started)
         run.report.log_update(run, result)
         if progress.skipped_in_a_row >= args.max_skipped_updates:
             raise UserError(
                 f"{progress.skipped_in_a_row} updates in a row, up to step {progress.global_step}, were not finite: "
-                "lower --learning_rate or --scale_loss"
+                "in a new run, lower --learning_rate, or --scale_loss if it is in float16"
             )
         if progress.global_step % args.logging_steps == 0:
             run.report.log_training(run, result)
@@ -241,7 +255,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
             evaluations = evaluate_all(run, validation)
             if evaluations is None:
                 return None
-    return evaluations
+    return evaluations  # after the last update one is always due
 
 
 def is_due(run: Run) -> bool:
@@ -325,8 +339,8 @@ def evaluate(run: Run, make_batches: Callable) -> dict | None:
             break
         with auto_cast(run.machine):
             loss, num_correct = masked_loss(run.model, batch)
-        counts = loss, num_correct, (batch["labels"] != IGNORE_INDEX).sum()
-        totals[:3] += paddle.stack([count.astype("float64") for count in counts])
+        sums = loss, num_correct, (batch["labels"] != IGNORE_INDEX).sum()
+        totals[:3] += paddle.stack([value.astype("float64") for value in sums])
     run.model.train()
     totals[3] = float(run.stop.requested)
     loss_sum, correct, num_masked, stops = sum_over_ranks(totals).tolist()
@@ -384,7 +398,7 @@ def piece_length_at(step: int, run: Run) -> int | None:
     """
     for length, share in run.recipe.stages:
         if step <= share * run.total_steps:
-            return length if length < run.data.train.lengths[1] else None
+            return length if length < run.data.train.longest else None
     return None
 
 
@@ -420,8 +434,10 @@ def scale_of(scaler: paddle.amp.GradScaler) -> paddle.Tensor:
 
 
 def tell_scaler_of_overflow(gradients: list):
-    """Makes one gradient infinite, so that an enabled scaler finds what was found here, takes no step and lowers
-    its scale: it looks at gradients alone, and would not see an infinite loss, or a norm that overflows."""
+    """Makes a gradient infinite, so that an enabled scaler takes no step and lowers its scale.
+
+    It looks for infinities in the gradients alone, and would not see an infinite loss, or a norm that overflows.
+    """
     gradients[0].fill_(math.inf)
 
 
@@ -437,7 +453,7 @@ def wait_for_all_ranks():
     sum_over_ranks(paddle.zeros([1])).item()
 
 
-def count_update(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
+def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
     """Adds an update to the sums since the last report, and counts those in a row that were not finite."""
     progress = run.progress
     batch_size, seq_length = batches[0]["input_ids"].shape
@@ -490,7 +506,8 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 def cross_entropy(logits, labels):
     """The sum of the losses (nats) of logits [n, vocab] where labels [n] are not -100."""
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss + 0 * logits.detach().sum()  # a CPU's cross_entropy hides NaN
+    # On a CPU, F.cross_entropy gives a finite loss where logits are NaN. 0 x NaN is NaN, and keeps it in sight.
+    return loss + 0 * logits.detach().sum()
 
 
 def build_config(args, tokenizer, seq_length: int, dropout: float | None = None):
@@ -631,30 +648,6 @@ def load_model(source: str, config, resize: bool = False) -> tuple:
     return model, action
 
 
-def begin_with_sinusoids(model, seed: int):
-    """Initializes a new model as the recipe growing_rows does.
-
-    Position embeddings begin as sinusoids (Vaswani et al., 2017, section 3.5, sines and cosines side by side), which
-    are learned on; words are normal with the same root mean square, linear layers normal with 1 / sqrt(width).
-    Biases, LayerNorms and token types stay as PaddleNLP begins them, which is RoBERTa's way.
-    """
-    width = model.config.hidden_size
-    embeddings = model.roberta.embeddings
-    generator = np.random.default_rng([seed, 0])
-
-    def draw(parameter, deviation: float):
-        parameter.set_value(generator.normal(0, deviation, parameter.shape).astype(np.float32))
-
-    draw(embeddings.word_embeddings.weight, EMBEDDINGS_RMS)
-    positions = np.arange(embeddings.position_embeddings.weight.shape[0])[:, None]
-    angles = positions * SINUSOIDS_BASE ** (-np.arange(width // 2) / (width // 2))
-    sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) * math.sqrt(2) * EMBEDDINGS_RMS
-    embeddings.position_embeddings.weight.set_value(sinusoids.astype(np.float32))
-    for layer in model.sublayers():
-        if type(layer) is nn.Linear:
-            draw(layer.weight, 1 / math.sqrt(width))
-
-
 def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
     """Begins a new model as the recipe growing_rows does; what is not named here begins as RoBERTa's.
 
@@ -744,24 +737,16 @@ def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine
 
 # -------- checkpoints
 def start_or_resume(
-    args,
-    recipe: Recipe,
-    machine: Machine,
-    data: Data,
-    config,
-    identity: dict,
-    sampler: UpdateSampler,
-    report: "Report",
+    args, recipe: Recipe, machine: Machine, data: Data, config, identity: dict, sampler: UpdateSampler, report: "Report"
 ) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
-    total_steps = count_updates(args, sampler)
+    total_steps = updates_in_all(args, sampler)
     if args.lr_scheduler != "constant_with_warmup":  # whose runs may go on for as long as one likes
         identity = identity | {"total_steps": total_steps}
     checkpoint = find_checkpoint(args)
     if checkpoint is None:
-        is_share = args.warmup_steps < 1
-        progress = Progress(warmup_steps=math.ceil(args.warmup_steps * (total_steps if is_share else 1)))
-        state = {}
+        warmup_steps = args.warmup_steps * total_steps if args.warmup_steps < 1 else args.warmup_steps
+        progress, state = Progress(warmup_steps=math.ceil(warmup_steps)), {}
     else:
         progress, state = load_state(checkpoint, args, identity, data, total_steps)
     check_ranks_agree_on_checkpoint(machine, checkpoint)
@@ -795,7 +780,7 @@ def start_or_resume(
     return run
 
 
-def count_updates(args, sampler: UpdateSampler) -> int:
+def updates_in_all(args, sampler: UpdateSampler) -> int:
     """Updates from the start to the end of training.
 
     --num_train_epochs x updates per epoch, or --max_steps where that is fewer; --max_steps alone where no epochs
@@ -814,7 +799,7 @@ def count_updates(args, sampler: UpdateSampler) -> int:
         if 0 < args.max_steps < total_steps:
             total_steps = args.max_steps
     if total_steps == 0:
-        raise UserError("nothing to train: --num_train_epochs gives no update: raise it, or give --max_steps")
+        raise UserError("nothing to train: --num_train_epochs gives no update: raise it, or leave it out")
     if args.warmup_steps > total_steps:
         raise UserError(
             f"--warmup_steps {args.warmup_steps:g} is longer than the training ({total_steps} updates): lower it"
@@ -937,24 +922,26 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
     if progress.global_step > total_steps:
         step = progress.global_step
-        raise UserError(f"{refusal}: it has done {step} of {total_steps} updates: give --max_steps {step} or more")
+        remedy = f"give --max_steps {step} or more, without --num_train_epochs"
+        raise UserError(f"{refusal}: it has done {step} of {total_steps} updates: {remedy}")
     return progress, state
 
 
 def command_to_continue(checkpoint: str, output_dir: str) -> str:
     """The flags with which a new run begins with a checkpoint's weights, in a directory that is not there yet."""
-    base, number = Path(output_dir), 2
-    while Path(f"{base}_{number}").exists():
-        number += 1
-    places = f"--model_name_or_path {shlex.quote(str(checkpoint))} --output_dir {shlex.quote(f'{base}_{number}')}"
+    base, suffix = Path(output_dir), 2
+    while Path(f"{base}_{suffix}").exists():
+        suffix += 1
+    places = f"--model_name_or_path {shlex.quote(str(checkpoint))} --output_dir {shlex.quote(f'{base}_{suffix}')}"
     return f"{places} --resume_from_checkpoint auto"
 
 
 def changes_between(state: dict, current: dict, data: Data) -> list[str]:
     """What differs between the identity in a checkpoint's state.json and the current one, in a user's words."""
     saved = state["identity"]
-    # A flag that the checkpoint does not know yet had its default, or, of the recipe, what RoBERTa's own has. What
-    # else it does not know is not compared, but for the rules of whole words: earlier code had others.
+    # What the checkpoint does not know was added to the code later. Until then a flag's default applied, and for a
+    # setting of the recipe, RoBERTa's. Nothing else is compared, but the rules of whole words are: earlier code had
+    # others.
     defaults = vars(parse_arguments([])) | asdict(RECIPES["roberta"]) | {"masking.whole_words": None}
     defaults["final_mlm_probability"] = saved.get("mlm_probability")  # which was the same to the end
     defaults = json.loads(json.dumps(defaults))  # as state.json gives it back
@@ -979,7 +966,8 @@ def describe_change(name: str, was, now) -> str:
     if name == "tokenizer":
         return "the tokenizer's files in --input_file"
     if name == "total_steps":
-        return f"the number of updates (was {was}, is {now}: --max_steps {was} gives the former)"
+        remedy = f"--max_steps {was} without --num_train_epochs gives the former"
+        return f"the number of updates (was {was}, is {now}: {remedy})"
     if name == "global_batch":
         return (
             f"the global batch (was {was} rows, is {now}: "
@@ -1171,9 +1159,9 @@ class Report:
         first, *others = records
         if is_on_plateau(run, records[first]):
             log(
-                f"still on the plateau after {step:,} updates: start anew with "
+                f"still on the plateau after {step:,} updates: start anew, in another --output_dir, with "
                 f"{'another --learning_rate' if run.recipe.stages else '--recipe growing_rows'} and --dropout 0; "
-                "a large model may only need more updates (README, When something looks wrong)"
+                "a large model may only need more updates"
             )
         # The first set's numbers stand in the record itself, those of the others below their names.
         record = records[first] | {name: records[name] for name in others}
@@ -1342,7 +1330,7 @@ def choose_recipe(args) -> Recipe:
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """A recipe in a line."""
+    """A recipe in a line, as the start of a run prints it."""
     rows = "whole rows"
     if recipe.stages:
         pieces = [f"pieces of {length} tokens until {share:.0%} of the updates" for length, share in recipe.stages]
@@ -1366,8 +1354,8 @@ def load_data(args, recipe: Recipe) -> Data:
             digests |= {f"{i}.{name}": digest for name, digest in digests_of_rows(folder).items()}
         tokenizer, files = load_tokenizer(args.input_file)
         sets = [datasets.load_from_disk(folder) for folder in args.input_file]
-        train = TokenRows(*(splits["train"] for splits in sets))
-        validation = {name: TokenRows(*(splits[name] for splits in sets if name in splits)) for name in names_of(sets)}
+        train = TokenRows(*(one["train"] for one in sets))
+        validation = {name: TokenRows(*(one[name] for one in sets if name in one)) for name in names_of(sets)}
         check_ids([train, *validation.values()], tokenizer)
     for name, rows in validation.items():
         if len(rows) == 0 and len(validation) > 1:
@@ -1377,19 +1365,28 @@ def load_data(args, recipe: Recipe) -> Data:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
 
     splits = [train, *validation.values()]
-    longest = max(rows.lengths[1] for rows in splits)
+    longest = max(rows.longest for rows in splits)
     limit = args.max_seq_length or longest
     if longest > limit:
         raise UserError(
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
-    is_padded = any(rows.lengths[0] < rows.lengths[1] for rows in splits)
-    # Rows that the pieces of the recipe's stages do not divide are padded, too.
+    is_padded = any(rows.shortest < rows.longest for rows in splits)
+    # Rows whose length is no multiple of a stage's pieces are padded, too.
     is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
     description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
-    return Data(tokenizer, files, train, validation, limit, is_padded, digests, description)
+    return Data(
+        tokenizer=tokenizer,
+        tokenizer_files=files,
+        train=train,
+        validation=validation,
+        seq_length=limit,
+        is_padded=is_padded,
+        digests=digests,
+        description=description,
+    )
 
 
 def names_of(sets: list) -> list[str]:
@@ -1402,12 +1399,9 @@ def check_ids(splits: list[TokenRows], tokenizer):
     """Raises UserError where a row holds an id that the tokenizer does not have: the model would have no row for it."""
     size = utils.vocabulary_size(tokenizer)
     for rows in splits:
-        lowest, highest = rows.ids
-        if lowest < 0 or highest >= size:
-            raise UserError(
-                f"--input_file: ids from {lowest} to {highest}, beyond the tokenizer's vocabulary of {size}: "
-                "prepare it anew"
-            )
+        if rows.lowest_id < 0 or rows.highest_id >= size:
+            ids = f"ids from {rows.lowest_id} to {rows.highest_id}"
+            raise UserError(f"--input_file: {ids}, beyond the tokenizer's vocabulary of {size}: prepare it anew")
 
 
 def load_tokenizer(folders: list[str]) -> tuple:
@@ -1461,7 +1455,7 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
 
     splits = [data.train, *data.validation.values()]
     rows = min(args.batch_size, max(len(split) for split in splits))
-    longest = max(split.lengths[1] for split in splits)
+    longest = max(split.longest for split in splits)
     kept_layers = 1 if is_evaluation or args.recompute else layers
     predicted = args.eval_mlm_probability if is_evaluation else recipe.mlm_probability
     for_batch = 2 * rows * longest * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
@@ -1637,7 +1631,7 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         may_change=True,  # what it sets is compared instead
         choices=list(RECIPES),
-        help=f"settings for what is not given: `roberta` has RoBERTa's; `growing_rows` takes small models past the "
+        help="settings for what is not given: `roberta` has RoBERTa's; `growing_rows` takes small models past the "
         "plateau where they do not use the context: rows cut into short pieces at first, more tokens predicted, a "
         f"higher rate, no dropout, positions that begin as sinusoids (default: growing_rows for {', '.join(GROWING)}, "
         "roberta for others and for weights that are continued)",
@@ -1645,7 +1639,6 @@ def build_parser() -> utils.ArgumentParser:
     add(
         "--initialization",
         for_training=True,
-        may_change=False,
         choices=["normal", "sinusoids"],
         help="how a new model begins: `normal` is RoBERTa's way; `sinusoids` begins positions as sinusoids, which are "
         "learned on, and other weights larger (default: the recipe's)",

@@ -1,4 +1,4 @@
-"""Masking, the order of rows, export, whole files: what the other scripts share.
+"""What the other scripts share: masking, the order of rows, export, whole files, arguments, a CPU's kernels.
 
 DataCollatorMLM works in anyone's loop, and without Paddle:
 
@@ -57,7 +57,7 @@ POSITIONS_MULTIPLE = 128
 # this); and a GPU's tensor cores want lengths that 8 divides. Pieces of 8, 16 and 32 tokens divide it (cut_rows).
 LENGTH_MULTIPLE = 32
 CHECKSUMS = "SHA256SUMS"
-TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; longer ones first
+TRANSFORMERS_NAMES = (  # parts of names: PaddleNLP's, transformers'; one that contains another's stands before it
     (".encoder.layers.", ".encoder.layer."),
     (".self_attn.q_proj.", ".attention.self.query."),
     (".self_attn.k_proj.", ".attention.self.key."),
@@ -150,7 +150,7 @@ class DataCollatorMLM:
         return {"input_ids": input_ids, "labels": labels, "masked_positions": positions}
 
     def _mask(self, example: dict) -> tuple:
-        """Returns a row's masked ids and its labels (int64 [length])."""
+        """A row's masked ids and its labels (int64 [length])."""
         ids = np.asarray(example["input_ids"], dtype=np.int64)
         special = self.is_special[ids]
         if example.get("special_tokens_mask") is not None:
@@ -283,9 +283,8 @@ class TokenRows:
         # "permissive" joins packed rows, which are lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
-        lengths = pc.list_value_length(self.input_ids)
-        self.lengths = ends_of(lengths)  # of the shortest and longest row
-        self.ids = ends_of(pc.list_flatten(self.input_ids))  # the lowest and highest
+        self.shortest, self.longest = ends_of(pc.list_value_length(self.input_ids))  # tokens in a row
+        self.lowest_id, self.highest_id = ends_of(pc.list_flatten(self.input_ids))
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -664,7 +663,7 @@ def text_of_ids(tokenizer, ids: np.ndarray) -> str:
         text = b"".join(bytes_of_ids(tokenizer, ids.tolist())).decode(errors="replace")
     else:
         text = " ".join(tokenizer.convert_ids_to_tokens(ids.tolist()))
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return printable(text)
 
 
 def masking_problem(collator: DataCollatorMLM, rows: TokenRows, max_rows: int = 300) -> str | None:
@@ -842,7 +841,7 @@ def match_weights(weights: dict, shapes: dict, tied: bool, source: str) -> list:
     others = [name for name in weights if name not in shapes]
     unknown = [name for name in others if not name.startswith(UNUSED)]
     if unknown:
-        raise UserError(f"{needs}: a RobertaForMaskedLM has no {shorten(unknown)}: give those of one without it")
+        raise UserError(f"{needs}: a RobertaForMaskedLM has no {shorten(unknown)}: give weights without it")
     for name, shape in shapes.items():
         if list(weights[name].shape) != list(shape):
             sizes = f"{name} is {list(weights[name].shape)}, but should be {list(shape)}"
@@ -903,7 +902,7 @@ def read_tokenizer(folder: str) -> tuple | None:
 
 
 def check_model_directory(folder: str, flag: str):
-    """Raises UserError unless a directory holds a model, undamaged as far as it has checksums."""
+    """Raises UserError unless a directory holds a model, and an undamaged one where it has checksums."""
     if not Path(folder, "config.json").exists():
         problem = "holds no config.json" if os.path.isdir(folder) else "is no directory"
         found = checkpoints_in(folder) or checkpoints_in(os.path.dirname(folder) or ".")
@@ -1021,7 +1020,7 @@ def free_path(path: str | Path) -> str:
 
 
 def set_aside_earlier_run(output_dir: str):
-    """Renames what an earlier run, which left no checkpoint, wrote here to metrics.jsonl.1 (.2, ...) and so on."""
+    """Renames the files of an earlier run that left no checkpoint here: metrics.jsonl to metrics.jsonl.1 (.2, ...)."""
     for name in ("metrics.jsonl", "visualdl", "curve.png"):
         path = Path(output_dir, name)
         if path.exists():
@@ -1218,13 +1217,18 @@ class UserError(Exception):
 
 def one_line(message: str) -> str:
     """The message with its line ends shown as escapes, cut in its middle where it is too long."""
-    message = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
+    message = printable(message)
     left_out = len(message) - LONGEST_MESSAGE
     if left_out <= 0:
         return message
     # The remedy stands at the end.
     half = LONGEST_MESSAGE // 2 - 30
     return f"{message[:half]} [... {len(message) - 2 * half:,} characters left out ...] {message[-half:]}"
+
+
+def printable(text: str) -> str:
+    """The text with escapes in the place of characters that cannot be printed, line ends among them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def require(condition, message: str):
@@ -1349,13 +1353,13 @@ def command_line(main):
 
 
 def open_standard_streams():
-    """Where a process was started with closed output (`>&-`) it prints to nowhere; closed errors go to the output.
+    """Opens streams that the process was started without (`>&-`): output goes nowhere, errors go where output goes.
 
     Else a file that is opened later would get their number, and with it what libraries write there.
     """
-    for number in range(3):
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     if sys.stdout is None:
@@ -1382,19 +1386,19 @@ def prepare_for_paddle():
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
     if not os.access(os.path.expanduser("~"), os.W_OK | os.X_OK):
         os.environ["HOME"] = tempfile.mkdtemp()  # Paddle and PaddleNLP write there
-    # glibc returns large tensors to the system at each step, and fetches them anew. Now only
+    # Left alone, glibc returns large tensors to the system at each step, and fetches them anew. With this, only
     # those above 32 MB: keeping all would take twice the memory.
     with contextlib.suppress(AttributeError):  # macOS has no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, in bytes
+        libc.mallopt(-3, LARGE)  # M_MMAP_THRESHOLD, in bytes
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
 
 
 # -------- Paddle's oneDNN (skip on first reading)
 #
-# Kernels of a CPU: how the layers of run_pretrain.py compute where no GPU is. Above, in run_pretrain.py,
-# are layers, tensors and autograd; here are numpy arrays, and nothing of Paddle but a library that it ships.
+# Kernels of a CPU: how the layers of run_pretrain.py compute where no GPU is. Layers, tensors and autograd are there;
+# here are numpy arrays, and nothing of Paddle but a library that it ships.
 #
 # Why not Paddle's own kernels? They have no product of bfloat16 on a CPU, in any version. In float32 they call MKL,
 # which takes a slow path on AMD's processors (26 to 46 GFLOP/s on two cores, where oneDNN makes 200 to 230, and 350 to
@@ -1418,12 +1422,13 @@ def prepare_for_paddle():
 # the layers, LayerNorm, softmax, dropout of hidden states and the loss are float32. A weight is rounded at each
 # forward pass: Paddle's optimizers and set_value() leave a tensor's inplace_version as it was, so nothing would tell
 # that an older copy is stale; it takes some 4 ms of mini's update.
+# Each micro-batch and each batch of an evaluation rounds for itself, and a backward pass uses what its forward pass
+# rounded. Numpy has no bfloat16: arrays of uint16 stand for it here.
 #
 # Who owns the memory? The caller: each method writes into an array that it is given and keeps none. An *operation*
 # (LinearOperation, EncoderLayerOperation, ...) is one call of a layer: forward() keeps in it what backward() needs,
 # rounded operands above all, and it ends with the backward pass. Large arrays are lent by Buffers. Tensors' arrays are
-# views of Paddle's memory (array_of() in
-# run_pretrain.py), which keep it alive.
+# views of Paddle's memory (array_of() in run_pretrain.py), which keep it alive.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}  # dnnl_data_type_t; uint16 stands for bfloat16
 CPU, FORWARD_TRAINING, BACKWARD = 1, 64, 128  # dnnl_engine_kind_t, dnnl_prop_kind_t
 LINEAR, GELU_ERF, ADD, MULTIPLY, SOFTMAX = 0x26, 0x31, 0x1FFF0, 0x1FFF1, 0x30000  # dnnl_alg_kind_t
@@ -1432,7 +1437,7 @@ SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41  # DNNL_ARG_...
 MEAN, VARIANCE, SCALE, SHIFT = 49, 50, 51, 52
 GRAD_SRC, GRAD_DST, GRAD_WEIGHTS, GRAD_BIAS = 129, 145, 161, 169  # DNNL_ARG_DIFF_...
 GRAD_SCALE, GRAD_SHIFT, AFTERWARDS = 255, 256, 32768  # of the first operation after a product; the next's is twice that
-OF_ONE_SHAPE = "binary", "reorder", "eltwise", "softmax"  # kinds whose arrays all have the same
+OF_ONE_SHAPE = "binary", "reorder", "eltwise", "softmax"  # beginnings of kinds whose arrays all have one shape
 PREPARED = 512  # primitives kept, 0.4 MB each; a model has some 40 for each shape of batch
 ATTENTION_CHUNK = 2**21  # attention weights computed at a time, 8 MB in float32: they stay in the cache
 LARGE = 2**25  # bytes, from which on the C library gives memory back (prepare_for_paddle)
@@ -1809,10 +1814,10 @@ def draw_kept(shape: tuple, dropout: float, seed: int):
     """Which values dropout keeps, as uint8 that are 1 there and 0 elsewhere; from 16 random bits each.
 
     Drawing bits is what takes time. So each random byte serves twice: as the upper one of a value's two,
-    which decides unless it is 25 of 256 (for a dropout of 0.1), and as the lower one of a value far away.
+    which decides unless it equals the threshold's (25 for a dropout of 0.1), and as the lower one of a value far away.
     """
     size, threshold = math.prod(shape), round(dropout * 2**16)
-    half = -(-size // 2)
+    half = (size + 1) // 2
     draw = np.random.SFC64(seed).random_raw(half // 4 + 1).view(np.uint8)
     kept = np.empty(2 * half, bool)
     np.greater_equal(draw[: 2 * half].view(np.uint16), threshold, out=kept[:half])
@@ -1893,21 +1898,21 @@ class EncoderLayerOperation:
         hidden = norm1(x + dropout(attention(x) output_weight + output_bias))
         out = norm2(hidden + dropout(gelu(hidden inner_weight + inner_bias) outer_weight + outer_bias))
 
-    Whole, and not layer by layer, because most time beside the products goes by passes over memory: bias, dropout and
-    the sum with x happen where a product's values are written; query, key and value are one product;
-    backward, a gradient is added to the other one by the product that computes it. What products read is
-    written in bfloat16 at once (query, key, value, context, GELU's input and result, attention weights);
-    x, the sums and hidden stay in float32.
+    Whole, and not layer by layer, because most of the time beside the products goes into passes over memory. So bias,
+    dropout and the sum with x are done where a product's values are written; query, key and value are one product;
+    and in the backward pass, the product that computes a gradient adds it to the one that is there. What products read
+    is written in bfloat16 at once (query, key, value, context, GELU's input and result; attention weights after a
+    softmax in float32; and their gradients); x, the sums and hidden stay in float32.
     """
 
     def __init__(
         self, dnn: OneDNN, precision: str, num_heads: int, epsilon: float, mask, dropout, attention_dropout, seeds
     ):
-        """mask is [batch, 1, 1, seq], added to the scores, or None; three seeds are of the dropouts."""
+        """mask is [batch, 1, 1, seq], added to the scores, or None; seeds: of the attention's and the two dropouts."""
         self.dnn, self.precision, self.epsilon = dnn, precision, epsilon
         self.type = np.uint16 if precision == "bfloat16" else np.float32  # of what products read
         self.dropout, self.seeds = dropout, seeds
-        self.attention = Attention(dnn, self.type, num_heads, mask, attention_dropout, seeds[0])
+        self.attention = AttentionOperation(dnn, self.type, num_heads, mask, attention_dropout, seeds[0])
 
     def forward(self, out, x, *parameters):
         dnn, p = self.dnn, EncoderParameters(*parameters)
@@ -1998,7 +2003,7 @@ class EncoderLayerOperation:
         return np.empty(shape, self.type)
 
 
-class Attention:
+class AttentionOperation:
     """context = dropout(softmax(query key^T / sqrt(width of a head) + mask)) value, for each head.
 
     projected holds query, key and value side by side, [batch, seq, 3 width]; context is [batch, seq, width].
@@ -2057,9 +2062,9 @@ class Attention:
 class MaskedLossOperation:
     """The sum of -log softmax(x weight^T + bias)[label] over the rows whose label is not -100: output layer and loss.
 
-    x is [n, width], weight [vocab, width], labels int64 [n]. With 64 rows at a time the logits of all rows, 130 MB
-    in float32 of 640, never are in memory (as in Wijmans et al., 2024, "Cut Your Losses"). Their gradient,
-    softmax less 1 at the label, is computed on the way, in place, and kept as an operand, [n, vocab].
+    x is [n, width], weight [vocab, width], labels int64 [n]. With LOSS_CHUNK rows at a time the logits of all rows
+    (130 MB in float32 for 640 rows) are never in memory (as in Wijmans et al., 2024, "Cut Your Losses"). Their
+    gradient, softmax less 1 at the label, is computed on the way, in place, and kept as an operand, [n, vocab].
     """
 
     def __init__(self, dnn: OneDNN, precision: str, labels, needs_gradient: bool):
@@ -2083,7 +2088,7 @@ class MaskedLossOperation:
             self.dnn.softmax(logits, logits)
             probabilities = logits[at_labels]
             losses = -np.log(probabilities, where=probabilities != 0, out=np.full(len(counted), np.inf, np.float32))
-            if np.isinf(losses).any():  # too small for float32, but not their logarithms
+            if np.isinf(losses).any():  # probabilities too small for float32, whose logarithms are not
                 self.dnn.matmul(rows[chunk], self.weight.T, logits, bias)
                 losses = np.logaddexp.reduce(logits, axis=1)[counted] - logits[at_labels]
                 self.dnn.softmax(logits, logits)
@@ -2095,7 +2100,7 @@ class MaskedLossOperation:
         out[...] = loss
 
     def backward(self, grad_out, grad_x, grad_weight, grad_bias):
-        """grad_out is a scalar: it scales what is small (x before it is rounded, not the product)."""
+        """grad_out is a scalar: it scales the small arrays (x before it is rounded, grad_x), none as wide as vocab."""
         self.dnn.matmul(self.grad_logits, self.weight, grad_x)
         rows = as_operand(self.dnn, self.x * grad_out, self.precision)
         self.dnn.inner_product_backward_weights(rows, self.grad_logits, grad_weight, grad_bias)

@@ -482,7 +482,7 @@ def test_a_batch_may_be_taken_in_chunks_of_any_size(monkeypatch):
 
 def test_attentions_dropout_keeps_its_share_and_the_mean():
     """Of equal weights and values 1, the context is what dropout keeps, scaled by what it leaves out."""
-    attention = utils.Attention(utils.onednn(), np.float32, 2, None, dropout=0.1, seed=3)
+    attention = utils.AttentionOperation(utils.onednn(), np.float32, 2, None, dropout=0.1, seed=3)
     projected, context = np.zeros((4, 256, 12), np.float32), np.empty((4, 256, 4), np.float32)
     projected[:, :, 8:] = 1
     attention.forward(context, projected)

@@ -510,7 +510,10 @@ def test_more_epochs_are_refused_in_a_users_words_and_the_command_goes_on_from_t
 ):
     output = pretrain("--max_steps", "2")
     for changed, arguments in (
-        ("the number of updates (was 2, is 542: --max_steps 2 gives the former)", ["--num_train_epochs", "2"]),
+        (
+            "the number of updates (was 2, is 542: --max_steps 2 without --num_train_epochs gives the former)",
+            ["--num_train_epochs", "2"],
+        ),
         (
             f"the data of --input_file (was 2,175 rows of {packed_data}, 280 of validation, digest ",
             ["--max_steps", "2"],

@@ -453,7 +453,10 @@ def test_training_goes_on_without_a_planned_end(pretrain, tmp_path):
     names = ("model.safetensors", "training_state/optimizer.safetensors")
     assert all((whole / "paddle_6" / n).read_bytes() == (grown / "paddle_6" / n).read_bytes() for n in names)
     linear = pretrain("--max_steps", "3", output=tmp_path / "linear")
-    with pytest.raises(UserError, match=r"the number of updates \(was 3, is 6: --max_steps 3 gives the former\)"):
+    with pytest.raises(
+        UserError,
+        match=r"the number of updates \(was 3, is 6: --max_steps 3 without --num_train_epochs gives the former\)",
+    ):
         pretrain("--max_steps", "6", "--resume_from_checkpoint", "auto", output=linear)
 
 
@@ -770,6 +773,7 @@ BAD_ARGUMENTS = {
     "--max_seq_length 16": "rows of 32 tokens, --max_seq_length 16: raise it, or prepare shorter ones",
     "--model_name_or_path nowhere/at/all": "cannot load the model nowhere/at/all",
     "--num_train_epochs 0": "gives no update",
+    "--num_train_epochs 0 --max_steps 2": "gives no update: raise it, or leave it out",
     "--warmup_steps 1000000": "longer than the training",
     "--batch_size 1000000": "a global batch of 1000000 rows, but",
     "--learning_rate -1": "--learning_rate: -1 is not in the range from 0",
@@ -920,7 +924,10 @@ def whole_state(**changes):
         (lambda state: "\x00\xff garbage", "state.json is damaged"),
         (whole_state(identity=None), "state.json is damaged"),
         (whole_state(global_step="1"), "state.json is damaged"),
-        (whole_state(global_step=9), "it has done 9 of 1 updates: give --max_steps 9 or more"),
+        (
+            whole_state(global_step=9),
+            "it has done 9 of 1 updates: give --max_steps 9 or more, without --num_train_epochs",
+        ),
         (whole_state(global_step=-1), "state.json is damaged.*global_step is -1"),
         (whole_state(window=[]), r"state.json is damaged.*window is \[\]"),
     ],
@@ -969,7 +976,7 @@ def test_several_data_sets_are_one(two_data_sets):
     for row in (0, len(splits[0]) - 1, len(splits[0]), len(joined) - 1):
         item = together[3, row]
         assert item["input_ids"].tolist() == joined[row]["input_ids"] and (item["epoch"], item["row"]) == (3, row)
-    assert together.lengths == (32, 32)
+    assert together.shortest == together.longest == 32
 
 
 def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretrain, two_data_sets, tmp_path, capsys):

@@ -358,7 +358,7 @@ CHANGES = {
     "--lr_scheduler (was linear, is cosine)": "--lr_scheduler cosine",
     "--seed (was 42, is 7)": "--seed 7",
     "the global batch (was 8 rows, is 16: --batch_size x ": "--batch_size 16",
-    "the number of updates (was 4, is 6: --max_steps 4 gives the former)": "--max_steps 6",
+    "the number of updates (was 4, is 6: --max_steps 4 without --num_train_epochs gives the former)": "--max_steps 6",
     "--warmup_steps (was 0.06, is 2.0)": "--warmup_steps 2",
     "--weight_decay (was 0.01, is 0.1)": "--weight_decay 0.1",
     "--max_grad_norm (was 1.0, is 2.0)": "--max_grad_norm 2",
