@@ -744,7 +744,7 @@ def as_record(pairs: list[tuple]) -> dict:
 
 def refuse_repeated(columns: list[str]):
     """Raises ValueError where columns have one name: whoever reads them by name would lose one."""
-    repeated = [name for name, number in Counter(columns).items() if number > 1 and name]
+    repeated = [name for name, count in Counter(columns).items() if count > 1 and name]
     if repeated:
         raise ValueError(f"several columns are called {repeated[0]!r}: rename all but one")
 

@@ -1207,7 +1207,7 @@ def numbers_of(record: dict) -> dict[str, float]:
     numbers = {}
     for name, value in record.items():
         if isinstance(value, dict):
-            numbers |= {f"{name}/{key}": number for key, number in numbers_of(value).items()}
+            numbers |= {f"{name}/{key}": inner for key, inner in numbers_of(value).items()}
         elif isinstance(value, int | float) and math.isfinite(value):
             numbers[name] = value
     return numbers

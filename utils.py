@@ -1013,9 +1013,9 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 def free_path(path: str | Path) -> str:
     """The path itself where nothing is, else the first of path.1, path.2, ... where nothing is."""
-    free, number = str(path), 1
+    free, suffix = str(path), 1
     while os.path.lexists(free):
-        free, number = f"{path}.{number}", number + 1
+        free, suffix = f"{path}.{suffix}", suffix + 1
     return free
 
 
@@ -1839,7 +1839,7 @@ class Buffers:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size < LARGE:
             return np.empty(shape, dtype)
-        fitting = [number for number, buffer in enumerate(self.unused) if size <= len(buffer)]
+        fitting = [place for place, buffer in enumerate(self.unused) if size <= len(buffer)]
         if fitting:
             buffer = self.unused.pop(fitting[0])
         else:
