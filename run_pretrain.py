@@ -189,6 +189,7 @@ class Progress:
     """What changes from update to update; a checkpoint holds it, beside weights and optimizer."""
 
     global_step: int = 0  # updates done
+    planned_steps: int = 0  # updates in all when the run began, of which the recipe's stages are shares; it may grow
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
@@ -203,7 +204,7 @@ class Run:
     machine: Machine
     model: nn.Layer  # RobertaForMaskedLM
     report: "Report"
-    recipe: Recipe = RECIPES["roberta"]
+    recipe: Recipe | None = None
     progress: Progress = field(default_factory=Progress)
     parallel: nn.Layer | None = None  # the model; of several ranks, in DataParallel
     optimizer: paddle.optimizer.Optimizer | None = None
@@ -379,7 +380,8 @@ def first_of(evaluations: dict[str, dict]) -> dict:
 
 
 def learning_rate_at(step: int, run: Run) -> float:
-    """The rate of update `step`, counted from 1: that of transformers' schedules one update later, so none is 0."""
+    """The rate of update `step`, counted from 1: as transformers' schedules for one update more, without their first
+    one, whose rate is 0."""
     peak, warmup_steps = run.recipe.learning_rate, run.progress.warmup_steps
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -397,7 +399,7 @@ def piece_length_at(step: int, run: Run) -> int | None:
     Each piece has the positions 0, 1, 2, ... anew, and tokens see only those of their own piece.
     """
     for length, share in run.recipe.stages:
-        if step <= share * run.total_steps:
+        if step <= share * run.progress.planned_steps:
             return length if length < run.data.train.longest else None
     return None
 
@@ -405,7 +407,7 @@ def piece_length_at(step: int, run: Run) -> int | None:
 def mlm_probability_at(step: int, run: Run) -> float:
     """The share of the tokens that update `step`, counted from 1, predicts."""
     begin, end = run.recipe.mlm_probability, run.recipe.final_mlm_probability
-    return begin + (end - begin) * (step - 1) / run.total_steps
+    return begin + (end - begin) * min(1, (step - 1) / run.progress.planned_steps)
 
 
 # -------- the update's tools
@@ -746,7 +748,8 @@ def start_or_resume(
     checkpoint = find_checkpoint(args)
     if checkpoint is None:
         warmup_steps = args.warmup_steps * total_steps if args.warmup_steps < 1 else args.warmup_steps
-        progress, state = Progress(warmup_steps=math.ceil(warmup_steps)), {}
+        progress = Progress(planned_steps=total_steps, warmup_steps=math.ceil(warmup_steps))
+        state = {}
     else:
         progress, state = load_state(checkpoint, args, identity, data, total_steps)
     check_ranks_agree_on_checkpoint(machine, checkpoint)
@@ -911,6 +914,7 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
     instead = f"to go on from its weights in a new run: {command_to_continue(checkpoint, args.output_dir)}"
     with explaining(f"{refusal}: its state.json is damaged, or of another version; {instead}"):
         state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
+        state.setdefault("planned_steps", total_steps)  # earlier checkpoints have no stages that would need it
         progress = Progress(**{name: state[name] for name in asdict(Progress())})
         for name, value in asdict(Progress()).items():
             if not isinstance(state[name], type(value)):
@@ -1250,7 +1254,10 @@ class StopSignal:
 
 # -------- machine, data, arguments
 def start_machine(args) -> Machine:
-    """Selects device and precision, and says which; joins a launcher's other ranks. Long work comes after it."""
+    """Selects device and precision, and says which; joins a launcher's other ranks.
+
+    It comes before anything slow, so that a wrong device is refused at once.
+    """
     paddlenlp_logger.set_level("WARNING")
     version = f"Paddle {paddle.__version__}"
     device = choose_device(args.device)

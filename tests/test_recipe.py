@@ -216,3 +216,15 @@ def test_a_long_run_that_does_not_use_the_context_is_told_what_to_do(pretrain, m
     pretrain(*options, "8:0.5" if recipe == "growing_rows" else "none")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("still on the plateau after")]
     assert [line.split()[5] for line in lines] == ["4", "6"] and all(remedy in line for line in lines)
+
+
+def test_a_run_that_grows_keeps_the_stages_and_shares_of_its_plan(pretrain, seen, tmp_path):
+    """With the constant schedule a run may grow; what it has left behind does not come back."""
+    options = ["--lr_scheduler", "constant_with_warmup", "--warmup_steps", "1", *GROWING, "--batch_size", "32"]
+    pretrain("--max_steps", "10", *options, output=tmp_path / "ckp")
+    pretrain("--max_steps", "30", *options, *RESUME, output=tmp_path / "ckp")
+    lengths = [update[0]["input_ids"].shape[1] for update in seen]
+    assert lengths == [8] * 3 + [32] * 27
+    shares = [(update[0]["labels"] != -100).mean() * 32 / 30 for update in seen]  # of the places that are not special
+    assert np.mean(shares[:3]) == pytest.approx(0.375, abs=0.03)
+    assert np.mean(shares[10:]) == pytest.approx(0.15, abs=0.03)
