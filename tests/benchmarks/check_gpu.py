@@ -54,7 +54,7 @@ class Machine:
         options = (
             f"--device {self.device} --model_name_or_path {self.model} --batch_size {batch_size or self.batch_size}"
         )
-        options += " --learning_rate 1e-4 --warmup_steps 2 --logging_steps 1 --max_eval_rows 64"
+        options += " --recipe roberta --learning_rate 1e-4 --warmup_steps 2 --logging_steps 1 --max_eval_rows 64"
         places = ["--input_file", self.path("data"), "--output_dir", self.path(name)]
         command = ["run_pretrain.py", *options.split(), *places]
         if processes > 1:
