@@ -108,11 +108,11 @@ RECIPES = {
         final_mlm_probability=0.15,
         dropout=0.0,
         initialization="sinusoids",
-        stages=((8, 0.3), (32, 0.45)),
+        stages=((8, 0.2), (32, 0.3)),
     ),
 }
 # The architectures whose recipe is growing_rows, and their peak rates.
-GROWING = {"roberta-en-tiny": 3e-3, "roberta-en-mini": 2e-3, "roberta-en-small": 1e-3}
+GROWING = {"roberta-en-tiny": 4e-3, "roberta-en-mini": 2e-3, "roberta-en-small": 1e-3}
 # Of initialize_with_sinusoids(): in units of 1 / sqrt(width), so that the logits of the tied output layer begin with
 # this standard deviation at every width (0.0245 for width 768, where RoBERTa has 0.02).
 EMBEDDINGS_RMS = 0.68
@@ -1655,7 +1655,7 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         type=stages,
         metavar="LENGTH:SHARE,...",
-        help="8:0.3,32:0.45 cuts rows into pieces of 8 tokens until 30 %% of the updates, of 32 until 45 %%, and "
+        help="8:0.2,32:0.3 cuts rows into pieces of 8 tokens until 20 %% of the updates, of 32 until 30 %%, and "
         "leaves them whole then; each piece has positions of its own and sees no other; `none` leaves rows whole "
         "(default: the recipe's)",
     )

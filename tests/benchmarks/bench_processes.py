@@ -55,7 +55,8 @@ def time_run(name: str, args) -> float:
             launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", f"{folder}/logs"]
             command = [sys.executable, *(launcher if processes == 2 else []), "run_pretrain.py", "--device", "cpu"]
             command += f"--input_file {args.input_file} --model_name_or_path {args.model} --logging_steps 1".split()
-            command += f"--recipe roberta --batch_size {args.batch_size // processes} --max_steps {args.updates}".split()
+            command += f"--batch_size {args.batch_size // processes} --max_steps {args.updates}".split()
+            command += "--recipe roberta".split()  # whole rows from the first update on, as the peer's
             command += [
                 "--max_eval_rows",
                 "1",
