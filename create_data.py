@@ -361,7 +361,10 @@ def join_documents(tokens: np.ndarray, ends: np.ndarray, eos: int) -> np.ndarray
 
 
 def cut_into_rows(tokens: np.ndarray, ends: np.ndarray, room: int) -> tuple[pyarrow.ListArray, np.ndarray]:
-    """Cuts the tokens at `ends`, each piece after `room` tokens; returns the pieces and what follows the last end."""
+    """Cuts the tokens at `ends`; of each piece only the first `room` tokens stay.
+
+    Returns the pieces, and what follows the last end.
+    """
     ended, rest = np.split(tokens, [ends.max(initial=0)])
     pieces = pyarrow.ListArray.from_arrays(np.append(0, ends).astype(np.int32), ended)
     return pyarrow.compute.list_slice(pieces, start=0, stop=room), rest

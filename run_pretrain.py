@@ -189,7 +189,7 @@ class Progress:
     """What changes from update to update; a checkpoint holds it, beside weights and optimizer."""
 
     global_step: int = 0  # updates done
-    planned_steps: int = 0  # updates in all when the run began, of which the recipe's stages are shares; it may grow
+    planned_steps: int = 0  # updates in all as planned at the start, of which the recipe's stages are shares; it stays
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
@@ -279,8 +279,8 @@ def train_update(run: Run, batches: list[dict]) -> dict:
     num_masked, stops = sum_over_ranks(totals)
 
     # The gradient of (sum of losses) / (number of tokens); DataParallel averages over the ranks, hence the factor.
-    # Dividing before the backward pass keeps float16 in range. A batch may have no token to predict, hence the 1.
-    weight = machine.world_size / paddle.clip(num_masked, min=1)
+    # Dividing before the backward pass keeps float16 in range. At least 1: a batch may have no token to predict.
+    per_token = machine.world_size / paddle.clip(num_masked, min=1)
     loss_sum = paddle.zeros([])
     for micro_step, batch in enumerate(batches):
         seed_dropout(args.seed, run.progress.global_step, micro_step, machine.rank)
@@ -289,7 +289,7 @@ def train_update(run: Run, batches: list[dict]) -> dict:
         with nullcontext() if is_last or machine.world_size == 1 else model.no_sync():
             with auto_cast(machine):
                 loss, _ = masked_loss(model, batch)
-            scaler.scale(loss * weight).backward()
+            scaler.scale(loss * per_token).backward()
         loss_sum += loss.detach()
 
     # Are loss and gradient finite, and how long is the gradient? This reads from the device, once.
@@ -317,7 +317,8 @@ def clip_and_step(run: Run, gradients: list, result: dict):
         elif result["grad_norm"] > run.args.max_grad_norm > 0:
             for gradient in gradients:
                 gradient.scale_(run.args.max_grad_norm / result["grad_norm"])
-    # In a skipped update an enabled scaler's step() only finds the infinity; a disabled one's would be the optimizer's.
+    # An enabled scaler's step() skips by itself, on finding the infinity; a disabled one's would call the optimizer, so
+    # it is left out.
     if run.scaler.is_enable() or not result["skipped"]:
         run.scaler.step(run.optimizer)
     run.scaler.update()
@@ -944,8 +945,8 @@ def changes_between(state: dict, current: dict, data: Data) -> list[str]:
     """What differs between the identity in a checkpoint's state.json and the current one, in a user's words."""
     saved = state["identity"]
     # What the checkpoint does not know was added to the code later. Until then a flag's default applied, and for a
-    # setting of the recipe, RoBERTa's. Nothing else is compared, but the rules of whole words are: earlier code had
-    # others.
+    # setting of the recipe, RoBERTa's. Any other name that it lacks is not compared, except masking.whole_words:
+    # earlier code chose words by other rules, for which None stands here.
     defaults = vars(parse_arguments([])) | asdict(RECIPES["roberta"]) | {"masking.whole_words": None}
     defaults["final_mlm_probability"] = saved.get("mlm_probability")  # which was the same to the end
     defaults = json.loads(json.dumps(defaults))  # as state.json gives it back

@@ -1918,7 +1918,7 @@ class EncoderLayerOperation:
         dnn, p = self.dnn, EncoderParameters(*parameters)
         batch, seq, width = x.shape
         x, rows = x.reshape(-1, width), batch * seq
-        self.keep_weights(p)
+        self.round_weights(p)
         self.norm1, self.norm2 = LayerNormOperation(dnn, self.epsilon), LayerNormOperation(dnn, self.epsilon)
         self.kept1, self.kept2 = (
             draw_kept((rows, width), self.dropout, seed) if self.dropout else None for seed in self.seeds[1:]
@@ -1980,7 +1980,7 @@ class EncoderLayerOperation:
         grad.query_bias[:], grad.key_bias[:], grad.value_bias[:] = np.split(by_biases, 3)
         dnn.matmul(grad_projected, self.projections.T, grad_x, added=grad_x)
 
-    def keep_weights(self, p: EncoderParameters):
+    def round_weights(self, p: EncoderParameters):
         """Rounds the products' weights; those of query, key and value stand side by side, [width, 3 width]."""
         width = len(p.query_bias)
         self.projections = self.new(width, 3 * width)
@@ -2087,7 +2087,9 @@ class MaskedLossOperation:
                 self.num_correct += int((logits.argmax(1) == labels).sum())
             self.dnn.softmax(logits, logits)
             probabilities = logits[at_labels]
-            losses = -np.log(probabilities, where=probabilities != 0, out=np.full(len(counted), np.inf, np.float32))
+            losses = np.full(len(counted), np.inf, np.float32)
+            is_told = probabilities != 0  # NaN is not 0, and so it stays in the loss
+            losses[is_told] = -np.log(probabilities[is_told])
             if np.isinf(losses).any():  # probabilities too small for float32, whose logarithms are not
                 self.dnn.matmul(rows[chunk], self.weight.T, logits, bias)
                 losses = np.logaddexp.reduce(logits, axis=1)[counted] - logits[at_labels]
