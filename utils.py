@@ -1600,6 +1600,7 @@ class OneDNN:
             return self.engine, FORWARD_TRAINING, GELU_ERF, src, dst, 0, 0, None
 
         self.run("eltwise_forward", {SRC: src, DST: dst}, describe)
+        return dst
 
     def gelu_backward(self, src, grad_dst, grad_src):
         """grad_src = grad_dst (Phi(src) + src phi(src)), with the normal distribution's Phi and phi."""
@@ -1942,11 +1943,10 @@ class EncoderLayerOperation:
         self.hidden = as_operand(dnn, hidden, self.precision)
         self.inner = self.new(rows, len(p.inner_bias))
         dnn.matmul(self.hidden, self.inner_weight, self.inner, p.inner_bias.reshape(1, -1))
-        self.activated = np.empty_like(self.inner)
-        dnn.gelu(self.inner, self.activated)
+        activated = dnn.gelu(self.inner, np.empty_like(self.inner))
         result = np.empty((rows, width), np.float32)
         bias = p.outer_bias.reshape(1, -1)
-        dnn.matmul(self.activated, self.outer_weight, result, bias, self.kept2, dropped, added=hidden)
+        dnn.matmul(activated, self.outer_weight, result, bias, self.kept2, dropped, added=hidden)
         self.norm2.forward(out.reshape(rows, width), result, p.norm2_scale, p.norm2_shift)
 
     def backward(self, grad_out, grad_x, *gradients):
@@ -1958,7 +1958,8 @@ class EncoderLayerOperation:
         grad_hidden = np.empty((rows, width), np.float32)
         self.norm2.backward(grad_out.reshape(rows, width), grad_hidden, grad.norm2_scale, grad.norm2_shift)
         grad_result = self.dropped(grad_hidden, self.kept2)
-        dnn.inner_product_backward_weights(self.activated, grad_result, grad.outer_weight.T, grad.outer_bias)
+        activated = dnn.gelu(self.inner, np.empty_like(self.inner))  # anew: kept, it takes 150 MB of base with 4 x 512
+        dnn.inner_product_backward_weights(activated, grad_result, grad.outer_weight.T, grad.outer_bias)
         grad_inner = np.empty_like(self.inner)
         dnn.matmul(grad_result, self.outer_weight.T, grad_inner)
         dnn.gelu_backward(self.inner, grad_inner, grad_inner)
