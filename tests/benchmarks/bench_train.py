@@ -140,20 +140,14 @@ def huggingface(args) -> Contestant:
     import torch
     import transformers
 
-    shared, device = args.shared, "cuda" if args.device == "gpu" else "cpu"
-    model, optimizer, scheduler, autocast, scaler = with_torch(args)
+    device = "cuda" if args.device == "gpu" else "cpu"
+    model, autocast, step = with_torch(args)
 
     def update(batch):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with autocast:
             loss = model(**batch).loss
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), shared["max_grad_norm"])
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        model.zero_grad()
+        step(loss)
         return loss.detach()
 
     batches = stored_batches(args, "train.npz") if args.quality else iter(huggingface_loader(args))
@@ -163,7 +157,7 @@ def huggingface(args) -> Contestant:
 
 
 def with_torch(args) -> tuple:
-    """transformers' model, and the optimizer, schedule, autocast and scaler of both PyTorch contestants."""
+    """transformers' model, its autocast, and the backward pass and optimizer's step of both PyTorch contestants."""
     import torch
     import transformers
 
@@ -184,7 +178,17 @@ def with_torch(args) -> tuple:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [*rates, 0].__getitem__)
     autocast = torch.autocast(device, getattr(torch, args.precision), enabled=args.precision != "float32")
     scaler = torch.amp.GradScaler(device, enabled=args.precision == "float16")
-    return model, optimizer, scheduler, autocast, scaler
+
+    def step(loss):
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), shared["max_grad_norm"])
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+
+    return model, autocast, step
 
 
 def compiled(args) -> Contestant:
@@ -194,8 +198,8 @@ def compiled(args) -> Contestant:
     import torch
     import transformers
 
-    shared, device = args.shared, "cuda" if args.device == "gpu" else "cpu"
-    model, optimizer, scheduler, autocast, scaler = with_torch(args)
+    device = "cuda" if args.device == "gpu" else "cpu"
+    model, autocast, step = with_torch(args)
     expected = 0.15 * args.batch_size * args.max_seq_length
     num_positions = int(expected) // 128 * 128 + 128
 
@@ -212,13 +216,7 @@ def compiled(args) -> Contestant:
         positions = torch.cat([chosen, others])[:num_positions]
         with autocast:
             loss = loss_of(input_ids, labels, positions)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), shared["max_grad_norm"])
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        optimizer.zero_grad()
+        step(loss)
         return loss.detach()
 
     facts = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
