@@ -400,9 +400,14 @@ def piece_length_at(step: int, run: Run) -> int | None:
     Each piece has the positions 0, 1, 2, ... anew, and tokens see only those of their own piece.
     """
     for length, share in run.recipe.stages:
-        if step <= share * run.progress.planned_steps:
+        if step <= updates_of(share, run.progress.planned_steps):
             return length if length < run.data.train.longest else None
     return None
+
+
+def updates_of(share: float, steps: int) -> float:
+    """A share of the updates, without the error of the product: 0.29 x 100 is 28.999999999999996 in floats."""
+    return round(share * steps, 6)
 
 
 def mlm_probability_at(step: int, run: Run) -> float:
@@ -748,7 +753,9 @@ def start_or_resume(
         identity = identity | {"total_steps": total_steps}
     checkpoint = find_checkpoint(args)
     if checkpoint is None:
-        warmup_steps = args.warmup_steps * total_steps if args.warmup_steps < 1 else args.warmup_steps
+        warmup_steps = args.warmup_steps
+        if warmup_steps < 1:
+            warmup_steps = updates_of(warmup_steps, total_steps)
         progress = Progress(planned_steps=total_steps, warmup_steps=math.ceil(warmup_steps))
         state = {}
     else:

@@ -196,6 +196,14 @@ def test_rows_that_the_pieces_do_not_divide_are_padded(pretrain, corpus, tmp_pat
     assert metrics(tmp_path / "ckp", "evaluation")
 
 
+@pytest.mark.parametrize("share", [0.07, 0.28, 0.29, 0.57, 0.58])
+def test_a_share_of_the_updates_is_a_whole_number_where_it_should_be(share):
+    """In floats, 0.29 x 100 is less than 29, and 0.07 x 100 more than 7."""
+    assert run_pretrain.updates_of(share, 100) == round(100 * share)
+    assert run_pretrain.updates_of(share, 1000) == round(1000 * share)
+    assert run_pretrain.updates_of(0.5, 3) == 1.5
+
+
 def test_pieces_longer_than_the_rows_leave_them_whole(pretrain, corpus, tmp_path, seen):
     data = create(corpus, tmp_path / "data", "--max_seq_length", "16")
     pretrain("--max_steps", "3", "--stages", "8:0.34,32:1", "--batch_size", "4", data=data)
