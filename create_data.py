@@ -52,6 +52,7 @@ from utils import UserError, boolean, explaining, log, number
 
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 VALIDATION_SHARE = 0.01
+# RoBERTa's, by which save_tokenizer() knows the others: add one more in main(), by tokenizer.add_special_tokens().
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
 MOST_PIECES = 100_000  # that a buffer holds: each takes some 100 bytes beside its text
