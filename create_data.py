@@ -633,7 +633,7 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
         except UserError:
             raise
         except Exception as error:  # unpacking and fetching raise errors of many kinds
-            remedy = "it must be well-formed, in UTF-8, with text in --text_column"
+            remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
             if not source.is_file:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
             # A hub's message lists the configurations there are.
