@@ -52,6 +52,7 @@ from utils import UserError, boolean, explaining, log, number
 
 WIKIPEDIA, DUMP = "wikimedia/wikipedia", "20231101"
 VALIDATION_SHARE = 0.01
+# RoBERTa's, by which save_tokenizer() knows the others: add one more in main(), by tokenizer.add_special_tokens().
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BUFFER = 2_000_000  # bytes of a split that are encoded and written at a time
 MOST_PIECES = 100_000  # that a buffer holds: each takes some 100 bytes beside its text
@@ -632,7 +633,7 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
         except UserError:
             raise
         except Exception as error:  # unpacking and fetching raise errors of many kinds
-            remedy = "it must be well-formed, in UTF-8, with text in --text_column"
+            remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
             if not source.is_file:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
             # A hub's message lists the configurations there are.

@@ -1001,7 +1001,8 @@ def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler):
     wrote, reads = state.get("optimizer", "AdamW"), type(optimizer).__name__
     if wrote != reads:
         raise UserError(
-            f"cannot resume from {checkpoint}: {wrote} wrote its state, and build_optimizer() makes {reads}"
+            f"cannot resume from {checkpoint}: {wrote} wrote its state, and build_optimizer() makes {reads}: change it "
+            f"back, or go on from the weights in a new --output_dir: --model_name_or_path {checkpoint}"
         )
     with explaining(f"cannot resume from {checkpoint}: its optimizer state is damaged"):
         arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
@@ -1142,7 +1143,7 @@ class Report:
         record = {
             "loss": window["loss_sum"] / window["num_masked"] if window["num_masked"] else None,
             "learning_rate": run.optimizer.get_lr(),
-            "grad_norm": result["grad_norm"],
+            "grad_norm": result["grad_norm"],  # of the last update, before clipping
             "skipped_updates": window["skipped_updates"],
             "loss_scale": result["loss_scale"],
             "steps_per_second": window["updates"] / seconds,

@@ -170,7 +170,7 @@ class DataCollatorMLM:
         else:
             chosen = choose_words(self.words.begins(ids), special, self.mlm_probability, generator)
 
-        # What does the model see there? 80 % the mask, 10 % any token, 10 % the right one
+        # What does the model see there? The mask, any token that is not special, or the right one
         draw = generator.random(len(ids))
         masked_ids = np.where(chosen & (draw < MASKED), self.mask_token_id, ids)
         randomized = chosen & (draw >= MASKED) & (draw < MASKED + RANDOMIZED)

@@ -238,6 +238,10 @@ def test_what_the_readme_says_can_be_changed_can_be_changed(tmp_path):
     trained = subprocess.run([sys.executable, "run_pretrain.py", *options, "--save_steps", "2"], **run)
     assert trained.returncode == 0, trained.stderr
     weights = (tmp_path / "ckp/paddle_4/model.safetensors").read_bytes()
+    earlier, later = (load_file(tmp_path / f"ckp/paddle_{step}/model.safetensors") for step in (2, 4))
+    changed_weights = {name for name, array in later.items() if not np.array_equal(array, earlier[name])}
+    embeddings = {name for name in later if name.startswith("roberta.embeddings.") or name == "lm_head.decoder.weight"}
+    assert changed_weights and not changed_weights & embeddings
     shutil.rmtree(tmp_path / "ckp/paddle_4")
     resumed = subprocess.run([sys.executable, "run_pretrain.py", *options, "--resume_from_checkpoint", "auto"], **run)
     assert resumed.returncode == 0, resumed.stderr

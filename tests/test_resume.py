@@ -520,7 +520,7 @@ def test_the_state_of_an_optimizer_is_not_given_to_another_one(pretrain, monkeyp
     for name, (build, _) in OPTIMIZERS.items():
         with monkeypatch.context() as patch:
             use_optimizer(patch, build)
-            with pytest.raises(UserError, match=rf"AdamW wrote its state, and build_optimizer\(\) makes {name}"):
+            with pytest.raises(UserError, match=rf"AdamW wrote its state, .* makes {name}: .* --model_name_or_path "):
                 pretrain("--max_steps", "2", *RESUME)
 
 
