@@ -705,9 +705,12 @@ def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
 
 def show_masking(collator: DataCollatorMLM, data: Data):
     """Shows a training row as the model sees it; warns where rows are masked otherwise than single tokens would be."""
-    with explaining("--whole_word_masking True does not suit the text; leave it out"):
+    with explaining("--whole_word_masking True cannot tell the words of this text: do as follows, or leave it out"):
         log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
         problem = utils.masking_problem(collator, data.train)
+    hint = utils.missing_dictionary(collator, data.train)
+    if hint is not None:
+        log(hint)
     if problem is not None:
         log(f"warning: {problem}")
 
@@ -1607,7 +1610,7 @@ def build_parser() -> utils.ArgumentParser:
         "--whole_word_masking",
         type=boolean,
         default=False,
-        help="whether all tokens of a word are chosen together, instead of single tokens",
+        help="whether all tokens of a word are chosen together, instead of single tokens; in evaluations, too",
     )
 
     add = parser.group("model")
