@@ -1344,16 +1344,21 @@ def describe_recipe(recipe: Recipe) -> str:
     """A recipe in a line, as the start of a run prints it."""
     rows = "whole rows"
     if recipe.stages:
-        pieces = [f"pieces of {length} tokens until {share:.0%} of the updates" for length, share in recipe.stages]
+        pieces = [f"pieces of {length} tokens until {percent(share)} of the updates" for length, share in recipe.stages]
         rows = f"rows cut into {', '.join(pieces)}, whole then"
-    share = f"{recipe.mlm_probability:.0%}"
+    share = percent(recipe.mlm_probability)
     if recipe.final_mlm_probability != recipe.mlm_probability:
-        share += f" falling to {recipe.final_mlm_probability:.0%}"
+        share += f" falling to {percent(recipe.final_mlm_probability)}"
     dropout = "the model's dropout" if recipe.dropout is None else f"dropout {recipe.dropout:g}"
     return (
         f"{rows}; {share} of the tokens predicted; rate {recipe.learning_rate:g}; {dropout}; "
         f"{recipe.initialization} initialization of a new model"
     )
+
+
+def percent(share: float) -> str:
+    """A share in percent, to three digits: 0.002 is 0.2%, and not 0%."""
+    return f"{100 * share:.3g}%"
 
 
 def load_data(args, recipe: Recipe) -> Data:
