@@ -134,7 +134,7 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
 
     log_how_read([*corpus, *chain(*held_out.values())])
     if known.found:
-        log(f"{known.found:,} documents are held out, too, and left out of train")
+        log(f"{known.found:,} documents stand in --validation_files, too, and are left out of train")
     for split, writer in writers.items():
         writer.close()
         log_rows(split, writer, tokenizer)

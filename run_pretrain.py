@@ -710,9 +710,12 @@ def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
 
 def show_masking(collator: DataCollatorMLM, data: Data):
     """Shows a training row as the model sees it; warns where rows are masked otherwise than single tokens would be."""
-    with explaining("--whole_word_masking True does not suit the text; leave it out"):
+    with explaining("--whole_word_masking True cannot tell the words of this text: do as follows, or leave it out"):
         log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
         problem = utils.masking_problem(collator, data.train)
+    hint = utils.missing_dictionary(collator, data.train)
+    if hint is not None:
+        log(hint)
     if problem is not None:
         log(f"warning: {problem}")
 
@@ -1349,16 +1352,21 @@ def describe_recipe(recipe: Recipe) -> str:
     """A recipe in a line, as the start of a run prints it."""
     rows = "whole rows"
     if recipe.stages:
-        pieces = [f"pieces of {length} tokens until {share:.0%} of the updates" for length, share in recipe.stages]
+        pieces = [f"pieces of {length} tokens until {percent(share)} of the updates" for length, share in recipe.stages]
         rows = f"rows cut into {', '.join(pieces)}, whole then"
-    share = f"{recipe.mlm_probability:.0%}"
+    share = percent(recipe.mlm_probability)
     if recipe.final_mlm_probability != recipe.mlm_probability:
-        share += f" falling to {recipe.final_mlm_probability:.0%}"
+        share += f" falling to {percent(recipe.final_mlm_probability)}"
     dropout = "the model's dropout" if recipe.dropout is None else f"dropout {recipe.dropout:g}"
     return (
         f"{rows}; {share} of the tokens predicted; rate {recipe.learning_rate:g}; {dropout}; "
         f"{recipe.initialization} initialization of a new model"
     )
+
+
+def percent(share: float) -> str:
+    """A share in percent, to three digits: 0.002 is 0.2%, and not 0%."""
+    return f"{100 * share:.3g}%"
 
 
 def load_data(args, recipe: Recipe) -> Data:
@@ -1615,7 +1623,7 @@ def build_parser() -> utils.ArgumentParser:
         "--whole_word_masking",
         type=boolean,
         default=False,
-        help="whether all tokens of a word are chosen together, instead of single tokens",
+        help="whether all tokens of a word are chosen together, instead of single tokens; in evaluations, too",
     )
 
     add = parser.group("model")

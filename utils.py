@@ -409,6 +409,14 @@ class WholeWords:
         begins[:1] = True
         return cut_long_words(begins, may_begin)
 
+    def are_single_characters(self, ids: np.ndarray) -> bool:
+        """Whether a row is mostly of Chinese characters and kana, and each is a word for want of the library."""
+        if self.word_breaker is not None:
+            return False
+        text = b"".join([self.token_bytes[token_id] for token_id in ids.tolist()]).decode(errors="ignore")
+        kinds = character_kinds()[[ord(character) for character in text]]
+        return 2 * np.sum(kinds == CHINESE) > np.sum(kinds >= LETTER)
+
     def identity(self) -> dict:
         """What the words of a text depend on beside the tokenizer."""
         return {
@@ -664,10 +672,23 @@ def text_of_ids(tokenizer, ids: np.ndarray) -> str:
     return printable(text)
 
 
-def masking_problem(collator: DataCollatorMLM, rows: TokenRows, max_rows: int = 300) -> str | None:
+def sample_of(rows: TokenRows, max_rows: int = 300) -> list:
+    """Rows from the whole split, at even distances, for the eye and for counting."""
+    numbers = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).astype(int)).tolist()
+    return [rows[0, row] for row in numbers]
+
+
+def missing_dictionary(collator: DataCollatorMLM, rows: TokenRows) -> str | None:
+    """Says in a line where whole words of Chinese or Japanese are single characters for want of the library."""
+    words = collator.words
+    if words is None or not any(words.are_single_characters(row["input_ids"]) for row in sample_of(rows)):
+        return None
+    return "whole words of Chinese and Japanese are single characters; for a dictionary's: pip install icu4py==1.2.0"
+
+
+def masking_problem(collator: DataCollatorMLM, rows: TokenRows) -> str | None:
     """Says in a line where the choice in rows, a sample of them, departs from what single tokens have."""
-    sample = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).astype(int)).tolist()
-    examples = [rows[0, row] for row in sample]
+    examples = sample_of(rows)
     places = np.array([np.sum(~collator.is_special[example["input_ids"]]) for example in examples])
     chosen = np.array([np.sum(collator([example])["labels"] != IGNORE_INDEX) for example in examples])
     chosen, places = chosen[places > 0], places[places > 0]

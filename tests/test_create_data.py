@@ -1637,7 +1637,7 @@ def test_what_is_held_out_is_left_out_of_training(create, tmp_path, capsys):
     copy = write(tmp_path / "copy.jsonl", [texts[3], texts[7], "another"])
     documents = documents_of(create(tmp_path / "c/t.txt", "--validation_files", copy, name="copied"))
     assert documents["train"] == [text for i, text in enumerate(texts[:30]) if i not in (3, 7)]
-    assert "2 documents are held out, too, and left out of train\n" in capsys.readouterr().out
+    assert "2 documents stand in --validation_files, too, and are left out of train\n" in capsys.readouterr().out
 
 
 def test_equal_lists_are_refused(create, tmp_path):

@@ -166,6 +166,13 @@ def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, n
     assert ("pieces of 8 tokens until 20%" in line) == (name == "growing_rows")
 
 
+def test_shares_are_said_to_three_digits(capsys):
+    flags = "--recipe growing_rows --stages 8:0.125 --mlm_probability 0.002"
+    run_pretrain.choose_recipe(run_pretrain.parse_arguments(flags.split()))
+    line = capsys.readouterr().out
+    assert "until 12.5% of the updates" in line and " 0.2% of the tokens predicted" in line
+
+
 def test_a_resumed_run_keeps_the_recipe(pretrain):
     output = pretrain("--max_steps", "2", "--recipe", "growing_rows")
     identity = json.loads((output / "paddle_2/training_state/state.json").read_text())["identity"]

@@ -347,6 +347,22 @@ def test_without_the_library_chinese_and_kana_are_single_characters(without_icu)
     assert words_of(bytes_alone(), "天气很好。ですｶﾞ OK") == ["天", "气", "很", "好", "。", "で", "す", "ｶﾞ", " ", "OK"]
 
 
+@pytest.mark.parametrize(("text", "is_told"), [("天气很好。", True), ("ですか。", True), ("With 天气.", False)])
+def test_without_the_library_it_is_said_that_chinese_and_kana_are_single_characters(text, is_told, without_icu):
+    tokenizer = bytes_alone()
+    rows = Rows([{"input_ids": tokenizer.encode("Title")}, {"input_ids": tokenizer.encode(text)}])
+    hint = utils.missing_dictionary(DataCollatorMLM(tokenizer, whole_words=True), rows)
+    assert (hint is not None and "pip install icu4py==1.2.0" in hint) == is_told
+    assert utils.missing_dictionary(DataCollatorMLM(tokenizer), rows) is None  # single tokens need none
+
+
+def test_with_the_library_nothing_is_said_of_it():
+    pytest.importorskip("icu4py")
+    tokenizer = bytes_alone()
+    rows = Rows([{"input_ids": tokenizer.encode("天气很好。")}])
+    assert utils.missing_dictionary(DataCollatorMLM(tokenizer, whole_words=True), rows) is None
+
+
 @pytest.mark.parametrize("language", ["Thai", "Lao", "Khmer", "Burmese"])
 def test_without_the_library_scripts_that_need_a_dictionary_are_refused(language, without_icu):
     tokenizer = bytes_alone()
