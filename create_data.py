@@ -134,7 +134,7 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
 
     log_how_read([*corpus, *chain(*held_out.values())])
     if known.found:
-        log(f"{known.found:,} documents stand in --validation_files, too, and are left out of train")
+        log(f"{number_of(known.found, 'document')} that stand in --validation_files, too: left out of train")
     for split, writer in writers.items():
         writer.close()
         log_rows(split, writer, tokenizer)
@@ -385,10 +385,10 @@ def add_special_tokens(pieces: pyarrow.ListArray, bos: int, eos: int) -> pyarrow
 def log_how_read(sources: list[Source]):
     separators = Counter(source.separated_by for source in sources if source.separated_by)
     for separator, files in separators.items():
-        log(f"{files} text files read with --document_separator {separator}")
+        log(f"{number_of(files, 'text file')} read with --document_separator {separator}")
     files = sum(source.was_read and source.reader is read_wikiextractor for source in sources)
     if files:
-        log(f"{files} files read as WikiExtractor's: its &lt; &gt; &quot; &amp; are < > \" & again")
+        log(f"{number_of(files, 'file')} read as WikiExtractor's: its &lt; &gt; &quot; &amp; are < > \" & again")
 
 
 def log_rows(split: str, writer: SplitWriter, tokenizer: Tokenizer):
@@ -398,6 +398,11 @@ def log_rows(split: str, writer: SplitWriter, tokenizer: Tokenizer):
     if writer.first_row:
         start = tokenizer.decode(writer.first_row[:100], skip_special_tokens=False)
         log(f"{split}, first row: {start[:200]!r}")
+
+
+def number_of(count: int, what: str) -> str:
+    """As "1 file" or "2 files"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def counted(counts: dict) -> str:
@@ -410,7 +415,7 @@ def log_inputs(sources: list[Source]):
     read = [source for source in files if source.was_read]
     if files:
         given = f" (of {len(files)} given)" if len(read) < len(files) else ""
-        log(f"read: {sum(source.bytes_read for source in read):,} bytes of {len(read)} files{given}")
+        log(f"read: {sum(source.bytes_read for source in read):,} bytes of {number_of(len(read), 'file')}{given}")
     for source in sources:
         if not source.is_file:
             log(f"read: {source.documents:,} documents of {source.path}")
@@ -952,7 +957,7 @@ def tell_left_out(left_out: list[str], read: list[str], may_leave_out: bool):
         return
     size, size_read = size_of(left_out), size_of(read)
     names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-    told = f"{len(left_out)} files of {size:,} bytes are left out, as their type is not read: {names}"
+    told = f"{number_of(len(left_out), 'file')} of {size:,} bytes left out, of a type that is not read: {names}"
     if size > size_read and not may_leave_out:
         raise UserError(f"{told}; those that are read have {size_read:,}: give others, or --leave_out_other_files True")
     log(told)
@@ -1107,7 +1112,7 @@ def find_text(args) -> tuple[list[Source], dict[str, list[Source]]]:
     if not corpus:
         raise UserError("--data_files and --validation_files are the same files: nothing is left to train on")
     if len(corpus) < len(sources):
-        log(f"{len(sources) - len(corpus)} files of --data_files are held out: they are left out of train")
+        log(f"{number_of(len(sources) - len(corpus), 'file')} of --data_files held out: left out of train")
 
     readers = {source.reader for source in chain(corpus, *held_out.values())}
     if args.document_separator and read_txt not in readers:

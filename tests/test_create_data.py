@@ -493,7 +493,7 @@ def test_documents_of_a_text_file_end_at_what_separates_them(create, tmp_path, c
     assert all_documents(out) == sorted([*documents, "last"])
     used = separator or ("line" if name == "no empty lines" else "empty_line")
     printed = capsys.readouterr()
-    assert f"1 text files read with --document_separator {used}\n" in printed.out and "warning" not in printed.err
+    assert f"1 text file read with --document_separator {used}\n" in printed.out and "warning" not in printed.err
 
 
 def test_how_text_files_are_divided_is_printed_once(create, tmp_path, capsys):
@@ -1323,7 +1323,7 @@ def test_all_types_below_a_directory_are_read(create, tmp_path, capsys):
 def test_what_is_left_out_may_not_be_larger_than_what_is_read_unless_it_is_said(create, tmp_path):
     write(tmp_path / "x/README.txt", made_up(20))
     (tmp_path / "x/corpus.bin").write_bytes(b"x" * 100_000)
-    with pytest.raises(UserError, match=r"1 files of 100,000 bytes .*corpus\.bin.*--leave_out_other_files True"):
+    with pytest.raises(UserError, match=r"1 file of 100,000 bytes .*corpus\.bin.*--leave_out_other_files True"):
         create(tmp_path / "x")
     assert all_documents(create(tmp_path / "x", "--leave_out_other_files", "True")) == sorted(made_up(20))
 
@@ -1368,7 +1368,7 @@ def test_wikiextractors_files_are_read_without_tags_and_escapes(create, tmp_path
     content = wikiextractor([("a title", text) for text in texts], form)
     (tmp_path / f"AA/wiki_00{packing}").write_bytes(PACKINGS["bz2"].compress(content) if packing else content)
     assert all_documents(create(tmp_path / "AA")) == sorted(texts)
-    assert "1 files read as WikiExtractor's" in capsys.readouterr().out
+    assert "1 file read as WikiExtractor's" in capsys.readouterr().out
     if not packing and form == "doc":
         (tmp_path / "AA/wiki_00").write_bytes(content[:-8])
         with pytest.raises(UserError, match=r"wiki_00 after record 3 .*no </doc>"):
@@ -1542,7 +1542,7 @@ def test_the_last_lines_say_how_much_was_read(create, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == [f"read: {size:,} bytes of 2 files", f"written: {out}"]
     assert [entry["documents"] for entry in card_of(out)["inputs"]["train"]] == [40, 30]
     create(first, second, "--max_documents", 9, name="part")
-    assert f"read: {first.stat().st_size:,} bytes of 1 files (of 2 given)\n" in capsys.readouterr().out
+    assert f"read: {first.stat().st_size:,} bytes of 1 file (of 2 given)\n" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- URLs
@@ -1633,11 +1633,11 @@ def test_what_is_held_out_is_left_out_of_training(create, tmp_path, capsys):
     held_out = write(tmp_path / "c/v.txt", texts[30:])
     out = create(tmp_path / "c", "--validation_files", held_out)
     assert documents_of(out) == {"train": texts[:30], "validation": texts[30:]}
-    assert "1 files of --data_files are held out" in capsys.readouterr().out
+    assert "1 file of --data_files held out" in capsys.readouterr().out
     copy = write(tmp_path / "copy.jsonl", [texts[3], texts[7], "another"])
     documents = documents_of(create(tmp_path / "c/t.txt", "--validation_files", copy, name="copied"))
     assert documents["train"] == [text for i, text in enumerate(texts[:30]) if i not in (3, 7)]
-    assert "2 documents stand in --validation_files, too, and are left out of train\n" in capsys.readouterr().out
+    assert "2 documents that stand in --validation_files, too: left out of train\n" in capsys.readouterr().out
 
 
 def test_equal_lists_are_refused(create, tmp_path):
