@@ -192,6 +192,7 @@ class Progress:
     planned_steps: int = 0  # updates in all as planned at the start, of which the recipe's stages are shares; it stays
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
+    is_evaluated: bool = False  # whether an evaluation follows the checkpoint that holds this
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
     window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
 
@@ -219,8 +220,9 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
     """Runs the updates that are left; returns the last evaluations, see evaluate_all(), or None after a signal."""
     args, progress = run.args, run.progress
     run.model.train()
-    # A resumed run first repeats the evaluation of its checkpoint: a signal or a kill may have cut it off.
-    if is_due(run):
+    # A resumed run first repeats the evaluation of its checkpoint: a signal or a kill may have cut it off. It was due,
+    # or would be now: --save_steps and the end of training may have changed.
+    if progress.is_evaluated or is_due(run):
         evaluations = evaluate_all(run, validation)
         if evaluations is None:
             return None
@@ -248,6 +250,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
             run.report.log_training(run, result)
             progress.window = {}
 
+        progress.is_evaluated = is_due(run)
         if is_due(run) or result["stop"]:
             save_checkpoint(run)
         if result["stop"]:
@@ -916,6 +919,7 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
     with explaining(f"{refusal}: its state.json is damaged, or of another version; {instead}"):
         state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
         state.setdefault("planned_steps", total_steps)  # earlier checkpoints have no stages that would need it
+        state.setdefault("is_evaluated", False)  # nor this
         progress = Progress(**{name: state[name] for name in asdict(Progress())})
         for name, value in asdict(Progress()).items():
             if not isinstance(state[name], type(value)):
