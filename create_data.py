@@ -724,14 +724,20 @@ def is_record(line: bytes) -> bool:
 
 
 def records_of(value: dict, column: str) -> Iterable:
-    """The records of one object: {"text": [...]}, {"text": {"0": ...}} (pandas), {"data": [...]}, or itself."""
+    """The records of one object: {"text": [...]}, {"text": {"0": ...}} (pandas), {"data": [...]}, or itself.
+
+    The one list in it must hold objects, or be all that it holds: that of {"title": "A", "tags": ["b"]} is no text.
+    """
     texts = value.get(column)
     if isinstance(texts, dict):
         return texts.values()
     if isinstance(texts, list):
         return texts
     lists = [item for item in value.values() if isinstance(item, list)]
-    return lists[0] if texts is None and len(lists) == 1 else [value]
+    if column in value or len(lists) != 1:
+        return [value]
+    is_all, holds_objects = len(value) == 1, all(isinstance(item, dict) for item in lists[0])
+    return lists[0] if is_all or holds_objects else [value]
 
 
 def parse_json(text: bytes):

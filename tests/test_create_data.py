@@ -1392,6 +1392,15 @@ def test_a_json_file_that_is_one_object_is_read(create, tmp_path, value, indent)
     assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["one", "two"]
 
 
+def test_a_list_beside_the_text_of_a_json_object_is_no_text(create, tmp_path):
+    (tmp_path / "a.json").write_text('{"title": "A", "body": "one", "tags": ["two", "three"]}')
+    write(tmp_path / "b.txt", ["four", "five"])
+    with pytest.raises(UserError, match=r"a.json .*no text in column 'text', but title, body, tags"):
+        create(tmp_path / "a.json", tmp_path / "b.txt")
+    (tmp_path / "a.json").write_text('{"text": null, "tags": ["two", "three"]}')
+    assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["five", "four"]
+
+
 def test_a_json_file_may_hold_a_text_a_line(create, tmp_path):
     (tmp_path / "a.json").write_text('"one"\n\n"two"\n{"text": "three"}\n')
     assert all_documents(create(tmp_path / "a.json")) == ["one", "three", "two"]
