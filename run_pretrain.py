@@ -585,6 +585,9 @@ def found_config(args, tokenizer, seq_length: int):
     if config.vocab_size < len(vocab):
         raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {len(vocab)} tokens: {prepare}")
     longest = config.max_position_embeddings - first
+    if longest < seq_length and args.max_seq_length:  # the data may have shorter rows
+        remedy = "lower or leave out the flag, or lengthen the model by --resize_model True"
+        raise UserError(f"--max_seq_length {seq_length}: the positions of {name} are enough for {longest}: {remedy}")
     if longest < seq_length:
         rows = f"rows of {seq_length} tokens, and the positions of {name} are enough for {longest}"
         remedy = f"prepare it with --max_seq_length {longest}, or lengthen the model by --resize_model True"
@@ -615,8 +618,11 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
     paddle.seed(args.seed)
     with explaining(f"cannot load the weights of {source}"):
         model, action = load_model(source, config, resize=args.resize_model and checkpoint is None)
-    if action == "training from scratch" and initialize is not None:
+    is_new = action == "training from scratch"
+    if is_new and initialize is not None:
         initialize(model)
+    if not is_new and checkpoint is None and args.initialization and args.max_steps != 0:
+        log("not used, as weights are continued: --initialization")
     use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
         suits = machine.device != "cpu" or onednn() is None
@@ -1376,6 +1382,12 @@ def load_data(args, recipe: Recipe) -> Data:
     if not validation:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
 
+    for i, folder in enumerate(args.input_file):
+        rows = train_files(digests, i)
+        same = [other for k, other in enumerate(args.input_file[:i]) if rows and train_files(digests, k) == rows]
+        if same and len(sets[i]["train"]):
+            log(f"warning: {folder} holds the same rows as {same[0]}: each is trained on as often as it is named")
+
     splits = [train, *validation.values()]
     longest = max(rows.longest for rows in splits)
     limit = args.max_seq_length or longest
@@ -1399,6 +1411,11 @@ def load_data(args, recipe: Recipe) -> Data:
         digests=digests,
         description=description,
     )
+
+
+def train_files(digests: dict[str, str], number_of_set: int) -> list[str]:
+    """The digests of the files to train on of one data set of --input_file, in order."""
+    return [digest for name, digest in digests.items() if name.startswith(f"{number_of_set}.train/")]
 
 
 def names_of(sets: list) -> list[str]:
@@ -1687,7 +1704,8 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         type=not_negative,
         help="the peak learning rate, reached after the warmup (default: 1e-4; with the recipe growing_rows "
-        f"{', '.join(f'{rate:g} for {name}' for name, rate in GROWING.items())})",
+        f"{', '.join(f'{rate:g} for {name}' for name, rate in GROWING.items())}, "
+        f"{RECIPES['growing_rows'].learning_rate:g} for others)",
     )
     add(
         "--lr_scheduler",

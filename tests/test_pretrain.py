@@ -1002,6 +1002,34 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
         pretrain(*arguments, *resume)
 
 
+def test_a_data_set_that_is_given_twice_is_said(pretrain, two_data_sets, tmp_path, capsys):
+    copy = shutil.copytree(two_data_sets[0], tmp_path / "copy")
+    pretrain("--max_steps", "1", "--input_file", *map(str, [*two_data_sets, copy]))
+    assert f"warning: {copy} holds the same rows as {two_data_sets[0]}: each is" in capsys.readouterr().out
+    pretrain("--max_steps", "1", "--input_file", *map(str, two_data_sets), output=tmp_path / "once")
+    assert "the same rows" not in capsys.readouterr().out
+
+
+def test_an_initialization_of_weights_that_are_continued_is_said_to_be_unused(pretrain, tmp_path, capsys):
+    checkpoint = pretrain("--max_steps", "1", "--initialization", "sinusoids") / "paddle_1"
+    said = "not used, as weights are continued: --initialization"
+    assert said not in capsys.readouterr().out.splitlines()
+    continued = "--max_steps", "1", "--model_name_or_path", str(checkpoint), "--initialization", "sinusoids"
+    pretrain(*continued, output=tmp_path / "continued")
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_a_length_that_the_flag_alone_wants_is_blamed_on_the_flag(pretrain, tmp_path):
+    checkpoint = str(pretrain("--max_steps", "1") / "paddle_1")
+    arguments = ["--max_steps", "1", "--model_name_or_path", checkpoint, "--max_seq_length"]
+    with pytest.raises(
+        UserError, match=r"--max_seq_length 600: the positions of .* are enough for 512: lower or leave"
+    ):
+        pretrain(*arguments, "600", output=tmp_path / "other")
+    pretrain(*arguments, "600", "--resize_model", "True", output=tmp_path / "longer")
+    pretrain(*arguments, "512", output=tmp_path / "other")
+
+
 def test_data_sets_of_other_tokenizers_are_not_mixed(pretrain, packed_data, tmp_path):
     (tmp_path / "other.txt").write_text(text_of_words(100, seed=1))
     other = create(tmp_path / "other.txt", tmp_path / "other")
