@@ -132,6 +132,7 @@ def main(argv: list | None = None):
     identity = run_identity(args, recipe, machine, data, config, collator)
     check_ranks_agree(args, machine, identity)
     check_memory(args, recipe, machine, data, config)
+    check_validation(args, data, collator)
     validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
     report = Report(args, data)
     if args.max_steps == 0:
@@ -585,13 +586,16 @@ def found_config(args, tokenizer, seq_length: int):
     if config.vocab_size < len(vocab):
         raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {len(vocab)} tokens: {prepare}")
     longest = config.max_position_embeddings - first
-    if longest < seq_length and args.max_seq_length:  # the data may have shorter rows
-        remedy = "lower or leave out the flag, or lengthen the model by --resize_model True"
-        raise UserError(f"--max_seq_length {seq_length}: the positions of {name} are enough for {longest}: {remedy}")
     if longest < seq_length:
+        # The flag may ask for more than the data's rows need.
+        asks = (
+            f"--max_seq_length {seq_length} (leave it out where rows are shorter), or the data,"
+            if args.max_seq_length
+            else "the data"
+        )
         rows = f"rows of {seq_length} tokens, and the positions of {name} are enough for {longest}"
         remedy = f"prepare it with --max_seq_length {longest}, or lengthen the model by --resize_model True"
-        raise UserError(f"the data has {rows}: {remedy}")
+        raise UserError(f"{asks} has {rows}: {remedy}")
     return config
 
 
@@ -1496,6 +1500,19 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
             f"out of memory: {parameters:,} parameters and {rows:,} rows of {longest} tokens need "
             f"{(for_model + for_batch) / 1e9:,.0f} GB or more, and this machine has {there / 1e9:,.0f}: {remedy}"
         )
+
+
+def check_validation(args, data: Data, collator: DataCollatorMLM):
+    """Raises UserError where a validation set has no token to predict: better now than at the first evaluation."""
+    for name, rows in data.validation.items():
+        batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
+        with explaining("--whole_word_masking True does not suit the text; leave it out"):
+            is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
+        if not is_evaluated:
+            raise UserError(
+                f"no validation token was chosen for prediction in {name}, {len(rows):,} rows: hold out more text for "
+                "it, or raise --eval_mlm_probability or --max_eval_rows"
+            )
 
 
 def memory_of(device: str) -> int:
