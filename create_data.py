@@ -141,7 +141,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
         if not writer.counts["rows"] and not may_be_empty:
             has_text_files = any(source.separated_by for source in [*corpus, *chain(*held_out.values())])
             remedy = "set --document_separator, lower" if has_text_files else "lower"
-            raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or add text")
+            more = "add text" if args.max_documents is None else "raise --max_documents"
+            raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or {more}")
     return {split: writer.counts for split, writer in writers.items()}
 
 

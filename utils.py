@@ -673,9 +673,9 @@ def masking_problem(collator: DataCollatorMLM, rows: TokenRows, max_rows: int = 
     places = np.array([np.sum(~collator.is_special[example["input_ids"]]) for example in examples])
     chosen = np.array([np.sum(collator([example])["labels"] != IGNORE_INDEX) for example in examples])
     chosen, places = chosen[places > 0], places[places > 0]
-    if len(places) < 30:  # too few to tell
-        return None
     probability = collator.mlm_probability
+    if len(places) < 30 or probability == 1:  # too few to tell; or all are chosen
+        return None
     share, without = chosen.sum() / places.sum(), np.mean(chosen == 0)
     deviation = np.std((chosen - probability * places) / np.sqrt(probability * (1 - probability) * places))
     # Of single tokens the deviation is 1; these bounds are wide enough for what 30 rows have by chance.

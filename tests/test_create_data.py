@@ -599,6 +599,8 @@ def test_a_split_that_fills_no_row_is_an_error_with_its_numbers_and_remedies(cre
     expected = rf"validation: {counts['documents']} documents, {counts['tokens']} tokens, 0 rows, .*: lower --max"
     with pytest.raises(UserError, match=f"{expected}_seq_length, .*or add text"):
         create(texts, "--max_seq_length", 512, name="long")
+    with pytest.raises(UserError, match=r"train: 0 documents.*_seq_length, or raise --max_documents"):
+        create(texts, "--max_documents", 1, name="long")
     assert counts["documents"] and not list(tmp_path.glob("long*/"))
 
 
@@ -1653,7 +1655,7 @@ def test_equal_lists_are_refused(create, tmp_path):
     path = write(tmp_path / "c/a.txt", made_up(40))
     with pytest.raises(UserError, match="the same files"):
         create(tmp_path / "c", "--validation_files", path)
-    with pytest.raises(UserError, match="train: 0 documents"):
+    with pytest.raises(UserError, match=r"train: 0 documents"):
         create(path, "--validation_files", write(tmp_path / "copy.txt", made_up(40)))
 
 
