@@ -142,7 +142,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
         if not writer.counts["rows"] and not may_be_empty:
             has_text_files = any(source.separated_by for source in [*corpus, *chain(*held_out.values())])
             remedy = "set --document_separator, lower" if has_text_files else "lower"
-            raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or add text")
+            more = "add text" if args.max_documents is None else "raise --max_documents"
+            raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or {more}")
     return {split: writer.counts for split, writer in writers.items()}
 
 
@@ -730,14 +731,20 @@ def is_record(line: bytes) -> bool:
 
 
 def records_of(value: dict, column: str) -> Iterable:
-    """The records of one object: {"text": [...]}, {"text": {"0": ...}} (pandas), {"data": [...]}, or itself."""
+    """The records of one object: {"text": [...]}, {"text": {"0": ...}} (pandas), {"data": [...]}, or itself.
+
+    The one list in it must hold objects, or be all that it holds: that of {"title": "A", "tags": ["b"]} is no text.
+    """
     texts = value.get(column)
     if isinstance(texts, dict):
         return texts.values()
     if isinstance(texts, list):
         return texts
     lists = [item for item in value.values() if isinstance(item, list)]
-    return lists[0] if texts is None and len(lists) == 1 else [value]
+    if column in value or len(lists) != 1:
+        return [value]
+    is_all, holds_objects = len(value) == 1, all(isinstance(item, dict) for item in lists[0])
+    return lists[0] if is_all or holds_objects else [value]
 
 
 def parse_json(text: bytes):

@@ -132,6 +132,7 @@ def main(argv: list | None = None):
     identity = run_identity(args, recipe, machine, data, config, collator)
     check_ranks_agree(args, machine, identity)
     check_memory(args, recipe, machine, data, config)
+    check_validation(args, data, collator)
     validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
     report = Report(args, data)
     if args.max_steps == 0:
@@ -192,6 +193,7 @@ class Progress:
     planned_steps: int = 0  # updates in all as planned at the start, of which the recipe's stages are shares; it stays
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
+    is_evaluated: bool = False  # whether an evaluation follows the checkpoint that holds this
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
     window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
 
@@ -219,8 +221,9 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
     """Runs the updates that are left; returns the last evaluations, see evaluate_all(), or None after a signal."""
     args, progress = run.args, run.progress
     run.model.train()
-    # A resumed run first repeats the evaluation of its checkpoint: a signal or a kill may have cut it off.
-    if is_due(run):
+    # A resumed run first repeats the evaluation of its checkpoint: a signal or a kill may have cut it off. It was due,
+    # or would be now: --save_steps and the end of training may have changed.
+    if progress.is_evaluated or is_due(run):
         evaluations = evaluate_all(run, validation)
         if evaluations is None:
             return None
@@ -248,6 +251,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
             run.report.log_training(run, result)
             progress.window = {}
 
+        progress.is_evaluated = is_due(run)
         if is_due(run) or result["stop"]:
             save_checkpoint(run)
         if result["stop"]:
@@ -588,9 +592,15 @@ def found_config(args, tokenizer, seq_length: int):
         raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {len(vocab)} tokens: {prepare}")
     longest = config.max_position_embeddings - first
     if longest < seq_length:
+        # The flag may ask for more than the data's rows need.
+        asks = (
+            f"--max_seq_length {seq_length} (leave it out where rows are shorter), or the data,"
+            if args.max_seq_length
+            else "the data"
+        )
         rows = f"rows of {seq_length} tokens, and the positions of {name} are enough for {longest}"
         remedy = f"prepare it with --max_seq_length {longest}, or lengthen the model by --resize_model True"
-        raise UserError(f"the data has {rows}: {remedy}")
+        raise UserError(f"{asks} has {rows}: {remedy}")
     return config
 
 
@@ -617,8 +627,11 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
     paddle.seed(args.seed)
     with explaining(f"cannot load the weights of {source}"):
         model, action = load_model(source, config, resize=args.resize_model and checkpoint is None)
-    if action == "training from scratch" and initialize is not None:
+    is_new = action == "training from scratch"
+    if is_new and initialize is not None:
         initialize(model)
+    if not is_new and checkpoint is None and args.initialization and args.max_steps != 0:
+        log("not used, as weights are continued: --initialization")
     use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
         suits = machine.device != "cpu" or onednn() is None
@@ -926,6 +939,7 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
     with explaining(f"{refusal}: its state.json is damaged, or of another version; {instead}"):
         state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
         state.setdefault("planned_steps", total_steps)  # earlier checkpoints have no stages that would need it
+        state.setdefault("is_evaluated", False)  # nor this
         progress = Progress(**{name: state[name] for name in asdict(Progress())})
         for name, value in asdict(Progress()).items():
             if not isinstance(state[name], type(value)):
@@ -1388,6 +1402,12 @@ def load_data(args, recipe: Recipe) -> Data:
     if not validation:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
 
+    for i, folder in enumerate(args.input_file):
+        rows = train_files(digests, i)
+        same = [other for k, other in enumerate(args.input_file[:i]) if rows and train_files(digests, k) == rows]
+        if same and len(sets[i]["train"]):
+            log(f"warning: {folder} holds the same rows as {same[0]}: each is trained on as often as it is named")
+
     splits = [train, *validation.values()]
     longest = max(rows.longest for rows in splits)
     limit = args.max_seq_length or longest
@@ -1411,6 +1431,11 @@ def load_data(args, recipe: Recipe) -> Data:
         digests=digests,
         description=description,
     )
+
+
+def train_files(digests: dict[str, str], number_of_set: int) -> list[str]:
+    """The digests of the files to train on of one data set of --input_file, in order."""
+    return [digest for name, digest in digests.items() if name.startswith(f"{number_of_set}.train/")]
 
 
 def names_of(sets: list) -> list[str]:
@@ -1491,6 +1516,19 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
             f"out of memory: {parameters:,} parameters and {rows:,} rows of {longest} tokens need "
             f"{(for_model + for_batch) / 1e9:,.0f} GB or more, and this machine has {there / 1e9:,.0f}: {remedy}"
         )
+
+
+def check_validation(args, data: Data, collator: DataCollatorMLM):
+    """Raises UserError where a validation set has no token to predict: better now than at the first evaluation."""
+    for name, rows in data.validation.items():
+        batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
+        with explaining("--whole_word_masking True does not suit the text; leave it out"):
+            is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
+        if not is_evaluated:
+            raise UserError(
+                f"no validation token was chosen for prediction in {name}, {len(rows):,} rows: hold out more text for "
+                "it, or raise --eval_mlm_probability or --max_eval_rows"
+            )
 
 
 def memory_of(device: str) -> int:
@@ -1699,7 +1737,8 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         type=not_negative,
         help="the peak learning rate, reached after the warmup (default: 1e-4; with the recipe growing_rows "
-        f"{', '.join(f'{rate:g} for {name}' for name, rate in GROWING.items())})",
+        f"{', '.join(f'{rate:g} for {name}' for name, rate in GROWING.items())}, "
+        f"{RECIPES['growing_rows'].learning_rate:g} for others)",
     )
     add(
         "--lr_scheduler",

@@ -692,9 +692,9 @@ def masking_problem(collator: DataCollatorMLM, rows: TokenRows) -> str | None:
     places = np.array([np.sum(~collator.is_special[example["input_ids"]]) for example in examples])
     chosen = np.array([np.sum(collator([example])["labels"] != IGNORE_INDEX) for example in examples])
     chosen, places = chosen[places > 0], places[places > 0]
-    if len(places) < 30:  # too few to tell
-        return None
     probability = collator.mlm_probability
+    if len(places) < 30 or probability == 1:  # too few to tell; or all are chosen
+        return None
     share, without = chosen.sum() / places.sum(), np.mean(chosen == 0)
     deviation = np.std((chosen - probability * places) / np.sqrt(probability * (1 - probability) * places))
     # Of single tokens the deviation is 1; these bounds are wide enough for what 30 rows have by chance.
@@ -2037,8 +2037,7 @@ class AttentionOperation:
 
     def forward(self, context, projected):
         batch, seq, width = context.shape
-        step = max(1, ATTENTION_CHUNK // (self.num_heads * seq**2))
-        self.chunks = [slice(start, start + step) for start in range(0, batch, step)]
+        self.chunks = attention_chunks(batch, seq, max(1, ATTENTION_CHUNK // (self.num_heads * seq**2)))
         self.scale, self.dropped_scale = (width // self.num_heads) ** -0.5, 1 / (1 - self.dropout)
         shape = batch, self.num_heads, seq, seq
         self.weights = np.empty(shape, self.type)
@@ -2077,6 +2076,23 @@ class AttentionOperation:
     def by_head(self, array):
         """[batch, seq, width] as [batch, heads, seq, width of a head], without a copy."""
         return array.reshape(*array.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+
+def attention_chunks(batch: int, seq: int, most: int) -> list[slice]:
+    """Slices of a batch of rows, of up to `most` rows each, and none of 3 seq rows.
+
+    There oneDNN 3 computes query, key and value wrongly, and writes where it should not: it takes their matrices, batch
+    times heads of them, for evenly spaced if the stride of a row, 3 seq heads width, is so many times that of a head,
+    width (is_batch_layout_trivial(); uxlfoundation/oneDNN's pull request 5556 mends it).
+    """
+    chunks, start = [], 0
+    while start < batch:
+        size = min(most, batch - start)
+        if size == 3 * seq:
+            size -= 1
+        chunks.append(slice(start, start + size))
+        start += size
+    return chunks
 
 
 class MaskedLossOperation:

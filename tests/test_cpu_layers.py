@@ -1,6 +1,7 @@
 """The CPU's layers: the numbers of PaddleNLP's own, in float32 to rounding and in bfloat16 to bfloat16's."""
 
 import ctypes
+import itertools
 import os
 import re
 import subprocess
@@ -478,6 +479,36 @@ def test_a_batch_may_be_taken_in_chunks_of_any_size(monkeypatch):
         assert all(
             distance(gradients[name], g) < 1e-5 for name, g in results[0][1].items() if "k_proj.bias" not in name
         )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("batch", "seq", "heads", "rows_in_a_chunk"),
+    [(24, 8, 2, 10**4), (15, 5, 1, 10**4), (96, 32, 3, 10**4), (64, 8, 2, 24)],
+)
+def test_attention_is_right_where_a_batch_has_three_times_as_many_rows_as_places(
+    batch, seq, heads, rows_in_a_chunk, precision, monkeypatch
+):
+    """There oneDNN 3 takes the strides of query, key and value for others; 24 rows of 128 in pieces of 32 are so."""
+    monkeypatch.setattr(utils, "ATTENTION_CHUNK", rows_in_a_chunk * heads * seq**2)
+    ids, model = rows_of(batch, seq, False), model_of(48, heads)
+    ids[::2, seq // 2 :] = 1  # <pad>
+    expected, expected_gradients = loss_and_gradients(model, ids)
+    loss, gradients = loss_and_gradients(with_cpu_layers(model, 48, heads, precision), ids)
+    assert loss == pytest.approx(expected, rel=1e-3 if precision == "bfloat16" else 1e-6)
+    for name, gradient in expected_gradients.items():
+        if "k_proj.bias" not in name:
+            assert distance(gradients[name], gradient) < (2e-2 if precision == "bfloat16" else 1e-5), name
+
+
+def test_no_chunk_of_attention_has_three_times_as_many_rows_as_places():
+    for batch, seq, most in itertools.product(
+        (1, 2, 3, 23, 24, 25, 71, 72, 96, 97), (1, 2, 8, 32), (1, 3, 24, 96, 10**6)
+    ):
+        rows = np.arange(batch)
+        chunks = utils.attention_chunks(batch, seq, most)
+        assert np.array_equal(np.concatenate([rows[chunk] for chunk in chunks]), rows)
+        assert all(len(rows[chunk]) <= most and len(rows[chunk]) != 3 * seq for chunk in chunks)
 
 
 def test_attentions_dropout_keeps_its_share_and_the_mean():

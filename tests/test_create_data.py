@@ -599,6 +599,8 @@ def test_a_split_that_fills_no_row_is_an_error_with_its_numbers_and_remedies(cre
     expected = rf"validation: {counts['documents']} documents, {counts['tokens']} tokens, 0 rows, .*: lower --max"
     with pytest.raises(UserError, match=f"{expected}_seq_length, .*or add text"):
         create(texts, "--max_seq_length", 512, name="long")
+    with pytest.raises(UserError, match=r"train: 0 documents.*_seq_length, or raise --max_documents"):
+        create(texts, "--max_documents", 1, name="long")
     assert counts["documents"] and not list(tmp_path.glob("long*/"))
 
 
@@ -1392,6 +1394,15 @@ def test_a_json_file_that_is_one_object_is_read(create, tmp_path, value, indent)
     assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["one", "two"]
 
 
+def test_a_list_beside_the_text_of_a_json_object_is_no_text(create, tmp_path):
+    (tmp_path / "a.json").write_text('{"title": "A", "body": "one", "tags": ["two", "three"]}')
+    write(tmp_path / "b.txt", ["four", "five"])
+    with pytest.raises(UserError, match=r"a.json .*no text in column 'text', but title, body, tags"):
+        create(tmp_path / "a.json", tmp_path / "b.txt")
+    (tmp_path / "a.json").write_text('{"text": null, "tags": ["two", "three"]}')
+    assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["five", "four"]
+
+
 def test_a_json_file_may_hold_a_text_a_line(create, tmp_path):
     (tmp_path / "a.json").write_text('"one"\n\n"two"\n{"text": "three"}\n')
     assert all_documents(create(tmp_path / "a.json")) == ["one", "three", "two"]
@@ -1644,7 +1655,7 @@ def test_equal_lists_are_refused(create, tmp_path):
     path = write(tmp_path / "c/a.txt", made_up(40))
     with pytest.raises(UserError, match="the same files"):
         create(tmp_path / "c", "--validation_files", path)
-    with pytest.raises(UserError, match="train: 0 documents"):
+    with pytest.raises(UserError, match=r"train: 0 documents"):
         create(path, "--validation_files", write(tmp_path / "copy.txt", made_up(40)))
 
 

@@ -731,13 +731,15 @@ def all_special(split):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (all_special, "no validation token was chosen for prediction"),
+        (all_special, "no validation token was chosen for prediction in validation, [0-9]+ rows: hold out more text"),
         (nothing, "no rows to evaluate: hold out more text"),
     ],
 )
 def test_validation_rows_that_give_no_result_are_refused(pretrain, packed_data, tmp_path, change, message):
+    output = tmp_path / "ckp"
     with pytest.raises(UserError, match=message):
-        pretrain("--max_steps", "1", data=replace_rows(packed_data, tmp_path, "validation", change))
+        pretrain("--max_steps", "1", data=replace_rows(packed_data, tmp_path, "validation", change), output=output)
+    assert not output.exists()  # at the start: after an hour, the run could neither end nor go on
 
 
 BROKEN_DATA = {
@@ -1000,6 +1002,32 @@ def test_a_run_trains_on_all_its_data_sets_and_resumes_with_the_same_alone(pretr
     shutil.rmtree(resumed / "paddle_4")
     with pytest.raises(UserError, match=f"{arrow} is not as create_data.py wrote it"):
         pretrain(*arguments, *resume)
+
+
+def test_a_data_set_that_is_given_twice_is_said(pretrain, two_data_sets, tmp_path, capsys):
+    copy = shutil.copytree(two_data_sets[0], tmp_path / "copy")
+    pretrain("--max_steps", "1", "--input_file", *map(str, [*two_data_sets, copy]))
+    assert f"warning: {copy} holds the same rows as {two_data_sets[0]}: each is" in capsys.readouterr().out
+    pretrain("--max_steps", "1", "--input_file", *map(str, two_data_sets), output=tmp_path / "once")
+    assert "the same rows" not in capsys.readouterr().out
+
+
+def test_an_initialization_of_weights_that_are_continued_is_said_to_be_unused(pretrain, tmp_path, capsys):
+    checkpoint = pretrain("--max_steps", "1", "--initialization", "sinusoids") / "paddle_1"
+    said = "not used, as weights are continued: --initialization"
+    assert said not in capsys.readouterr().out.splitlines()
+    continued = "--max_steps", "1", "--model_name_or_path", str(checkpoint), "--initialization", "sinusoids"
+    pretrain(*continued, output=tmp_path / "continued")
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_a_length_that_the_flag_alone_wants_is_blamed_on_the_flag(pretrain, tmp_path):
+    checkpoint = str(pretrain("--max_steps", "1") / "paddle_1")
+    arguments = ["--max_steps", "1", "--model_name_or_path", checkpoint, "--max_seq_length"]
+    with pytest.raises(UserError, match=r"--max_seq_length 600 \(leave it out .* are enough for 512"):
+        pretrain(*arguments, "600", output=tmp_path / "other")
+    pretrain(*arguments, "600", "--resize_model", "True", output=tmp_path / "longer")
+    pretrain(*arguments[:-1], output=tmp_path / "other")
 
 
 def test_data_sets_of_other_tokenizers_are_not_mixed(pretrain, packed_data, tmp_path):

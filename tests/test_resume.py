@@ -632,6 +632,21 @@ def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch):
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_2", "paddle_5"]
 
 
+@pytest.mark.parametrize("changed", [("--max_steps", "9"), ("--max_steps", "9", "--save_steps", "2")], ids=" ".join)
+def test_a_best_checkpoint_at_the_former_end_stays_where_a_run_grows(pretrain, monkeypatch, changed):
+    """Its evaluation, which is not in it, is repeated though none is due at that step any more."""
+    losses, evaluation = {5: 1.0}, {"perplexity": 1.0, "accuracy": 0.5}
+    monkeypatch.setattr(
+        run_pretrain, "evaluate", lambda run, _: {"eval_loss": losses.get(run.progress.global_step, 2.0), **evaluation}
+    )
+    constant = ["--lr_scheduler", "constant_with_warmup", "--save_steps", "4", "--save_total_limit", "1"]
+    output = pretrain(*constant, "--max_steps", "5")
+    pretrain(*constant, *changed, *RESUME)
+    assert {"paddle_5", "paddle_9"} <= {path.name for path in output.glob("paddle_*")}
+    evaluations = {record["step"]: record["eval_loss"] for record in metrics(output, "evaluation")}
+    assert evaluations[5] == 1.0 and evaluations[9] == 2.0
+
+
 def test_rotation_never_deletes_the_only_complete_checkpoint(pretrain):
     arguments = ["--max_steps", "6", "--save_steps", "2"]
     output = pretrain(*arguments)

@@ -334,6 +334,14 @@ def test_a_departure_from_what_single_tokens_have_is_said_in_a_line(monkeypatch)
     assert re.search(said, problem)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("whole_words", [True, False])
+def test_where_all_tokens_are_chosen_nothing_departs_and_nothing_is_divided_by_zero(whole_words):
+    tokenizer = ByteLevel(["one two three"], 0)
+    collator = DataCollatorMLM(tokenizer, 1, whole_words=whole_words)
+    assert utils.masking_problem(collator, Rows(rows_of(tokenizer, "one two three " * 1000, 100))) is None
+
+
 # ---------------------------------------------------------------- tools and tokenizers
 
 
