@@ -150,6 +150,7 @@ def main(argv: list | None = None):
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
+    check_output_dir(args.output_dir)
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
         run = start_or_resume(args, recipe, machine, data, config, identity, sampler, report)
         run.stop.catch_signals()
@@ -896,6 +897,13 @@ def compare_over_ranks(machine: Machine, values: dict):
     for what, digest, total in zip(values, digests, sums):
         if total != digest * machine.world_size:
             raise UserError(f"the processes have different {what}")
+
+
+def check_output_dir(output_dir: str):
+    """Raises UserError where a run would write into a checkpoint, and be deleted with it by --save_total_limit."""
+    for folder in Path(output_dir).resolve().parents:
+        if (folder / "training_state").exists():
+            raise UserError(f"--output_dir {output_dir} lies in the checkpoint {folder}: choose one outside of it")
 
 
 def find_checkpoint(args) -> str | None:

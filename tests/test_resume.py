@@ -647,6 +647,14 @@ def test_a_best_checkpoint_at_the_former_end_stays_where_a_run_grows(pretrain, m
     assert evaluations[5] == 1.0 and evaluations[9] == 2.0
 
 
+def test_a_run_may_not_write_into_a_checkpoint(pretrain):
+    """It would go with the checkpoint when --save_total_limit deletes that."""
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    with pytest.raises(UserError, match=r"more/ckp lies in the checkpoint .*paddle_1: choose one outside of it"):
+        pretrain("--max_steps", "1", output=checkpoint / "more/ckp")
+    assert not (checkpoint / "more").exists()
+
+
 def test_rotation_never_deletes_the_only_complete_checkpoint(pretrain):
     arguments = ["--max_steps", "6", "--save_steps", "2"]
     output = pretrain(*arguments)
