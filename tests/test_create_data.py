@@ -185,6 +185,8 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # saves half a minute of retries
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # for the processes that a test starts
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")  # restores what main() sets
+    yield
+    huggingface_hub.utils.reset_sessions()  # one that was made offline would stay so for the tests that follow
 
 
 @pytest.fixture(scope="module")
