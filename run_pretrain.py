@@ -76,6 +76,7 @@ SUPPORTED_SETTINGS = {  # of config.json, where it changes what is computed; oth
 }
 PLATEAU_UPDATES = 2000  # after which a model that does not use the context yet gets a word of advice
 EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
+WORDS_UNKNOWN = "--whole_word_masking True cannot tell the words of this text: do as follows, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -724,7 +725,7 @@ def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
 
 def show_masking(collator: DataCollatorMLM, data: Data):
     """Shows a training row as the model sees it; warns where rows are masked otherwise than single tokens would be."""
-    with explaining("--whole_word_masking True cannot tell the words of this text: do as follows, or leave it out"):
+    with explaining(WORDS_UNKNOWN):
         log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
         problem = utils.masking_problem(collator, data.train)
     hint = utils.missing_dictionary(collator, data.train)
@@ -1530,7 +1531,7 @@ def check_validation(args, data: Data, collator: DataCollatorMLM):
     """Raises UserError where a validation set has no token to predict: better now than at the first evaluation."""
     for name, rows in data.validation.items():
         batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
-        with explaining("--whole_word_masking True does not suit the text; leave it out"):
+        with explaining(WORDS_UNKNOWN):
             is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
         if not is_evaluated:
             raise UserError(

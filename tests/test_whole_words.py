@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tokenizers
-from conftest import text_of_words
+from conftest import create, text_of_words
 
 import utils
-from utils import IGNORE_INDEX, DataCollatorMLM, WholeWords
+from utils import IGNORE_INDEX, DataCollatorMLM, UserError, WholeWords
 
 # A sentence and its words: `|` sets apart what no space does.
 SENTENCES = {
@@ -369,6 +369,15 @@ def test_with_the_library_nothing_is_said_of_it():
     tokenizer = bytes_alone()
     rows = Rows([{"input_ids": tokenizer.encode("天气很好。")}])
     assert utils.missing_dictionary(DataCollatorMLM(tokenizer, whole_words=True), rows) is None
+
+
+def test_a_run_on_thai_without_the_library_is_refused_with_what_to_do(without_icu, pretrain, tmp_path):
+    text = tmp_path / "thai.txt"
+    text.write_text("\n\n".join(["ขอบคุณมากครับสวัสดี" * 10] * 20))
+    data = create(text, tmp_path / "data")
+    expected = r"cannot tell the words of this text: do as follows, or leave it out \(whole words of Thai need"
+    with pytest.raises(UserError, match=expected):
+        pretrain("--max_steps", "1", "--whole_word_masking", "True", data=data)
 
 
 @pytest.mark.parametrize("language", ["Thai", "Lao", "Khmer", "Burmese"])
