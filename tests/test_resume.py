@@ -647,6 +647,16 @@ def test_a_best_checkpoint_at_the_former_end_stays_where_a_run_grows(pretrain, m
     assert evaluations[5] == 1.0 and evaluations[9] == 2.0
 
 
+def test_it_is_said_where_a_resumed_run_evaluates_on_other_rows(pretrain, capsys):
+    said = "warning: --max_eval_rows was 20: the best checkpoint is chosen by losses over different rows"
+    options = ["--max_steps", "4", "--save_steps", "2", "--max_eval_rows"]
+    pretrain(*options, "20")
+    pretrain(*options, "20", *RESUME)
+    assert said not in capsys.readouterr().out
+    pretrain(*options, "10", *RESUME)
+    assert said in capsys.readouterr().out
+
+
 def test_a_run_may_not_write_into_a_checkpoint(pretrain):
     """It would go with the checkpoint when --save_total_limit deletes that."""
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
