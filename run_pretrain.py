@@ -354,8 +354,7 @@ def evaluate(run: Run, make_batches: Callable) -> dict | None:
     loss_sum, correct, num_masked, stops = sum_over_ranks(totals).tolist()
     if stops:
         return None
-    if num_masked == 0:
-        raise UserError("no validation token was chosen for prediction: hold out more text")
+    assert num_masked > 0  # check_validation() has seen to it
     loss = loss_sum / num_masked
     if not math.isfinite(loss):
         raise UserError(f"the evaluation's loss is {loss}: lower --learning_rate, or take other weights")
@@ -1415,11 +1414,11 @@ def load_data(args, recipe: Recipe) -> Data:
     if not validation:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
 
+    contents = [train_files(digests, i) for i in range(len(sets))]
     for i, folder in enumerate(args.input_file):
-        rows = train_files(digests, i)
-        same = [other for k, other in enumerate(args.input_file[:i]) if rows and train_files(digests, k) == rows]
-        if same and len(sets[i]["train"]):
-            log(f"warning: {folder} holds the same rows as {same[0]}: each is trained on as often as it is named")
+        if contents[i] in contents[:i] and len(sets[i]["train"]) > 0:
+            first = args.input_file[contents.index(contents[i])]
+            log(f"warning: {folder} holds the same rows as {first}: each is trained on as often as it is named")
 
     splits = [train, *validation.values()]
     longest = max(rows.longest for rows in splits)
