@@ -954,7 +954,7 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
                 raise ValueError(f"{name} is {state[name]!r}")
         if progress.global_step < 1:
             raise ValueError(f"global_step is {progress.global_step}")
-        was_evaluated = state["arguments"]["max_eval_rows"]
+        max_eval_rows = state["arguments"]["max_eval_rows"]
         changes = changes_between(state, identity, data)
     if changes:
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
@@ -962,9 +962,9 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         step = progress.global_step
         remedy = f"give --max_steps {step} or more, without --num_train_epochs"
         raise UserError(f"{refusal}: it has done {step} of {total_steps} updates: {remedy}")
-    if was_evaluated != args.max_eval_rows:
+    if max_eval_rows != args.max_eval_rows:
         best = "the best checkpoint is chosen by losses over different rows"
-        log(f"warning: --max_eval_rows was {was_evaluated}: {best}")
+        log(f"warning: --max_eval_rows was {max_eval_rows}: {best}")
     return progress, state
 
 

@@ -410,9 +410,7 @@ class WholeWords:
         return cut_long_words(begins, may_begin)
 
     def are_single_characters(self, ids: np.ndarray) -> bool:
-        """Whether a row is mostly of Chinese characters and kana, and each is a word for want of the library."""
-        if self.word_breaker is not None:
-            return False
+        """Whether a row is mostly of Chinese characters and kana, each of which is a word without the library."""
         text = b"".join([self.token_bytes[token_id] for token_id in ids.tolist()]).decode(errors="ignore")
         kinds = character_kinds()[[ord(character) for character in text]]
         return 2 * np.sum(kinds == CHINESE) > np.sum(kinds >= LETTER)
@@ -683,7 +681,9 @@ def sample_of(rows: TokenRows, max_rows: int = 300) -> list:
 def missing_dictionary(collator: DataCollatorMLM, rows: TokenRows) -> str | None:
     """Says in a line where whole words of Chinese or Japanese are single characters for want of the library."""
     words = collator.words
-    if words is None or not any(words.are_single_characters(row["input_ids"]) for row in sample_of(rows)):
+    if words is None or words.word_breaker is not None:
+        return None
+    if not any(words.are_single_characters(row["input_ids"]) for row in sample_of(rows)):
         return None
     return "whole words of Chinese and Japanese are single characters; for a dictionary's: pip install icu4py==1.2.0"
 
