@@ -786,7 +786,7 @@ def start_or_resume(
     model = build_model(args, config, machine, data.is_padded, checkpoint, initialize)
     optimizer, scaler = build_optimizer(model, args, machine.precision)
     if checkpoint:
-        load_optimizer(checkpoint, state, model, optimizer, scaler)
+        load_optimizer(checkpoint, args.output_dir, state, model, optimizer, scaler)
     # DataParallel gives every rank the first one's weights.
     parallel = paddle.DataParallel(model) if machine.world_size > 1 else model
     run = Run(
@@ -1025,13 +1025,13 @@ def describe_change(name: str, was, now) -> str:
     return f"--{name} (was {was}, is {now})"
 
 
-def load_optimizer(checkpoint: str, state: dict, model, optimizer, scaler):
+def load_optimizer(checkpoint: str, output_dir: str, state: dict, model, optimizer, scaler):
     """Gives the optimizer and the scaler back what save_checkpoint() wrote of them."""
     wrote, reads = state.get("optimizer", "AdamW"), type(optimizer).__name__
     if wrote != reads:
         raise UserError(
             f"cannot resume from {checkpoint}: {wrote} wrote its state, and build_optimizer() makes {reads}: change it "
-            f"back, or go on from the weights in a new --output_dir: --model_name_or_path {checkpoint}"
+            f"back, or go on from its weights in a new run: {command_to_continue(checkpoint, output_dir)}"
         )
     with explaining(f"cannot resume from {checkpoint}: its optimizer state is damaged"):
         arrays = load_file(f"{checkpoint}/training_state/optimizer.safetensors")
