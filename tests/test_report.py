@@ -247,3 +247,35 @@ def test_a_run_whose_output_is_closed_trains_all_the_same(packed_data, tmp_path,
     assert wrong.returncode == 2
     if closed == [2]:
         assert "error: argument --seed" in wrong.stdout
+
+
+def test_perplexities_of_a_run_and_of_its_peers_stand_beside_their_own_minutes(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    import plot_minutes
+
+    records = []
+    for reported, evaluated, loss in ((200, 200, 5.5), (600, 300, 5.0), (900, 900, 4.0), (1800, 1800, 3.0)):
+        records.append({"event": "evaluation", "step": evaluated, "eval_loss": loss, "loss_without_context": 6.5})
+        records.append({"event": "train", "step": reported, "steps_per_second": 1.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # 2 seconds an update, and half as fast: the same 900 updates take 30 and 60 minutes
+    speeds = {name: {"tokens_per_second": {"median": s}} for name, s in (("compiled", 1000), ("huggingface", 500))}
+    speed = {"contestants": {"ours": {"tokens_per_second": {"median": 1500}}, **speeds}}
+    losses = {"evaluation_losses": {"updates": [0, 450, 900], "compiled": [7.0, 6.0, 5.5]}}
+    losses["seconds_per_update"] = {"compiled": {"median": 2.0}}
+    for name, content in (("speed", speed), ("peer", losses)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = ("metrics", "metrics.jsonl"), ("peer", "peer.json"), ("speed", "speed.json"), ("output", "minutes.png")
+    plot_minutes.main([word for flag, file in files for word in (f"--{flag}", str(tmp_path / file))])
+
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    expected = {
+        "this project": [5.0, 4.0, 3.0, None],
+        "PyTorch, compiled": [20 / 3, 6.0, 5.5, None],
+        "Hugging Face": [41 / 6, 6.5, 6.0, 5.5],
+    }
+    assert rows == [
+        [name, *("" if loss is None else f"{math.exp(loss):,.1f}" for loss in values)]
+        for name, values in expected.items()
+    ]
+    assert is_drawn(tmp_path / "minutes.png")

@@ -1,9 +1,9 @@
-"""Times our training step against its peers', or trains beside Hugging Face's. Run it with Paddle's Python:
+"""Times our training step against its peers', or trains beside PyTorch's. Run it with Paddle's Python:
 
     python tests/benchmarks/bench_train.py --model roberta-en-base --max_seq_length 512 --batch_size 4 \
         --torch_python TORCH_ENV/bin/python --output tests/benchmarks/results/train_base.json
-    python tests/benchmarks/bench_train.py --quality --model roberta-en-tiny --max_seq_length 128 --batch_size 32 \
-        --learning_rate 2e-3 --warmup_steps 50 --input_file wiki8k --torch_python TORCH_ENV/bin/python \
+    python tests/benchmarks/bench_train.py --quality --model demo_ckp/paddle_1500 --max_seq_length 128 --batch_size 32 \
+        --learning_rate 1e-3 --warmup_steps 50 --input_file demo_data --torch_python TORCH_ENV/bin/python \
         --output tests/benchmarks/results/quality_tiny.json
 
 Each contestant is a process of its own that does one update when told to; only one works at a time, and what is
@@ -42,7 +42,6 @@ COLORS = {"ours": "#1f6fb4", "compiled": "#c0504d", "huggingface": "#e0a030", "o
 WITH_TORCH = ("compiled", "huggingface")  # they need --torch_python
 WARMUP = 2  # updates of each contestant before any counts
 PAUSE = 0.3  # seconds between updates: an idle thread of Paddle's OpenMP spins for 0.2 s, on a core of the next one
-EVALUATE_EVERY = 50  # updates, with --quality
 SETTINGS_OF_MACHINE = re.compile("(OMP|KMP|GOMP|MKL|OPENBLAS|MALLOC)_")  # variables that no contestant inherits
 ARCHITECTURE = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
@@ -62,6 +61,7 @@ class Contestant(NamedTuple):
     cuda: ModuleType  # the framework's, with synchronize() and max_memory_allocated()
     facts: dict  # for the results, and from `ours` for its peers
     evaluate: Any = None  # returns the validation loss, with --quality
+    product_rate: Any = None  # returns the operations a second of the products, on a CPU
 
 
 def ours(args) -> Contestant:
@@ -75,7 +75,7 @@ def ours(args) -> Contestant:
     }
     flags |= {name: getattr(args, name) for name in "batch_size learning_rate warmup_steps device".split()}
     flags |= {"recipe": "roberta"}
-    flags |= {"input_file": args.input_file} if args.quality else {}
+    flags |= {"input_file": args.input_file, "max_eval_rows": args.max_eval_rows} if args.quality else {}
     flags |= {"amp_dtype": args.precision} if args.precision != "float32" else {}
     run_args = project.parse_arguments([word for name in flags for word in (f"--{name}", str(flags[name]))])
     machine, recipe = project.start_machine(run_args), project.choose_recipe(run_args)
@@ -115,10 +115,14 @@ def ours(args) -> Contestant:
     shared = {name: getattr(run_args, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
     shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
-    if args.device == "cpu" and project.onednn() is not None:
-        facts["product_flops_per_second"] = product_rate(args.precision, args.batch_size * length, config.hidden_size)
     evaluate = (lambda: project.evaluate(run, validation)["eval_loss"]) if args.quality else None
-    return Contestant(loader(), update, project.paddle.device.cuda, facts, evaluate)
+
+    def rate_of_products():
+        if args.device != "cpu" or project.onednn() is None:
+            return None
+        return product_rate(args.precision, args.batch_size * length, config.hidden_size)
+
+    return Contestant(loader(), update, project.paddle.device.cuda, facts, evaluate, rate_of_products)
 
 
 def product_rate(precision: str, rows: int, width: int) -> float:
@@ -137,9 +141,6 @@ def product_rate(precision: str, rows: int, width: int) -> float:
 
 def huggingface(args) -> Contestant:
     """transformers' model and collator, and what its Trainer does in a step: AdamW (fused), clipping, schedule."""
-    import torch
-    import transformers
-
     device = "cuda" if args.device == "gpu" else "cpu"
     model, autocast, step = with_torch(args)
 
@@ -150,10 +151,7 @@ def huggingface(args) -> Contestant:
         step(loss)
         return loss.detach()
 
-    batches = stored_batches(args, "train.npz") if args.quality else iter(huggingface_loader(args))
-    facts = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
-    facts["attention"] = model.config._attn_implementation
-    return Contestant(batches, update, torch.cuda, facts, lambda: huggingface_evaluation(model, autocast, args))
+    return contestant_with_torch(args, model, autocast, update)
 
 
 def with_torch(args) -> tuple:
@@ -191,12 +189,21 @@ def with_torch(args) -> tuple:
     return model, autocast, step
 
 
+def contestant_with_torch(args, model, autocast, update) -> Contestant:
+    import torch
+    import transformers
+
+    batches = stored_batches(args, "train.npz") if args.quality else iter(huggingface_loader(args))
+    facts = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
+    facts["attention"] = model.config._attn_implementation
+    return Contestant(batches, update, torch.cuda, facts, lambda: huggingface_evaluation(model, autocast, args))
+
+
 def compiled(args) -> Contestant:
     """As who knows PyTorch runs transformers' model: no attention mask where no row is padded (SDPA then takes
     its fast way), the head on the masked positions alone, filled up to a fixed number as a compiled graph wants it,
     torch.compile, fused AdamW, autocast."""
     import torch
-    import transformers
 
     device = "cuda" if args.device == "gpu" else "cpu"
     model, autocast, step = with_torch(args)
@@ -219,9 +226,7 @@ def compiled(args) -> Contestant:
         step(loss)
         return loss.detach()
 
-    facts = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
-    facts["attention"] = model.config._attn_implementation
-    return Contestant(iter(huggingface_loader(args)), update, torch.cuda, facts)
+    return contestant_with_torch(args, model, autocast, update)
 
 
 def huggingface_loader(args):
@@ -359,7 +364,7 @@ def stored_batches(args, name: str):
 
 
 def work(name: str, settings: str) -> None:
-    """A worker process: prepares, then answers each line of stdin ("step" or "evaluate") with a line of JSON."""
+    """A worker process: prepares, then answers each line of stdin ("step", "evaluate", "product_rate") in JSON."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the frameworks print goes to the log
     with open(settings) as file:
@@ -370,6 +375,9 @@ def work(name: str, settings: str) -> None:
     for line in sys.stdin:
         if line == "evaluate\n":
             print(json.dumps({"loss": contestant.evaluate()}), file=answers)
+            continue
+        if line == "product_rate\n":
+            print(json.dumps(contestant.product_rate()), file=answers)
             continue
         started, cpu_started = time.perf_counter(), time.process_time()
         batch = next(contestant.batches)
@@ -470,11 +478,12 @@ def measure_speed(args) -> dict:
                     seconds[name] = by_name[name].step()
                 ratios[peer].append(seconds[peer] / seconds["ours"])
                 print(f"pair {pair}: " + ", ".join(f"{name} {s:.3f} s" for name, s in seconds.items()), flush=True)
-        flops = by_name["ours"].facts["flops"]
+        flops, rate = by_name["ours"].facts["flops"], by_name["ours"].ask("product_rate")
         contestants = {name: summary(worker, flops) for name, worker in by_name.items()}
     ratios = {peer: {**quartiles(values), "pairs": values} for peer, values in ratios.items()}
     results = {"flops_per_update": flops, "contestants": contestants, "times_as_fast": ratios}
-    if rate := contestants["ours"]["facts"].get("product_flops_per_second"):
+    if rate:
+        results["product_flops_per_second"] = rate
         # What an update would take if it were its products alone, of what it takes.
         results["share_of_limit"] = contestants["ours"]["tflops"] * 1e12 / rate
     return results
@@ -508,8 +517,7 @@ def speed_table(results: dict) -> str:
             f"{result['peak_memory_bytes'] / 1e9:.2f} GB | {result['data_wait_percent']:.1f} % |"
         )
     if "share_of_limit" in results:
-        rate = results["contestants"]["ours"]["facts"]["product_flops_per_second"] / 1e9
-        share = results["share_of_limit"]
+        rate, share = results["product_flops_per_second"] / 1e9, results["share_of_limit"]
         lines += ["", f"Products at {rate:,.0f} GFLOP/s: they alone would take {share:.2f} of this project's update."]
     return "\n".join(lines)
 
@@ -535,38 +543,49 @@ def draw_speed(results: dict, axes) -> None:
 
 
 def measure_quality(args) -> dict:
-    """Trains ours and Hugging Face's on the same batches from the same weights, evaluating both now and then."""
+    """Trains ours and its peers on the same batches from the same weights, evaluating all now and then.
+
+    With --peers_alone, ours only gives the weights and the batches.
+    """
     if not (args.input_file and has_torch(args)):
         raise UserError("--quality needs --input_file, a directory that create_data.py wrote")
-    curves = {"updates": [], "ours": [], "huggingface": []}
-    with workers(["ours", "huggingface"], args) as by_name:
+    names = args.peers if args.peers_alone else ["ours", *args.peers]
+    curves = {"updates": [], **{name: [] for name in names}}
+    with workers(["ours", *args.peers], args) as by_name:
         for update in range(args.updates + 1):
-            for worker in by_name.values() if update else ():
-                worker.step()
-            if update % EVALUATE_EVERY and update < args.updates:
+            for name in names if update else ():
+                by_name[name].step()
+            if update % args.evaluate_every and update < args.updates:
                 continue
-            losses = {name: worker.ask("evaluate")["loss"] for name, worker in by_name.items()}
+            losses = {name: by_name[name].ask("evaluate")["loss"] for name in names}
             for name, value in {"updates": update, **losses}.items():
                 curves[name].append(value)
             print(f"update {update}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()), flush=True)
-            if update == 0 and abs(losses["ours"] - losses["huggingface"]) > 1e-3:
-                raise UserError("the two start from different weights, or are evaluated on different rows")
-        training = {name: [step["loss"] for step in worker.steps] for name, worker in by_name.items()}
+            if update == 0 and max(losses.values()) - min(losses.values()) > 1e-3:
+                raise UserError("they start from different weights, or are evaluated on different rows")
+        steps = {name: by_name[name].steps for name in names}
         facts = {name: worker.facts for name, worker in by_name.items()}
-    del facts["ours"]["shared"]["rates"]  # the peer has read them, a reader need not
-    difference = curves["ours"][-1] - curves["huggingface"][-1]
-    return {"last_difference": difference, "evaluation_losses": curves, "training_losses": training, "facts": facts}
+    del facts["ours"]["shared"]["rates"]  # the peers have read them, a reader need not
+    results = {"evaluation_losses": curves, "facts": facts}
+    results["training_losses"] = {name: [step["loss"] for step in steps[name]] for name in names}
+    results["seconds_per_update"] = {name: quartiles([step["seconds"] for step in steps[name]]) for name in names}
+    return results
 
 
 def quality_table(results: dict) -> str:
-    curves = results["evaluation_losses"].values()
-    rows = ["| {} | {:.4f} | {:.4f} |".format(*row) for row in zip(*curves)]
-    return "\n".join(["| updates | this project | Hugging Face |", "|---:|---:|---:|", *rows])
+    """In Markdown: evaluation losses after so many updates."""
+    _, *names = results["evaluation_losses"]
+    lines = ["| updates | " + " | ".join(TITLES[name] for name in names) + " |", "|---:" * (1 + len(names)) + "|"]
+    for updates, *losses in zip(*results["evaluation_losses"].values()):
+        lines.append(f"| {updates:,} | " + " | ".join(f"{loss:.4f}" for loss in losses) + " |")
+    for name in names:
+        lines.append(f"\n{TITLES[name]}: {results['seconds_per_update'][name]['median']:.3f} s an update in the median")
+    return "\n".join(lines)
 
 
 def draw_quality(results: dict, axes) -> None:
     updates, *curves = results["evaluation_losses"].items()
-    for (name, curve), style in zip(reversed(curves), ("-", "--")):
+    for (name, curve), style in zip(reversed(curves), ("-", "--", ":")):
         label = f"{TITLES[name]}, {curve[-1]:.3f} at the end"
         axes.plot(updates[1], curve, style, color=COLORS[name], linewidth=2, label=label)
     axes.set(xlabel="updates", ylabel="evaluation loss (nats per masked token)")
@@ -577,22 +596,25 @@ def draw_quality(results: dict, axes) -> None:
 
 
 def parse_arguments(argv: list | None):
-    parser = ArgumentParser("Times our training step against its peers', or trains beside Hugging Face's.")
+    parser = ArgumentParser("Times our training step against its peers', or trains beside PyTorch's.")
     add, positive = parser.add_argument, number(int, 1)
     add("--model", default="roberta-en-base", help="an architecture of run_pretrain.py")
     add("--max_seq_length", type=number(int, 4), default=512, help="tokens in a row")
     add("--batch_size", type=positive, default=4, help="rows in an update")
     add("--vocab_size", type=number(int, 6, 2**16), default=50265, help="of the drawn rows; --quality takes the data's")
     add("--pairs", type=positive, default=15, help="measured pairs of updates with each peer")
-    add("--peers", nargs="+", choices=list(TITLES)[1:], default=list(TITLES)[1:], help="compared with, besides ours")
+    add("--peers", nargs="+", choices=list(TITLES)[1:], help="compared with (all; with --quality, huggingface)")
     add("--device", choices=["cpu", "gpu"], default="cpu", help="of all contestants")
     add("--threads", type=positive, default=2, help="ours and Hugging Face's; the original keeps Paddle's default")
     add("--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast")
     add("--learning_rate", type=number(float, 1e-9), default=1e-4, help="peak")
     add("--warmup_steps", type=number(int, 0), default=0, help="updates until the peak learning rate")
     add("--torch_python", help="a Python with torch, transformers and pyarrow; this one if left out")
-    add("--quality", action="store_true", help="compare evaluation losses instead of speed")
+    add("--quality", action="store_true", help="compare evaluation losses instead of speed; --peers of PyTorch")
     add("--updates", type=positive, default=1000, help="with --quality: how many")
+    add("--evaluate_every", type=positive, default=50, help="with --quality: updates between evaluations")
+    add("--max_eval_rows", type=number(int, 0), default=10000, help="with --quality: rows evaluated; 0 takes all")
+    add("--peers_alone", action="store_true", help="with --quality: train the peers, and not this project's model")
     add("--input_file", help="with --quality: a directory that create_data.py wrote")
     add("--output", required=True, help="the results, a .json; the chart goes beside it")
     return parser.parse_args(argv)
@@ -611,6 +633,9 @@ def main(argv: list | None = None) -> None:
     args = parse_arguments(argv)
     if args.precision == "float16" and args.device == "cpu":
         raise UserError("--precision float16 needs --device gpu: on a CPU it is float32 or bfloat16")
+    args.peers = args.peers or (["huggingface"] if args.quality else list(TITLES)[1:])
+    if args.quality and not set(args.peers) <= set(WITH_TORCH):
+        raise UserError(f"--quality compares with PyTorch alone: --peers {' '.join(WITH_TORCH)}")
     about = {"command": " ".join(["python", *sys.argv]), "settings": {**vars(args), "pause_seconds": PAUSE}}
     about.update(date=f"{datetime.datetime.now():%Y-%m-%d %H:%M}", machine=machine())
     with tempfile.TemporaryDirectory() as args.folder:
