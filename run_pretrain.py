@@ -49,6 +49,8 @@ import paddle.distributed as dist
 import paddle.nn.functional as F
 import psutil  # which VisualDL brings along
 from paddle import nn
+
+utils.import_paddlenlp()  # a second sooner; leave it out to use other parts of PaddleNLP, as its trainer
 from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import RobertaLMHead, TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
@@ -56,7 +58,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 from visualdl import LogWriter
 
-import datasets  # after paddlenlp, which warns otherwise
+import datasets
 
 ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and BERT's small models
     "roberta-en-tiny": (2, 128, 2),

@@ -658,6 +658,23 @@ def test_visualdl_shows_each_start_of_a_run_as_a_curve_of_its_own(pretrain):
 # ---------------------------------------------------------------- arguments and bad starts
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_paddlenlps_other_parts_are_imported_only_by_who_asks_for_them(whole):
+    """A start of training is a second shorter without them; whoever edits the script may want them."""
+    program = """
+import run_pretrain, sys
+from paddlenlp.transformers import RobertaForMaskedLM
+import paddlenlp
+others = {"fastapi", "sklearn", "paddlenlp.taskflow", "paddlenlp.trainer"}
+print(paddlenlp.__version__, sorted(others & set(sys.modules)))
+assert issubclass(run_pretrain.RobertaForMaskedLM, RobertaForMaskedLM)
+"""
+    first = "import zlib, paddlenlp\n" if whole else ""
+    done = subprocess.run([sys.executable, "-c", first + program], cwd=ROOT, capture_output=True, text=True)
+    others = ["fastapi", "paddlenlp.taskflow", "paddlenlp.trainer", "sklearn"] if whole else []
+    assert done.stdout.splitlines()[-1:] == [f"2.8.1{'.post' if whole else ''} {others}"], done.stderr[-2000:]
+
+
 def test_the_original_pages_command_parses_character_for_character():
     args = run_pretrain.parse_arguments(PAGE_COMMAND.replace('"', "").split())
     assert (args.batch_size, args.learning_rate, args.warmup_steps, args.max_steps, args.amp) == (
