@@ -2101,8 +2101,9 @@ class Function(paddle.autograd.PyLayer):
         return out
 
     @staticmethod
-    def backward(ctx, grad_out):
-        gradients = [empty_tensor(shape) for shape in ctx.shapes]
+    def backward(ctx, grad_out, gradients=None):
+        """gradients: the tensors to write them into, where they are there already."""
+        gradients = gradients or [empty_tensor(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
         ctx.operation = None  # what it kept is free for the backward passes that follow
         # Paddle wants None where a tensor has no gradient, as a weight that is frozen.
@@ -2118,9 +2119,10 @@ def empty_tensor(shape: list):
 
 
 class MaskedLoss(Function):
-    """The same, but the gradient of a weight that is the embedding's is left for the embedding's backward pass.
+    """The same; the weight's gradient is made in the forward pass, which works in its memory.
 
-    That runs last, and returns one matrix, where Paddle would make two, and add up 50,265 rows.
+    If the weight is the embedding's, its gradient is left for the embedding's backward pass. That runs last, and
+    returns one matrix, where Paddle would make two, and add up 50,265 rows.
     """
 
     @staticmethod
@@ -2128,13 +2130,20 @@ class MaskedLoss(Function):
         # Where the embedding is frozen, it has no backward pass that would take the gradient.
         leaves_it = output_layer.is_tied and not x.stop_gradient and not weight.stop_gradient
         ctx.output_layer = output_layer if leaves_it else None
+        ctx.grad_weight = None
+        if operation.needs_gradient:
+            ctx.grad_weight = empty_tensor(weight.shape)
+            operation.memory = array_of(ctx.grad_weight)
         return Function.forward(ctx, operation, [], x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grad_x, grad_weight, grad_bias = Function.backward(ctx, grad_loss)
+        grad_x, grad_bias = (paddle.empty(shape) for shape in (ctx.shapes[0], ctx.shapes[2]))
+        gradients = Function.backward(ctx, grad_loss, [grad_x, ctx.grad_weight, grad_bias])
+        ctx.grad_weight = None
         if ctx.output_layer is None:
-            return grad_x, grad_weight, grad_bias
+            return gradients
+        grad_x, grad_weight, grad_bias = gradients
         if ctx.output_layer.grad_weight is not None:  # of another loss, before any embedding's backward pass
             grad_weight.add_(ctx.output_layer.grad_weight)
         ctx.output_layer.grad_weight = grad_weight

@@ -237,7 +237,7 @@ def test_batches_are_int64_padded_and_name_the_masked_positions():
     assert np.all(batch["input_ids"][0, 30:] == PAD) and np.all(batch["labels"][0, 30:] == IGNORE_INDEX)
     positions, labels = batch["masked_positions"], batch["labels"].ravel()
     chosen = np.flatnonzero(labels != IGNORE_INDEX)
-    assert len(positions) == 128 > len(chosen) > 0  # a GPU likes sizes that come again
+    assert len(positions) == 32 > len(chosen) > 0  # a GPU likes sizes that come again
     assert np.array_equal(positions[: len(chosen)], chosen) and np.all(labels[positions[len(chosen) :]] == IGNORE_INDEX)
     everything = {"input_ids": np.arange(4, 260), "special_tokens_mask": np.zeros(256, dtype=bool)}
     positions = DataCollatorMLM(TOKENIZER, mlm_probability=1)([everything])["masked_positions"]
@@ -271,7 +271,7 @@ def test_padding_changes_no_mask():
 def test_a_batch_without_a_choice_still_has_positions_to_compute():
     batch = DataCollatorMLM(TOKENIZER, mlm_probability=1e-9)([example(0), example(1)])
     assert np.all(batch["labels"] == IGNORE_INDEX)
-    assert np.array_equal(batch["masked_positions"], np.zeros(128))
+    assert np.array_equal(batch["masked_positions"], np.zeros(32))
 
 
 @pytest.mark.parametrize("length", [8, 16, 32])

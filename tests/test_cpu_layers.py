@@ -364,23 +364,40 @@ def test_the_smallest_memory_that_fits_is_lent(monkeypatch):
     assert kept[3].ctypes.data == addresses[3000]
 
 
-def test_the_weights_gradient_takes_the_memory_of_the_rounded_weight_and_of_the_logits(monkeypatch):
+def test_the_output_layer_works_in_the_memory_of_its_weights_gradient(monkeypatch):
     """50 MB less of roberta-en-mini: beside it, an update keeps the logits' gradients alone."""
-    monkeypatch.setattr(utils, "LARGE", 1000)
-    monkeypatch.setattr(utils, "BUFFERS", utils.Buffers())
+    taken = []
+    take = utils.Buffers.take
+    monkeypatch.setattr(utils.Buffers, "take", lambda *given: taken.append(given[1]) or take(*given))
     rows, width, vocab = 300, 256, 500
     x, weight, bias = (np.ones(shape, np.float32) for shape in ((rows, width), (vocab, width), (vocab,)))
     for precision in ("bfloat16", "float32"):
-        for _ in range(2):
+        gradients = np.empty_like(x), np.full_like(weight, np.nan), np.empty_like(bias)
+        for memory in (None, gradients[1]):
             operation = utils.MaskedLossOperation(utils.onednn(), precision, np.zeros(rows, np.int64), True)
+            operation.memory = memory
             operation.forward(np.empty((), np.float32), x, weight, bias)
-            grad_weight = utils.BUFFERS.take(weight.shape, np.float32)  # as run_pretrain.py's empty_tensor() does
-            operation.backward(np.float32(1), np.empty_like(x), grad_weight, np.empty_like(bias))
-            del operation, grad_weight
-        sizes = [len(buffer) for buffer in utils.BUFFERS.unused if len(buffer) >= weight.nbytes // 2]
-        bytes_of_a_logit = 2 if precision == "bfloat16" else 4
-        assert sorted(sizes) == sorted([rows * vocab * bytes_of_a_logit, weight.nbytes]), precision
-        utils.BUFFERS.unused.clear()
+            operation.backward(np.float32(1), *gradients)
+            if memory is None:
+                expected = [gradient.copy() for gradient in gradients]
+        for gradient, alone in zip(gradients, expected):
+            np.testing.assert_array_equal(gradient, alone)
+        scratch = [shape for shape in taken if len(shape) == 1]  # for the first alone
+        assert scratch == [(128 * vocab + (weight.size // 2 if precision == "bfloat16" else 0),)]
+        taken.clear()
+
+
+def test_the_model_hands_that_memory_to_its_output_layer(monkeypatch):
+    handed = []
+
+    class Operation(utils.MaskedLossOperation):
+        def backward(self, grad_out, grad_x, grad_weight, grad_bias):
+            handed.append(np.shares_memory(self.memory, grad_weight))
+            super().backward(grad_out, grad_x, grad_weight, grad_bias)
+
+    monkeypatch.setattr(utils, "MaskedLossOperation", Operation)
+    masked_loss_and_gradients(with_cpu_layers(model_of(64, 2), 64, 2, "float32"), rows_of(3, 20, False))
+    assert handed == [True]
 
 
 def test_large_gradients_are_in_memory_that_stays_and_right(monkeypatch):
