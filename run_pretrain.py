@@ -2119,7 +2119,7 @@ def empty_tensor(shape: list):
 
 
 class MaskedLoss(Function):
-    """The same; the weight's gradient is made in the forward pass, which works in its memory.
+    """The same; the memory of the weight's gradient is taken in the forward pass already, which works in it.
 
     If the weight is the embedding's, its gradient is left for the embedding's backward pass. That runs last, and
     returns one matrix, where Paddle would make two, and add up 50,265 rows.
@@ -2138,7 +2138,7 @@ class MaskedLoss(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        grad_x, grad_bias = (paddle.empty(shape) for shape in (ctx.shapes[0], ctx.shapes[2]))
+        grad_x, grad_bias = empty_tensor(ctx.shapes[0]), empty_tensor(ctx.shapes[2])
         gradients = Function.backward(ctx, grad_loss, [grad_x, ctx.grad_weight, grad_bias])
         ctx.grad_weight = None
         if ctx.output_layer is None:

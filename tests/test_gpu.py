@@ -451,7 +451,7 @@ def test_the_host_waits_for_the_device_once_in_an_update(pretrain, monkeypatch, 
     assert reads == [["tolist"] + ["__bool__"] * bool(precision)] * 3
 
 
-def test_the_number_of_masked_positions_is_a_multiple_of_128_and_never_0():
+def test_the_number_of_masked_positions_is_a_multiple_of_32_and_never_0():
     tokenizer = SimpleNamespace(mask_token_id=4, pad_token_id=1, vocab_size=50, all_special_ids=[0, 1, 2, 3, 4])
     collator, numbers = DataCollatorMLM(tokenizer, 0.15), set()
     for number in (0, 1, 100, 1000, 5000):
@@ -459,7 +459,7 @@ def test_the_number_of_masked_positions_is_a_multiple_of_128_and_never_0():
         batch = collator([{"input_ids": row}])
         positions, labels = batch["masked_positions"], batch["labels"].flatten()
         chosen = np.flatnonzero(labels != -100)
-        assert len(positions) > 0 and len(positions) % 128 == 0 and len(positions) <= len(chosen) + 128
+        assert len(positions) > 0 and len(positions) % 32 == 0 and len(positions) <= len(chosen) + 32
         assert np.array_equal(positions[: len(chosen)], chosen) and (labels[positions[len(chosen) :]] == -100).all()
         numbers.add(len(positions))
     assert len(numbers) > 2

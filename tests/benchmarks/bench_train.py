@@ -201,8 +201,8 @@ def contestant_with_torch(args, model, autocast, update) -> Contestant:
 
 def compiled(args) -> Contestant:
     """As who knows PyTorch runs transformers' model: no attention mask where no row is padded (SDPA then takes
-    its fast way), the head on the masked positions alone, filled up to a fixed number as a compiled graph wants it,
-    torch.compile, fused AdamW, autocast."""
+    its fast way), the head on the masked positions alone, filled up to a fixed number as a compiled graph wants it
+    (a multiple of 128, where ours are filled up to one of 32), torch.compile, fused AdamW, autocast."""
     import torch
 
     device = "cuda" if args.device == "gpu" else "cpu"
