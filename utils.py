@@ -1996,8 +1996,8 @@ class EncoderLayerOperation:
         operand = as_operand(dnn, hidden, self.precision)
         dnn.matmul(operand, self.by_columns(self.inner_weight), self.inner, p.inner_bias.reshape(1, -1))
         activated = dnn.gelu(self.inner, np.empty_like(self.inner))
-        # The sum with hidden, in bfloat16 in its place. In float32 oneDNN 3.2 has no kernel for a product times a mask that
-        # is added in place on processors with AVX2 alone, but a loop over single values: 2,000 times as long
+        # The sum with hidden: in bfloat16 in its place. In float32, where a processor has AVX2 alone, oneDNN 3.2 has no
+        # kernel for a product times a mask that is added in place, but a loop over single values, 2,000 times as long.
         result = np.empty_like(hidden) if self.type is np.float32 else hidden
         bias = p.outer_bias.reshape(1, -1)
         dnn.matmul(activated, self.outer_weight, result, bias, self.kept2, dropped, added=hidden)
