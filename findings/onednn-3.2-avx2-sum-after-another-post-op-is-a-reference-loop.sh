@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# oneDNN 3.2.1 (in Paddle 2.6.2), AVX2: a product that is masked or scaled, then added in place, runs in a reference loop
+# oneDNN 3.2.1 (Paddle 2.6.2), AVX2: a product that is masked or scaled, then added in place, runs in a reference loop
 #
-# Versions: paddlepaddle 2.6.2, which ships oneDNN 3.2.1, and 3.3.1 with oneDNN 3.6.2; numpy 2.3.5. On a processor with
-# AVX2 or more; ONEDNN_MAX_CPU_ISA=AVX2 makes oneDNN choose as on one without AVX-512.
+# Versions: paddlepaddle 2.6.2, which ships oneDNN 3.2.1, and 3.3.1 with oneDNN 3.6.2; numpy 2.3.5. On a processor
+# with AVX2 or more; ONEDNN_MAX_CPU_ISA=AVX2 makes oneDNN choose as on one without AVX-512.
 #
 # Guess: of a residual branch with dropout, out = mask * (x W) * scale + residual, the last step costs least as the
 # post-operation "sum", which adds to what is in the destination; "add" of another array has one more array to read.
 #
-# Behaviour: in float32 on AVX2, oneDNN 3.2.1 has a fast implementation for "sum" alone and for a chain that ends in "add",
-# but none for "sum" behind another operation: it takes "ref:any", a loop over single values. Seen for 512 x 1024 x 256 on
-# one thread: 6.6 seconds, where the chain with "add" takes 3.4 ms. There is no error and no warning; what was chosen
-# shows in dnnl_primitive_desc_query(..., dnnl_query_impl_info_str). With AVX-512, or with oneDNN 3.6.2, all are fast.
+# Behaviour: in float32 on AVX2, oneDNN 3.2.1 has a fast implementation for "sum" alone and for a chain that ends in
+# "add", but none for "sum" behind another operation: it takes "ref:any", a loop over single values. Seen for 512 x
+# 1024 x 256 on one thread: 6.6 seconds, where the chain with "add" takes 3.4 ms. There is no error and no warning;
+# what was chosen shows in dnnl_primitive_desc_query(..., dnnl_query_impl_info_str). With AVX-512, or with oneDNN
+# 3.6.2, all are fast.
 #
-# Source: the descriptions made below, queried. oneDNN's pages on post-operations say that they are executed in the order
-# in which they were appended, and name no order that would be slow.
+# Source: the descriptions made below, queried. oneDNN's pages on post-operations say that they are executed in the
+# order in which they were appended, and name no order that would be slow.
 #
 # Output seen (ONEDNN_MAX_CPU_ISA=AVX2):
 #   paddle 2.6.2
