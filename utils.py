@@ -1563,6 +1563,7 @@ class OneDNN:
             function = self.function(name)
             function.argtypes, function.errcheck = types, self.check_status
         isa = self.library.dnnl_get_effective_cpu_isa()
+        self.has_avx512 = bool(isa & 0x20)
         self.has_bfloat16 = bool(isa & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new(Engine, "engine_create", CPU, 0)
         self.stream = self.new(Stream, "stream_create", self.engine, 1)
@@ -1996,9 +1997,9 @@ class EncoderLayerOperation:
         operand = as_operand(dnn, hidden, self.precision)
         dnn.matmul(operand, self.by_columns(self.inner_weight), self.inner, p.inner_bias.reshape(1, -1))
         activated = dnn.gelu(self.inner, np.empty_like(self.inner))
-        # The sum with hidden: in bfloat16 in its place. In float32, where a processor has AVX2 alone, oneDNN 3.2 has no
-        # kernel for a product times a mask that is added in place, but a loop over single values, 2,000 times as long.
-        result = np.empty_like(hidden) if self.type is np.float32 else hidden
+        # The sum with hidden, in its place, if this processor has more than AVX2: there oneDNN 3.2 has no kernel for a
+        # product times a mask that is added in place, but a loop over single values, 2,000 times as long.
+        result = hidden if dnn.has_avx512 else np.empty_like(hidden)
         bias = p.outer_bias.reshape(1, -1)
         dnn.matmul(activated, self.outer_weight, result, bias, self.kept2, dropped, added=hidden)
         self.norm2.forward(out.reshape(rows, width), result, p.norm2_scale, p.norm2_shift)

@@ -126,15 +126,18 @@ def ours(args) -> Contestant:
 
 
 def product_rate(precision: str, rows: int, width: int) -> float:
-    """Operations a second of oneDNN's product [rows, width] [width, 4 width], the best of 30: an update's limit."""
+    """Operations a second of oneDNN's product [rows, width] [width, 4 width], the best of 30: an update's limit.
+
+    The second matrix is stored column by column: with 3,072 columns, row by row is half as fast in float32.
+    """
     import utils
 
     dnn, seconds = utils.onednn(), []
-    arrays = [np.ones(shape, np.float32) for shape in ((rows, width), (width, 4 * width), (rows, 4 * width))]
+    arrays = [np.ones(shape, np.float32) for shape in ((rows, width), (4 * width, width), (rows, 4 * width))]
     left, right, out = (utils.as_operand(dnn, array, precision) for array in arrays)
     for _ in range(30):
         started = time.perf_counter()
-        dnn.matmul(left, right, out)
+        dnn.matmul(left, right.T, out)
         seconds.append(time.perf_counter() - started)
     return 8 * rows * width**2 / min(seconds)
 
