@@ -1997,8 +1997,8 @@ class EncoderLayerOperation:
         operand = as_operand(dnn, hidden, self.precision)
         dnn.matmul(operand, self.by_columns(self.inner_weight), self.inner, p.inner_bias.reshape(1, -1))
         activated = dnn.gelu(self.inner, np.empty_like(self.inner))
-        # The sum with hidden, in its place, if this processor has more than AVX2: there oneDNN 3.2 has no kernel for a
-        # product times a mask that is added in place, but a loop over single values, 2,000 times as long.
+        # The sum with hidden, in its place. But where a processor has AVX2 alone, oneDNN 3.2 has no kernel for a
+        # product times a mask that is added in place: it runs a loop over single values, 2,000 times as long.
         result = hidden if dnn.has_avx512 else np.empty_like(hidden)
         bias = p.outer_bias.reshape(1, -1)
         dnn.matmul(activated, self.outer_weight, result, bias, self.kept2, dropped, added=hidden)
