@@ -58,7 +58,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 from visualdl import LogWriter
 
-import datasets
+import datasets  # after paddlenlp, whose __init__.py warns otherwise, where it is run
 
 ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and BERT's small models
     "roberta-en-tiny": (2, 128, 2),

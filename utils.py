@@ -1427,11 +1427,11 @@ def import_paddlenlp():
     that file's order is not kept. So whoever wants others, as paddlenlp.trainer, leaves this call out, or, in a script
     that imports run_pretrain.py, writes `import paddlenlp` before it.
     """
+    if "paddlenlp" in sys.modules:
+        return
     try:
         version = importlib.metadata.version("paddlenlp")
     except importlib.metadata.PackageNotFoundError:  # a clone on the path, or missing: as always
-        return
-    if "paddlenlp" in sys.modules:
         return
     import paddle
 
@@ -1563,7 +1563,7 @@ class OneDNN:
             function = self.function(name)
             function.argtypes, function.errcheck = types, self.check_status
         isa = self.library.dnnl_get_effective_cpu_isa()
-        self.has_avx512 = bool(isa & 0x20)
+        self.has_avx512 = bool(isa & 0x20)  # from there on oneDNN multiplies bfloat16, if not natively
         self.has_bfloat16 = bool(isa & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new(Engine, "engine_create", CPU, 0)
         self.stream = self.new(Stream, "stream_create", self.engine, 1)
