@@ -387,7 +387,7 @@ def log_how_read(sources: list[Source]):
     separators = Counter(source.separated_by for source in sources if source.separated_by)
     for separator, files in separators.items():
         log(f"{number_of(files, 'text file')} read with --document_separator {separator}")
-    files = sum(source.was_read and source.reader is read_wikiextractor for source in sources)
+    files = sum(source.was_read and source.is_wikiextractors for source in sources)
     if files:
         log(f"{number_of(files, 'file')} read as WikiExtractor's: its &lt; &gt; &quot; &amp; are < > \" & again")
 
@@ -618,6 +618,7 @@ class Source:
     bytes_read: int = 0  # as they are stored, so of a compressed file the compressed ones
     documents: int = 0
     separated_by: str | None = None  # of a text file
+    is_wikiextractors: bool = False
 
     def described(self) -> dict:
         size = {"bytes": self.bytes_read} if self.is_file else {}
@@ -673,6 +674,8 @@ def read_txt(source: Source) -> Iterator[bytes]:
     source.separated_by = source.separator
     if source.separator is None:
         first_lines = take(lines, most=GUESSED_FROM, most_bytes=10 * BUFFER)
+        if first_lines[0].startswith(b'<doc id="'):  # as of `cat extracted/AA/* > wiki.txt`
+            return documents_of_wikiextractor(source, chain(first_lines, lines))
         source.separated_by = guess_separator(first_lines)
         lines = chain(first_lines, lines)
     if source.separated_by == "line":
@@ -809,12 +812,19 @@ def read_wikiextractor(source: Source) -> Iterator[bytes]:
     """WikiExtractor's wiki_00: JSON lines, or text between <doc ...> and </doc>; both escaped as HTML is."""
     lines = lines_of(source)
     first = next(lines)
-    if first.startswith(b"{"):
-        for line in chain([first], filter(bytes.strip, lines)):
-            yield unescaped(text_of(parse_json(line), source.text_column))
+    if not first.startswith(b"{"):
+        yield from documents_of_wikiextractor(source, chain([first], lines))
         return
+    source.is_wikiextractors = True
+    for line in chain([first], filter(bytes.strip, lines)):
+        yield unescaped(text_of(parse_json(line), source.text_column))
+
+
+def documents_of_wikiextractor(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The text between each <doc ...> and its </doc>."""
+    source.is_wikiextractors = True
     document = None  # lines
-    for line in chain([first], lines):
+    for line in lines:
         if document is None and line.startswith(b"<doc "):
             document = []
         elif document is not None and line.rstrip() == b"</doc>":
@@ -1250,7 +1260,8 @@ def parse_arguments(argv: list | None):
     add(
         "--document_separator",
         choices=["empty_line", "line", "file"],
-        help="What a text file's documents end at; without it, empty lines where a file has them, else each line.",
+        help="What a text file's documents end at; without it, WikiExtractor's </doc> or empty lines where a file "
+        "has them, else each line.",
     )
     add(
         "--dataset_config_name",

@@ -1198,8 +1198,8 @@ class Report:
             records[name] = evaluation | self.yardsticks[name]
             place = "" if name == "validation" else f" of {name}"
             place += f" at step {step:,}" if is_training else ""
-            line = "loss {eval_loss:.4f}, perplexity {perplexity:.2f}, accuracy {accuracy:.2%}"
-            log(f"evaluation{place}: {line.format(**evaluation)}: {where_it_stands(records[name])}")
+            numbers = f"{loss_and_perplexity(evaluation)}, accuracy {evaluation['accuracy']:.2%}"
+            log(f"evaluation{place}: {numbers}: {where_it_stands(records[name])}")
         first, *others = records
         if is_on_plateau(run, records[first]):
             log(
@@ -1225,8 +1225,8 @@ class Report:
             log(f"stopped by a signal after step {progress.global_step}: add --resume_from_checkpoint auto to go on")
             return
         log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**progress.best))
-        line = "evaluation loss {eval_loss:.4f}, perplexity {perplexity:.2f}".format(**first_of(evaluations))
-        log(f"done: {Path(self.output_dir, f'paddle_{progress.global_step}')}, {line}")
+        reached = loss_and_perplexity(first_of(evaluations))
+        log(f"done: {Path(self.output_dir, f'paddle_{progress.global_step}')}, evaluation {reached}")
 
     def write(self, event: str, step: int, record: dict):
         """Adds a record to metrics.jsonl, and its numbers to VisualDL. On rank 0, where there is an --output_dir."""
@@ -1244,6 +1244,12 @@ def shown_loss(record: dict, window: dict) -> str:
     if record["loss"] is not None:
         return f"{record['loss']:.3f}"
     return "none: all skipped" if window["skipped_updates"] == window["updates"] else "none: no token was masked"
+
+
+def loss_and_perplexity(evaluation: dict) -> str:
+    perplexity = evaluation["perplexity"]
+    digits = ".2f" if perplexity < 1e6 else ".1e"  # of a run that diverged it has up to 304
+    return f"loss {evaluation['eval_loss']:.4f}, perplexity {perplexity:{digits}}"
 
 
 def numbers_of(record: dict) -> dict[str, float]:

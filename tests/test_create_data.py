@@ -1379,6 +1379,20 @@ def test_wikiextractors_files_are_read_without_tags_and_escapes(create, tmp_path
             create(tmp_path / "AA", name="cut")
 
 
+def test_wikiextractors_files_joined_to_a_text_file_are_read_alike_unless_told_otherwise(create, tmp_path, capsys):
+    texts = ["a < b", "two\n\nparagraphs", "plain"]
+    joined = tmp_path / "wiki.txt"
+    joined.write_bytes(wikiextractor([("a title", text) for text in texts], "doc"))
+    assert all_documents(create(joined)) == sorted(texts)
+    printed = capsys.readouterr().out
+    assert "1 file read as WikiExtractor's" in printed and "--document_separator" not in printed
+    plain = all_documents(create(joined, "--document_separator", "line", name="plain"))
+    assert {'<doc id="1" url="u" title="a title">', "a &lt; b", "</doc>"} < set(plain)
+    joined.write_bytes(joined.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"wiki.txt after record 2 .*no </doc>"):
+        create(joined, name="cut")
+
+
 @pytest.mark.parametrize(
     "value",
     [

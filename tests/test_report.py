@@ -2,6 +2,7 @@
 
 import json
 import math
+import math
 import os
 import shutil
 import subprocess
@@ -279,3 +280,9 @@ def test_perplexities_of_a_run_and_of_its_peers_stand_beside_their_own_minutes(m
         for name, values in expected.items()
     ]
     assert is_drawn(tmp_path / "minutes.png")
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(3.4828, "32.55"), (13.8, "984609.11"), (700.0, "1.0e+304")])
+def test_a_perplexity_is_short_also_where_a_run_has_diverged(loss, shown):
+    evaluation = {"eval_loss": loss, "perplexity": math.exp(loss)}
+    assert run_pretrain.loss_and_perplexity(evaluation) == f"loss {loss:.4f}, perplexity {shown}"
