@@ -2,7 +2,6 @@
 
 import json
 import math
-import math
 import os
 import shutil
 import subprocess
