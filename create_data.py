@@ -674,7 +674,7 @@ def read_txt(source: Source) -> Iterator[bytes]:
     source.separated_by = source.separator
     if source.separator is None:
         first_lines = take(lines, most=GUESSED_FROM, most_bytes=10 * BUFFER)
-        if first_lines[0].startswith(b'<doc id="'):  # as of `cat extracted/AA/* > wiki.txt`
+        if first_lines[0].startswith((b'<doc id="', b'{"id": "')):  # as of `cat extracted/AA/* > wiki.txt`
             return documents_of_wikiextractor(source, chain(first_lines, lines))
         source.separated_by = guess_separator(first_lines)
         lines = chain(first_lines, lines)
@@ -809,22 +809,19 @@ def read_arrow(source: Source) -> Iterator[dict]:
 
 
 def read_wikiextractor(source: Source) -> Iterator[bytes]:
-    """WikiExtractor's wiki_00: JSON lines, or text between <doc ...> and </doc>; both escaped as HTML is."""
-    lines = lines_of(source)
-    first = next(lines)
-    if not first.startswith(b"{"):
-        yield from documents_of_wikiextractor(source, chain([first], lines))
-        return
-    source.is_wikiextractors = True
-    for line in chain([first], filter(bytes.strip, lines)):
-        yield unescaped(text_of(parse_json(line), source.text_column))
+    return documents_of_wikiextractor(source, lines_of(source))
 
 
 def documents_of_wikiextractor(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The text between each <doc ...> and its </doc>."""
+    """WikiExtractor's output: JSON lines, or text between <doc ...> and </doc>; both escaped as HTML is."""
     source.is_wikiextractors = True
+    first = next(lines)
+    if first.startswith(b"{"):
+        for line in chain([first], filter(bytes.strip, lines)):
+            yield unescaped(text_of(parse_json(line), source.text_column))
+        return
     document = None  # lines
-    for line in lines:
+    for line in chain([first], lines):
         if document is None and line.startswith(b"<doc "):
             document = []
         elif document is not None and line.rstrip() == b"</doc>":

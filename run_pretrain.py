@@ -5,6 +5,8 @@ python -m paddle.distributed.launch --gpus "0,1" run_pretrain.py --input_file wi
 python run_pretrain.py --input_file demo_data --model_name_or_path ckp/paddle_800 --max_steps 0
 """
 
+from __future__ import annotations
+
 import argparse
 import ctypes
 import difflib
@@ -27,12 +29,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is behind a shell's &
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Paddle is imported ends the process without a traceback
 
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, TokenRows, UpdateSampler, UserError
-from utils import checkpoints_in, explaining, log, number, onednn, require
+from utils import checkpoints_in, explaining, log, number, onednn
 
 if __name__ == "__main__":
     utils.open_standard_streams()  # closed ones, as by `2>&-`, which faulthandler and what Paddle imports need
@@ -86,6 +88,7 @@ class Recipe:
     """How a model is trained, where no flag of the same name says otherwise."""
 
     learning_rate: float  # the peak
+    weight_decay: float  # AdamW's, of matrices and embeddings
     mlm_probability: float  # share of the tokens that training predicts at its beginning
     final_mlm_probability: float  # and at its end; in between, the share follows a line
     dropout: float | None  # None: the model's, which is 0.1 from scratch
@@ -97,6 +100,7 @@ RECIPES = {
     # RoBERTa's own settings (section 5 and its configuration), and the original page's rate.
     "roberta": Recipe(
         learning_rate=1e-4,
+        weight_decay=0.01,
         mlm_probability=0.15,
         final_mlm_probability=0.15,
         dropout=None,
@@ -107,6 +111,7 @@ RECIPES = {
     # short that attention has few places to choose from: tests/benchmarks/README.md tells what was tried, and why.
     "growing_rows": Recipe(
         learning_rate=5e-4,
+        weight_decay=0.1,
         mlm_probability=0.4,
         final_mlm_probability=0.15,
         dropout=0.0,
@@ -138,11 +143,14 @@ def main(argv: list | None = None):
     check_validation(args, data, collator)
     validation = {name: validation_batches(rows, collator, args, machine) for name, rows in data.validation.items()}
     report = Report(args, data)
+    if args.output_dir is not None:
+        check_output_dir(args.output_dir)
     if args.max_steps == 0:
         model = build_model(args, config, machine, data.is_padded)
         run = Run(args, machine, model, report)
         run.stop.catch_signals()
-        evaluate_all(run, validation)
+        if evaluate_all(run, validation) is None:
+            raise UserError("stopped by a signal before the evaluation was complete: start it again")
         return
 
     sampler = UpdateSampler(
@@ -153,7 +161,6 @@ def main(argv: list | None = None):
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
-    check_output_dir(args.output_dir)
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
         run = start_or_resume(args, recipe, machine, data, config, identity, sampler, report)
         run.stop.catch_signals()
@@ -162,63 +169,6 @@ def main(argv: list | None = None):
         batches = training_batches(run, sampler, training_masks)
         evaluations = train(run, batches, validation)
         report.log_end(run, evaluations)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The device, the precision and the place among the ranks; decided once, by start_machine()."""
-
-    device: str  # "cpu", "gpu" or "xpu"
-    precision: str  # of matrix products: "float32", "bfloat16" or "float16"
-    reason: str  # why this precision
-    rank: int = 0  # of this process
-    world_size: int = 1  # processes in all
-
-
-@dataclass(frozen=True)
-class Data:
-    """What --input_file holds, read once, by load_data(): what lies there later changes nothing."""
-
-    tokenizer: transformers.PretrainedTokenizer
-    tokenizer_files: dict[str, bytes]  # by name; a checkpoint gets them
-    train: TokenRows
-    validation: dict[str, TokenRows]  # by the split's name: "validation", "validation_german", ...
-    seq_length: int  # positions that the model needs: the longest row's, or --max_seq_length
-    is_padded: bool  # whether rows have different lengths
-    digests: dict[str, str]  # of each Arrow file of rows: its size and SHA-256
-    description: str  # directories and numbers of rows, for people
-
-
-@dataclass
-class Progress:
-    """What changes from update to update; a checkpoint holds it, beside weights and optimizer."""
-
-    global_step: int = 0  # updates done
-    planned_steps: int = 0  # updates in all as planned at the start, of which the recipe's stages are shares; it stays
-    warmup_steps: int = 0  # updates until the peak learning rate
-    skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
-    is_evaluated: bool = False  # whether an evaluation follows the checkpoint that holds this
-    best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
-    window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
-
-
-@dataclass
-class Run:
-    """What the functions of a run share. Evaluating alone needs the first four."""
-
-    args: argparse.Namespace  # never written to
-    machine: Machine
-    model: nn.Layer  # RobertaForMaskedLM
-    report: "Report"
-    recipe: Recipe | None = None
-    progress: Progress = field(default_factory=Progress)
-    parallel: nn.Layer | None = None  # the model; of several ranks, in DataParallel
-    optimizer: paddle.optimizer.Optimizer | None = None
-    scaler: paddle.amp.GradScaler | None = None
-    total_steps: int = 0  # updates from the start to the end
-    identity: dict = field(default_factory=dict)  # what a resumed run must have in common, see run_identity()
-    data: Data | None = None
-    stop: "StopSignal" = field(default_factory=lambda: StopSignal())  # a lambda, as the class comes later
 
 
 def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
@@ -281,10 +231,9 @@ def train_update(run: Run, batches: list[dict]) -> dict:
     """
     args, machine, model, scaler = run.args, run.machine, run.parallel, run.scaler
 
-    # How many tokens does this update predict, on all ranks together? And does any rank want to stop?
+    # How many tokens does this update predict, on all ranks together?
     counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
-    totals = paddle.stack([sum(counts).astype("float32"), paddle.full([], float(run.stop.requested))])
-    num_masked, stops = sum_over_ranks(totals)
+    num_masked = sum_over_ranks(sum(counts).astype("float32"))
 
     # The gradient of (sum of losses) / (number of tokens); DataParallel averages over the ranks, hence the factor.
     # Dividing before the backward pass keeps float16 in range. At least 1: a batch may have no token to predict.
@@ -300,11 +249,15 @@ def train_update(run: Run, batches: list[dict]) -> dict:
             scaler.scale(loss * per_token).backward()
         loss_sum += loss.detach()
 
+    # Does any rank want to stop? Asked behind the passes, so that a signal during them ends the run with this update.
+    totals = paddle.stack([loss_sum, paddle.full([], float(run.stop.requested))])
+    loss_sum, stops = sum_over_ranks(totals)
+
     # Are loss and gradient finite, and how long is the gradient? This reads from the device, once.
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     loss_scale = scale_of(scaler)
     numbers = {
-        "loss_sum": sum_over_ranks(loss_sum),
+        "loss_sum": loss_sum,
         "num_masked": num_masked,
         "grad_norm": global_norm(gradients) / loss_scale,
         "loss_scale": loss_scale,
@@ -413,7 +366,10 @@ def piece_length_at(step: int, run: Run) -> int | None:
 
 
 def updates_of(share: float, steps: int) -> float:
-    """A share of the updates, without the error of the product: 0.29 x 100 is 28.999999999999996 in floats."""
+    """A share of the updates, or those of a number of epochs, without the error of the product.
+
+    0.29 x 100 is 28.999999999999996 in floats.
+    """
     return round(share * steps, 6)
 
 
@@ -421,6 +377,64 @@ def mlm_probability_at(step: int, run: Run) -> float:
     """The share of the tokens that update `step`, counted from 1, predicts."""
     begin, end = run.recipe.mlm_probability, run.recipe.final_mlm_probability
     return begin + (end - begin) * min(1, (step - 1) / run.progress.planned_steps)
+
+
+# -------- what the functions above share
+@dataclass(frozen=True)
+class Machine:
+    """The device, the precision and the place among the ranks; decided once, by start_machine()."""
+
+    device: str  # "cpu", "gpu" or "xpu"
+    precision: str  # of matrix products: "float32", "bfloat16" or "float16"
+    reason: str  # why this precision
+    rank: int = 0  # of this process
+    world_size: int = 1  # processes in all
+
+
+@dataclass(frozen=True)
+class Data:
+    """What --input_file holds, read once, by load_data(): what lies there later changes nothing."""
+
+    tokenizer: transformers.PretrainedTokenizer
+    tokenizer_files: dict[str, bytes]  # by name; a checkpoint gets them
+    train: TokenRows
+    validation: dict[str, TokenRows]  # by the split's name: "validation", "validation_german", ...
+    seq_length: int  # positions that the model needs: the longest row's, or --max_seq_length
+    is_padded: bool  # whether rows have different lengths
+    digests: dict[str, str]  # of each Arrow file of rows: its size and SHA-256
+    description: str  # directories and numbers of rows, for people
+
+
+@dataclass
+class Progress:
+    """What changes from update to update; a checkpoint holds it, beside weights and optimizer."""
+
+    global_step: int = 0  # updates done
+    planned_steps: int = 0  # updates in all as planned at the start, of which the recipe's stages are shares; it stays
+    warmup_steps: int = 0  # updates until the peak learning rate
+    skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
+    is_evaluated: bool = False  # whether an evaluation follows the checkpoint that holds this
+    best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
+    window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
+
+
+@dataclass
+class Run:
+    """What the functions of a run share. Evaluating alone needs the first four."""
+
+    args: argparse.Namespace  # never written to
+    machine: Machine
+    model: nn.Layer  # RobertaForMaskedLM
+    report: Report
+    recipe: Recipe | None = None
+    progress: Progress = field(default_factory=Progress)
+    parallel: nn.Layer | None = None  # the model; of several ranks, in DataParallel
+    optimizer: paddle.optimizer.Optimizer | None = None
+    scaler: paddle.amp.GradScaler | None = None
+    total_steps: int = 0  # updates from the start to the end
+    identity: dict = field(default_factory=dict)  # what a resumed run must have in common, see run_identity()
+    data: Data | None = None
+    stop: StopSignal = field(default_factory=lambda: StopSignal())  # a lambda, as the class comes later
 
 
 # -------- the update's tools
@@ -471,15 +485,16 @@ def wait_for_all_ranks():
 def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
     """Adds an update to the sums since the last report, and counts those in a row that were not finite."""
     progress = run.progress
-    batch_size, seq_length = batches[0]["input_ids"].shape
-    tokens = run.machine.world_size * len(batches) * batch_size * seq_length  # positions, of all ranks
+    rows = sum(batch["input_ids"].shape[0] for batch in batches)
+    positions = sum(batch["input_ids"].size for batch in batches)  # each batch is padded to a length of its own
+    tokens = run.machine.world_size * positions  # of all ranks, as if the others' rows were as long
     counts = {
         "updates": 1,
         "skipped_updates": int(result["skipped"]),
         "loss_sum": 0.0 if result["skipped"] else result["loss_sum"],
         "num_masked": 0.0 if result["skipped"] else result["num_masked"],
         "tokens": tokens,
-        "flops": update_flops(run.model.config, tokens, seq_length, result["num_masked"]),
+        "flops": update_flops(run.model.config, tokens, positions / rows, result["num_masked"]),
         "data_seconds": data_seconds,
         "seconds": seconds,
     }
@@ -487,7 +502,7 @@ def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: flo
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result["skipped"] else 0
 
 
-def update_flops(config, tokens: int, seq_length: int, num_masked: float) -> float:
+def update_flops(config, tokens: int, seq_length: float, num_masked: float) -> float:
     """Operations of an update's matrix products: forward, and twice that backward."""
     h, f = config.hidden_size, config.intermediate_size
     layer = 8 * h * h + 4 * h * f + 4 * seq_length * h  # a token's
@@ -635,11 +650,14 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
         initialize(model)
     if not is_new and checkpoint is None and args.initialization and args.max_steps != 0:
         log("not used, as weights are continued: --initialization")
+    if is_new and args.resize_model:
+        log("not used, as no weights are continued: --resize_model")
     use_fast_layers(model, machine.device, machine.precision, is_padded)
-    if args.recompute:  # PaddleNLP's own way fails in paddle.DataParallel
-        suits = machine.device != "cpu" or onednn() is None
-        require(suits, "--recompute True is for GPUs: a CPU's layers keep little")
-        options = dict(use_reentrant=False, preserve_rng_state=config.hidden_dropout_prob != 0)
+    if args.recompute and args.max_steps != 0:  # PaddleNLP's own way fails in paddle.DataParallel
+        if machine.device == "cpu" and onednn() is not None:
+            raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
+        has_dropout = config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0
+        options = dict(use_reentrant=False, preserve_rng_state=has_dropout)
         for layer in model.roberta.encoder.layers:
             layer.forward = partial(dist.fleet.utils.recompute, layer.forward, **options)
     size = sum(parameter.size for parameter in model.parameters())
@@ -701,7 +719,7 @@ def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
     model.lm_head.decoder.bias.set_value(np.log(counts / counts.sum()).astype(np.float32))
 
 
-def build_optimizer(model, args, precision: str):
+def build_optimizer(model, args, recipe: Recipe, precision: str):
     """AdamW, decaying matrices and embeddings only, and the scaler that float16 needs."""
     decayed = {parameter.name for parameter in model.parameters() if parameter.ndim >= 2}
     optimizer = paddle.optimizer.AdamW(
@@ -710,7 +728,7 @@ def build_optimizer(model, args, precision: str):
         beta2=0.98,  # RoBERTa, section 3.1
         epsilon=args.adam_epsilon,
         parameters=model.parameters(),
-        weight_decay=args.weight_decay,
+        weight_decay=recipe.weight_decay,
         apply_decay_param_fun=decayed.__contains__,
     )
     is_float16 = precision == "float16"  # else the scaler does nothing
@@ -720,13 +738,14 @@ def build_optimizer(model, args, precision: str):
 def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
     """The masking of training or of evaluations; rows of different lengths are padded to few lengths."""
     multiple = utils.LENGTH_MULTIPLE if data.is_padded else None
-    with explaining("--whole_word_masking True does not suit the tokenizer; leave it out"):
+    unsuited = "--whole_word_masking True does not suit the tokenizer; leave it out"
+    with explaining(unsuited) if args.whole_word_masking else nullcontext():
         return DataCollatorMLM(data.tokenizer, mlm_probability, args.seed, args.whole_word_masking, multiple)
 
 
 def show_masking(collator: DataCollatorMLM, data: Data):
     """Shows a training row as the model sees it; warns where rows are masked otherwise than single tokens would be."""
-    with explaining(WORDS_UNKNOWN):
+    with explaining(WORDS_UNKNOWN) if collator.words is not None else nullcontext():
         log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
         problem = utils.masking_problem(collator, data.train)
     hint = utils.missing_dictionary(collator, data.train)
@@ -764,7 +783,7 @@ def validation_batches(rows: TokenRows, collator: DataCollatorMLM, args, machine
 
 # -------- checkpoints
 def start_or_resume(
-    args, recipe: Recipe, machine: Machine, data: Data, config, identity: dict, sampler: UpdateSampler, report: "Report"
+    args, recipe: Recipe, machine: Machine, data: Data, config, identity: dict, sampler: UpdateSampler, report: Report
 ) -> Run:
     """The run at its beginning, or as a checkpoint holds it."""
     total_steps = updates_in_all(args, sampler)
@@ -786,7 +805,7 @@ def start_or_resume(
         counts = utils.token_counts(data.train, data.tokenizer)
         initialize = partial(initialize_with_sinusoids, token_counts=counts, seed=args.seed)
     model = build_model(args, config, machine, data.is_padded, checkpoint, initialize)
-    optimizer, scaler = build_optimizer(model, args, machine.precision)
+    optimizer, scaler = build_optimizer(model, args, recipe, machine.precision)
     if checkpoint:
         load_optimizer(checkpoint, args.output_dir, state, model, optimizer, scaler)
     # DataParallel gives every rank the first one's weights.
@@ -825,7 +844,7 @@ def updates_in_all(args, sampler: UpdateSampler) -> int:
         total_steps = args.max_steps
     else:
         epochs = EPOCHS if args.num_train_epochs is None else args.num_train_epochs
-        total_steps = math.floor(epochs * sampler.updates_per_epoch)
+        total_steps = math.floor(updates_of(epochs, sampler.updates_per_epoch))
         if 0 < args.max_steps < total_steps:
             total_steps = args.max_steps
     if total_steps == 0:
@@ -903,9 +922,11 @@ def compare_over_ranks(machine: Machine, values: dict):
 
 def check_output_dir(output_dir: str):
     """Raises UserError where a run would write into a checkpoint, and be deleted with it by --save_total_limit."""
-    for folder in Path(output_dir).resolve().parents:
+    path = Path(output_dir).resolve()
+    for folder in (path, *path.parents):
         if (folder / "training_state").exists():
-            raise UserError(f"--output_dir {output_dir} lies in the checkpoint {folder}: choose one outside of it")
+            relation = "is a checkpoint" if folder == path else f"lies in the checkpoint {folder}"
+            raise UserError(f"--output_dir {output_dir} {relation}: choose one outside of it")
 
 
 def find_checkpoint(args) -> str | None:
@@ -1393,7 +1414,8 @@ def describe_recipe(recipe: Recipe) -> str:
         share += f" falling to {percent(recipe.final_mlm_probability)}"
     dropout = "the model's dropout" if recipe.dropout is None else f"dropout {recipe.dropout:g}"
     return (
-        f"{rows}; {share} of the tokens predicted; rate {recipe.learning_rate:g}; {dropout}; "
+        f"{rows}; {share} of the tokens predicted; rate {recipe.learning_rate:g}; "
+        f"weight decay {recipe.weight_decay:g}; {dropout}; "
         f"{recipe.initialization} initialization of a new model"
     )
 
@@ -1437,7 +1459,7 @@ def load_data(args, recipe: Recipe) -> Data:
         )
     is_padded = any(rows.shortest < rows.longest for rows in splits)
     # Rows whose length is no multiple of a stage's pieces are padded, too.
-    is_padded = is_padded or any(length < longest and longest % length for length, _ in recipe.stages)
+    is_padded = is_padded or any(length < train.longest and train.longest % length for length, _ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
     description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
@@ -1492,7 +1514,9 @@ def digests_of_rows(folder: str) -> dict[str, str]:
     """Size and SHA-256 of a data set's Arrow files; each file that data_card.json knows is compared with it."""
     card = Path(folder, "data_card.json")
     expected = json.loads(card.read_bytes()).get("files", {}) if card.exists() else {}
-    names = {path.relative_to(folder).as_posix() for path in Path(folder).glob("*/*.arrow")}
+    # `datasets` writes cache-....arrow beside the rows where someone has looked at them with map() or filter().
+    rows = (path for path in Path(folder).glob("*/*.arrow") if not path.name.startswith("cache-"))
+    names = {path.relative_to(folder).as_posix() for path in rows}
     digests = {}
     for name in sorted(names | set(expected)):
         path = Path(folder, name)
@@ -1542,7 +1566,7 @@ def check_validation(args, data: Data, collator: DataCollatorMLM):
     """Raises UserError where a validation set has no token to predict: better now than at the first evaluation."""
     for name, rows in data.validation.items():
         batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
-        with explaining(WORDS_UNKNOWN):
+        with explaining(WORDS_UNKNOWN) if args.whole_word_masking else nullcontext():
             is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
         if not is_evaluated:
             raise UserError(
@@ -1577,9 +1601,6 @@ def parse_arguments(argv: list | None) -> argparse.Namespace:
     """The command line's arguments. Whatever follows from them is a value of its own: nothing is written to them."""
     parser = build_parser()
     given = sys.argv[1:] if argv is None else list(argv)
-    for gone in ("--num_workers", "--amp_level"):  # of earlier versions
-        if any(word == gone or word.startswith(f"{gone}=") for word in given):
-            raise UserError(f"{gone} is gone: leave it out")
     args = parser.parse_args(given)
     if args.max_steps != 0:
         # Evaluating alone writes nothing unless it is asked to; training always has a directory.
@@ -1779,8 +1800,8 @@ def build_parser() -> utils.ArgumentParser:
         "--weight_decay",
         for_training=True,
         type=not_negative,
-        default=1e-2,
-        help="AdamW's decoupled decay of matrices and embeddings; biases and LayerNorms never decay",
+        help="AdamW's decoupled decay of matrices and embeddings; biases and LayerNorms never decay (default: "
+        f"{RECIPES['roberta'].weight_decay:g}; with the recipe growing_rows {RECIPES['growing_rows'].weight_decay:g})",
     )
     add(
         "--adam_epsilon",

@@ -1161,7 +1161,8 @@ def atomic_directory(path: str):
     path = os.path.realpath(path)
     beside, new, old = (f"{path}.being_written{name}" for name in ("", "/new", "/old"))
     holds_us = Path.cwd().is_relative_to(path)
-    require(not holds_us, f"{path} holds the working directory: choose another --output_dir")
+    if holds_us:
+        raise UserError(f"{path} holds the working directory: choose another --output_dir")
 
     def recover():
         if os.path.isdir(old) and not os.path.isdir(path):
@@ -1218,9 +1219,11 @@ def check_checksums(folder: str):
     """Raises UserError where a checkpoint is not as write_checksums() sealed it."""
     with explaining(f"{folder}: no checkpoint, or damaged"):
         lines = Path(folder, CHECKSUMS).read_text().splitlines()
-        require(lines, f"{folder}: {CHECKSUMS} is empty")
+        if not lines:
+            raise UserError(f"{folder}: {CHECKSUMS} is empty")
         for digest, name in (line.split("  ", 1) for line in lines):
-            require(sha256_of(Path(folder, name)) == digest, f"{folder}: {name} is damaged")
+            if sha256_of(Path(folder, name)) != digest:
+                raise UserError(f"{folder}: {name} is damaged")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -1255,17 +1258,12 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def require(condition, message: str):
-    if not condition:
-        raise UserError(message)
-
-
 @contextlib.contextmanager
 def explaining(what: str):
-    """Turns an error in the block into a UserError: what, and why."""
+    """Turns an error in the block into a UserError: what, and why; all but a want of memory, which says so itself."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):

@@ -182,9 +182,10 @@ def run_of(model, *arguments: str, precision: str = "float32", **progress):
 
     args = run_pretrain.parse_arguments([*arguments])
     machine = run_pretrain.Machine("cpu", precision, "for a test")
-    optimizer, scaler = run_pretrain.build_optimizer(model, args, precision) if model is not None else (None, None)
     recipe = run_pretrain.choose_recipe(args)
-    if optimizer:
+    optimizer = scaler = None
+    if model is not None:
+        optimizer, scaler = run_pretrain.build_optimizer(model, args, recipe, precision)
         optimizer.set_lr(recipe.learning_rate)  # as train() does for each update, by the schedule
     return run_pretrain.Run(
         args,

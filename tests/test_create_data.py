@@ -1379,11 +1379,18 @@ def test_wikiextractors_files_are_read_without_tags_and_escapes(create, tmp_path
             create(tmp_path / "AA", name="cut")
 
 
-def test_wikiextractors_files_joined_to_a_text_file_are_read_alike_unless_told_otherwise(create, tmp_path, capsys):
+@pytest.mark.parametrize("form", ["json", "doc"])
+def test_wikiextractors_files_joined_to_a_text_file_are_read_alike(create, tmp_path, form):
+    texts = ["a < b", "two\n\nparagraphs", "plain"]
+    (tmp_path / "wiki.txt").write_bytes(wikiextractor([("a title", text) for text in texts], form))
+    assert all_documents(create(tmp_path / "wiki.txt")) == sorted(texts)
+
+
+def test_joined_files_of_wikiextractor_are_plain_text_if_told_so_and_refused_if_cut(create, tmp_path, capsys):
     texts = ["a < b", "two\n\nparagraphs", "plain"]
     joined = tmp_path / "wiki.txt"
     joined.write_bytes(wikiextractor([("a title", text) for text in texts], "doc"))
-    assert all_documents(create(joined)) == sorted(texts)
+    create(joined)
     printed = capsys.readouterr().out
     assert "1 file read as WikiExtractor's" in printed and "--document_separator" not in printed
     plain = all_documents(create(joined, "--document_separator", "line", name="plain"))

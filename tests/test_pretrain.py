@@ -195,6 +195,59 @@ def test_recompute_gives_the_same_gradients(build, batch, padded, dropout, monke
     assert (loss_and_gradients(model, batch)[0] == kept[0]) == (dropout == "0")
 
 
+def test_recompute_keeps_the_generator_where_attention_alone_has_dropout(packed_data, build, batch, monkeypatch):
+    """Else the second forward pass would draw another dropout, and the gradients would be wrong, silently."""
+    tokenizer, _ = load(packed_data)
+    args = run_pretrain.parse_arguments([*training_arguments(packed_data, ROOT), "--recompute", "True"])
+    config = build_config(args, tokenizer, 32, 0.0)
+    config.attention_probs_dropout_prob = 0.1
+    kept = []
+
+    def recompute(forward, *inputs, preserve_rng_state, use_reentrant, **more):
+        kept.append(preserve_rng_state)
+        return forward(*inputs, **more)
+
+    monkeypatch.setattr(run_pretrain, "onednn", lambda: None)
+    monkeypatch.setattr(run_pretrain.dist.fleet.utils, "recompute", recompute)
+    run_pretrain.masked_loss(build_model(args, config, Machine("cpu", "float32", "for a test"), False), batch)
+    assert kept == [True, True]
+
+
+def test_an_evaluation_alone_needs_no_recomputation_and_says_so(pretrain, capsys):
+    pretrain("--max_steps", "0", "--recompute", "True", "--resize_model", "True")
+    printed = capsys.readouterr().out
+    assert "not used by an evaluation alone (--max_steps 0): --recompute\n" in printed
+    assert "not used, as no weights are continued: --resize_model\n" in printed
+
+
+def test_the_tokens_of_an_update_are_those_of_all_its_micro_batches(build):
+    """Each is padded to a length of its own."""
+    run = run_of(build())
+    batches = [{"input_ids": paddle.zeros([2, length], "int64")} for length in (8, 24)]
+    update = {"skipped": False, "loss_sum": 6.0, "num_masked": 3.0}
+    run_pretrain.add_to_window(run, update, batches, data_seconds=0.0, seconds=1.0)
+    assert run.progress.window["tokens"] == 2 * (8 + 24)
+    assert run.progress.window["flops"] == run_pretrain.update_flops(run.model.config, 64, 16, 3.0)
+
+
+def test_a_row_that_cannot_be_masked_is_not_laid_to_words_where_single_tokens_are_masked(pretrain, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("of a test")
+
+    monkeypatch.setattr(utils, "describe_row", fail)
+    with pytest.raises(ValueError, match="of a test"):
+        pretrain("--max_steps", "1")
+    with pytest.raises(UserError, match=r"cannot tell the words of this text.*of a test"):
+        pretrain("--max_steps", "1", "--whole_word_masking", "True")
+
+
+def test_a_want_of_memory_is_never_taken_for_damage():
+    with pytest.raises(MemoryError), utils.explaining("damaged"):
+        raise MemoryError
+    with pytest.raises(UserError, match="damaged"), utils.explaining("damaged"):
+        raise OSError
+
+
 def test_a_mask_is_used_only_where_rows_are_padded(pretrain, packed_data, ragged_data, tmp_path, monkeypatch):
     real, built = run_pretrain.use_fast_layers, []
     monkeypatch.setattr(run_pretrain, "use_fast_layers", lambda *model: built.append(model[3]) or real(*model))
@@ -803,8 +856,6 @@ BAD_ARGUMENTS = {
     "--amp yes": "--amp: 'yes' is neither True nor False",
     "--max_grad_nor 1": "unrecognized arguments: --max_grad_nor",
     "--device xpu": "--device xpu: Paddle",
-    "--num_workers 2": "--num_workers is gone: leave it out",
-    "--amp_level O1": "--amp_level is gone: leave it out",
     "--lr_scheduler polynomial": "--lr_scheduler: invalid choice",
     "--max_steps 1 --eval_mlm_probability 1e-9": "no validation token was chosen for prediction",
     "--max_steps 0 --eval_mlm_probability 1e-9": "no validation token was chosen for prediction",

@@ -164,6 +164,7 @@ def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, n
     assert bool(recipe.stages) == (name == "growing_rows")
     assert recipe.dropout == (0.2 if "--dropout" in more else 0.0 if name == "growing_rows" else None)
     assert ("pieces of 8 tokens until 20%" in line) == (name == "growing_rows")
+    assert f"weight decay {0.1 if name == 'growing_rows' else 0.01}; " in line
 
 
 def test_shares_are_said_to_three_digits(capsys):
@@ -203,11 +204,22 @@ def test_rows_that_the_pieces_do_not_divide_are_padded(pretrain, corpus, tmp_pat
     assert metrics(tmp_path / "ckp", "evaluation")
 
 
+def test_rows_of_a_part_are_padded_where_another_parts_validation_rows_are_longer(pretrain, corpus, tmp_path, seen):
+    """Rows of 20 tokens to train on, rows of 32 to evaluate on, each part with rows of one length."""
+    parts = [create(corpus, tmp_path / "train", "--max_seq_length", "20")]
+    whole = "--max_seq_length", "32", "--validation_split_percentage", "100", "--tokenizer_name"
+    parts.append(create(corpus, tmp_path / "more", *whole, str(parts[0] / "tokenizer")))
+    pretrain("--max_steps", "2", "--stages", "8:0.5", "--input_file", *map(str, parts))
+    assert [update[0]["input_ids"].shape for update in seen] == [(32, 8), (8, 32)]
+
+
 @pytest.mark.parametrize("share", [0.07, 0.28, 0.29, 0.57, 0.58])
 def test_a_share_of_the_updates_is_a_whole_number_where_it_should_be(share):
     """In floats, 0.29 x 100 is less than 29, and 0.07 x 100 more than 7."""
     assert run_pretrain.updates_of(share, 100) == round(100 * share)
     assert run_pretrain.updates_of(share, 1000) == round(1000 * share)
+    args = run_pretrain.parse_arguments(["--num_train_epochs", str(share)])
+    assert run_pretrain.updates_in_all(args, utils.UpdateSampler(1600, 16)) == round(100 * share)
     assert run_pretrain.updates_of(0.5, 3) == 1.5
 
 

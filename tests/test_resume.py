@@ -94,6 +94,27 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(pretrain, monkeypatch, undi
     assert result(pretrain(*RUN, *RESUME, output=output)) == undisturbed
 
 
+def test_a_signal_in_the_midst_of_an_update_ends_the_run_with_that_update(pretrain, monkeypatch):
+    passes = []
+
+    def send(model, batch):
+        passes.append(batch)
+        if len(passes) == 3:  # the first micro-batch of the second update
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    around_losses(monkeypatch, before=send)
+    output = pretrain("--max_steps", "9", "--gradient_accumulation_steps", "2")
+    assert [path.name for path in output.glob("paddle_*")] == ["paddle_2"] and len(passes) == 4
+
+
+def test_a_signal_during_an_evaluation_alone_is_an_error(pretrain, monkeypatch, tmp_path):
+    """`evaluate && next` must not go on, as if there were a result."""
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    around_losses(monkeypatch, before=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(UserError, match="stopped by a signal before the evaluation was complete"):
+        pretrain("--max_steps", "0", "--model_name_or_path", str(checkpoint), output=tmp_path / "evaluation")
+
+
 @pytest.mark.parametrize("at", [SAVE_STEPS, STEPS])
 def test_a_signal_ends_an_evaluation_and_the_resumed_run_begins_with_it(
     pretrain, monkeypatch, undisturbed, tmp_path, capsys, at
@@ -445,6 +466,17 @@ def change_state(checkpoint, change) -> None:
     utils.write_checksums(str(checkpoint))
 
 
+def test_the_cache_that_a_look_at_the_data_leaves_changes_nothing(pretrain, packed_data, tmp_path):
+    """map() and filter() of `datasets` write beside the files that they read."""
+    data = tmp_path / "data"
+    shutil.copytree(packed_data, data)
+    pretrain("--max_steps", "4", "--save_steps", "2", data=data)
+    shutil.rmtree(tmp_path / "ckp/paddle_4")
+    datasets.load_from_disk(str(data))["train"].filter(lambda row: row["input_ids"][1] % 2 == 0)
+    assert list(data.glob("train/cache-*.arrow"))
+    pretrain("--max_steps", "4", "--save_steps", "2", *RESUME, data=data)
+
+
 def test_another_precision_is_refused_like_any_change(pretrain):
     output = pretrain("--max_steps", "2")
     change_state(output / "paddle_2", lambda state: state["identity"].update(precision="bfloat16"))
@@ -660,9 +692,14 @@ def test_it_is_said_where_a_resumed_run_evaluates_on_other_rows(pretrain, capsys
 def test_a_run_may_not_write_into_a_checkpoint(pretrain):
     """It would go with the checkpoint when --save_total_limit deletes that."""
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
-    with pytest.raises(UserError, match=r"more/ckp lies in the checkpoint .*paddle_1: choose one outside of it"):
-        pretrain("--max_steps", "1", output=checkpoint / "more/ckp")
-    assert not (checkpoint / "more").exists()
+    files = sorted(checkpoint.rglob("*"))
+    for steps in ("1", "0"):
+        model = ["--max_steps", steps, "--model_name_or_path", str(checkpoint)]
+        with pytest.raises(UserError, match=r"more/ckp lies in the checkpoint .*paddle_1: choose one outside of it"):
+            pretrain(*model, output=checkpoint / "more/ckp")
+        with pytest.raises(UserError, match=r"--output_dir .*paddle_1 is a checkpoint: choose one outside of it"):
+            pretrain(*model, output=checkpoint)
+    assert sorted(checkpoint.rglob("*")) == files
 
 
 def test_rotation_never_deletes_the_only_complete_checkpoint(pretrain):
@@ -708,3 +745,18 @@ def test_a_signal_that_is_ignored_stays_so():
     stop.catch_signals()
     os.kill(os.getpid(), signal.SIGHUP)
     assert not stop.requested
+
+
+def test_an_interrupt_that_is_ignored_stays_so_when_the_script_starts():
+    """So a shell starts what stands before an &, which Ctrl-C is not to reach."""
+    code = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    print("ignored:", signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+"""
+    command = [sys.executable, "-c", f"import sys; sys.argv = ['run_pretrain.py', '--help']\n{code}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "ignored: True"

@@ -88,7 +88,7 @@ def ours(args) -> Contestant:
         tokenizer, rows = drawn_rows(args, project.TokenRows)
     config = project.build_config(run_args, tokenizer, args.max_seq_length, recipe.dropout)
     model = project.build_model(run_args, config, machine, is_padded=False)
-    optimizer, scaler = project.build_optimizer(model, run_args, machine.precision)
+    optimizer, scaler = project.build_optimizer(model, run_args, recipe, machine.precision)
     run = project.Run(run_args, machine, model, None, recipe, total_steps=args.updates)
     run.parallel, run.optimizer, run.scaler, run.progress.warmup_steps = model, optimizer, scaler, args.warmup_steps
     sampler = project.UpdateSampler(len(rows), args.batch_size, seed=run_args.seed)
@@ -112,8 +112,9 @@ def ours(args) -> Contestant:
     model.train()
     length, num_masked = args.max_seq_length, 0.15 * args.batch_size * (args.max_seq_length - 2)
     flops = project.update_flops(config, args.batch_size * length, length, num_masked)
-    shared = {name: getattr(run_args, name) for name in ("weight_decay", "adam_epsilon", "max_grad_norm", "seed")}
-    shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
+    shared = {name: getattr(run_args, name) for name in ("adam_epsilon", "max_grad_norm", "seed")}
+    shared.update(rates=rates, weight_decay=recipe.weight_decay)
+    shared.update(architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
     evaluate = (lambda: project.evaluate(run, validation)["eval_loss"]) if args.quality else None
 
