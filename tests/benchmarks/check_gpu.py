@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 
-from utils import ArgumentParser, command_line, read_weights, require
+from utils import ArgumentParser, UserError, command_line, read_weights
 
 ROOT = sys.path[0]
 # What makes a GPU compute in float32 as a CPU does, and twice the same:
@@ -165,7 +165,8 @@ def describe(device: str) -> dict:
     found.update(numpy=np.__version__, system=platform.platform(), gpus=0, cuda=str(paddle.version.cuda()))
     if device == "gpu":
         sees_one = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count()
-        require(sees_one, f"Paddle {paddle.__version__} sees no GPU here; --device cpu tries the script itself")
+        if not sees_one:
+            raise UserError(f"Paddle {paddle.__version__} sees no GPU here; --device cpu tries the script itself")
         found.update(gpus=paddle.device.cuda.device_count(), gpu=paddle.device.cuda.get_device_name())
         found.update(compute_capability=paddle.device.cuda.get_device_capability(), cudnn=str(paddle.version.cudnn()))
     return found
