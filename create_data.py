@@ -319,13 +319,14 @@ class SplitWriter:
         self.room = max_seq_length - 2  # <s> and </s> take two places of a row
         dtype = schema.field("input_ids").type.value_type.to_pandas_dtype()
         self.rest = np.empty(0, dtype)  # tokens that wait until a row is full, or a line has ended
-        self.counts = dict.fromkeys(("documents", "tokens", "rows", "dropped_tokens"), 0)
+        self.texts = "documents" if packed else "lines"  # what add() gets
+        self.counts = dict.fromkeys((self.texts, "tokens", "rows", "dropped_tokens"), 0)
         self.special_in_rows = self.special_in_text = 0  # tokens; the latter is known when all rows are written
         self.first_row = []  # ids
 
     def add(self, ids: np.ndarray, ends: np.ndarray):
         """Takes token ids (integers [tokens]), and where in them documents or lines end (int [number])."""
-        self.counts["documents"] += len(ends)
+        self.counts[self.texts] += len(ends)
         self.counts["tokens"] += len(ids)
         texts = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
         text_ends = len(self.rest) + ends
@@ -353,7 +354,7 @@ class SplitWriter:
         self.stream.close()
         self.counts["dropped_tokens"] += len(self.rest)
         # What stands in the text itself is all but the <s> and </s> of rows, and the </s> of packed documents.
-        added = 2 * self.counts["rows"] + (self.counts["documents"] if self.packed else 0)
+        added = 2 * self.counts["rows"] + (self.counts[self.texts] if self.packed else 0)
         self.special_in_text = self.special_in_rows + np.count_nonzero(self.is_special[self.rest]) - added
 
 

@@ -585,7 +585,34 @@ def found_config(args, tokenizer, seq_length: int):
     with explaining(problem):
         config = transformers.RobertaConfig.from_pretrained(folder)
 
-    # Do its token ids mean what the data's mean?
+    check_token_ids(args, folder, config, tokenizer)
+
+    # Are its embeddings large enough?
+    size = len(tokenizer.get_vocab())
+    first = config.pad_token_id + 1  # positions are counted from it
+    if args.resize_model:
+        config.vocab_size = max(config.vocab_size, size)
+        config.max_position_embeddings = max(config.max_position_embeddings, seq_length + first)
+    if config.vocab_size < size:
+        remedy = f"prepare the data with --tokenizer_name {name}"
+        raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {size} tokens: {remedy}")
+    longest = config.max_position_embeddings - first
+    if longest < seq_length:
+        # The flag may ask for more than the data's rows need.
+        asks = (
+            f"--max_seq_length {seq_length} (leave it out where rows are shorter), or the data,"
+            if args.max_seq_length
+            else "the data"
+        )
+        rows = f"rows of {seq_length} tokens, and the positions of {name} are enough for {longest}"
+        remedy = f"prepare it with --max_seq_length {longest}, or lengthen the model by --resize_model True"
+        raise UserError(f"{asks} has {rows}: {remedy}")
+    return config
+
+
+def check_token_ids(args, folder: str, config, tokenizer):
+    """Raises UserError where a model's token ids do not mean what the data's mean."""
+    name = args.model_name_or_path
     prepare = f"prepare the data with --tokenizer_name {name}"
     if config.pad_token_id != tokenizer.pad_token_id:
         padding = f"{config.pad_token_id}, in the data {tokenizer.pad_token_id}"
@@ -600,26 +627,6 @@ def found_config(args, tokenizer, seq_length: int):
         if not args.resize_model:
             more = f"{len(vocab) - len(own[0])} tokens that {name} lacks"
             raise UserError(f"the data has {more}: --resize_model True adds them to the model, or {prepare}")
-
-    # Are its embeddings large enough?
-    first = config.pad_token_id + 1  # positions are counted from it
-    if args.resize_model:
-        config.vocab_size = max(config.vocab_size, len(vocab))
-        config.max_position_embeddings = max(config.max_position_embeddings, seq_length + first)
-    if config.vocab_size < len(vocab):
-        raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {len(vocab)} tokens: {prepare}")
-    longest = config.max_position_embeddings - first
-    if longest < seq_length:
-        # The flag may ask for more than the data's rows need.
-        asks = (
-            f"--max_seq_length {seq_length} (leave it out where rows are shorter), or the data,"
-            if args.max_seq_length
-            else "the data"
-        )
-        rows = f"rows of {seq_length} tokens, and the positions of {name} are enough for {longest}"
-        remedy = f"prepare it with --max_seq_length {longest}, or lengthen the model by --resize_model True"
-        raise UserError(f"{asks} has {rows}: {remedy}")
-    return config
 
 
 @functools.cache

@@ -289,6 +289,7 @@ def test_line_by_line_gives_a_row_for_each_line_that_is_not_blank(create, tokeni
         assert rows == [[BOS, *ids[:30], EOS] for ids in encoded]
         assert min(map(len, rows)) < 32 and max(map(len, rows)) == 32
         assert card["splits"][split]["dropped_tokens"] == sum(len(ids[30:]) for ids in encoded) > 0
+        assert card["splits"][split]["lines"] == len(lines) and "documents" not in card["splits"][split]
         lines_found += len(lines)
     assert lines_found == 200
 
