@@ -143,6 +143,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
             has_text_files = any(source.separated_by for source in [*corpus, *chain(*held_out.values())])
             remedy = "set --document_separator, lower" if has_text_files else "lower"
             more = "add text" if args.max_documents is None else "raise --max_documents"
+            if split == "train" and drawn and not writer.counts["tokens"] and writers["validation"].counts["tokens"]:
+                raise UserError(f"train: nothing, as all documents are held out for validation: {more}")
             raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or {more}")
     return {split: writer.counts for split, writer in writers.items()}
 
@@ -644,6 +646,8 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
             remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
             if not source.is_file:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
+            elif is_url(source.path) and not source.documents:
+                remedy = "check the address and the network, or download it first"
             # A hub's message lists the configurations there are.
             reason = " ".join(str(error).split())[:500] or type(error).__name__
             raise UserError(f"cannot read {source.path} after record {position} ({reason}): {remedy}") from error
@@ -940,6 +944,8 @@ def files_below(path: str, seen: set | None = None) -> Iterator[str]:
     if os.path.realpath(path) in seen:
         return
     seen.add(os.path.realpath(path))
+    if {"data_card.json", "dataset_dict.json"} <= set(os.listdir(path)):
+        raise UserError(f"{path} is a data set of create_data.py, and holds no text: move it elsewhere")
     check_complete(path)
     for name in os.listdir(path):
         yield from files_below(os.path.join(path, name), seen)
@@ -1258,8 +1264,8 @@ def parse_arguments(argv: list | None):
     add(
         "--document_separator",
         choices=["empty_line", "line", "file"],
-        help="What a text file's documents end at; without it, WikiExtractor's </doc> or empty lines where a file "
-        "has them, else each line.",
+        help="What a text file's documents end at; without it, WikiExtractor's </doc> where a file begins with "
+        "its <doc, empty lines where it has them, else each line.",
     )
     add(
         "--dataset_config_name",

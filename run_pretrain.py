@@ -147,6 +147,7 @@ def main(argv: list | None = None):
         check_output_dir(args.output_dir)
     if args.max_steps == 0:
         model = build_model(args, config, machine, data.is_padded)
+        warn_of_longer_rows(args.model_name_or_path, data)
         run = Run(args, machine, model, report)
         run.stop.catch_signals()
         if evaluate_all(run, validation) is None:
@@ -669,7 +670,21 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
             layer.forward = partial(dist.fleet.utils.recompute, layer.forward, **options)
     size = sum(parameter.size for parameter in model.parameters())
     log(f"model: {args.model_name_or_path}, {size:,} parameters, {action}")
+    if is_new and args.max_steps == 0:
+        log("warning: the weights evaluated here are new ones, that nobody trained: give a checkpoint's directory")
     return model
+
+
+def warn_of_longer_rows(source: str, data: Data):
+    """Says where rows to evaluate are longer than those that a checkpoint was trained on."""
+    state = Path(source, "training_state/state.json")
+    trained = json.loads(state.read_bytes()).get("row_length", math.inf) if state.exists() else math.inf
+    longest = max(rows.longest for rows in data.validation.values())
+    if longest > trained:
+        log(
+            f"warning: rows of {longest} tokens, and {source} was trained on rows of {trained}: it has not learned the "
+            f"positions behind that: prepare the data with --max_seq_length {trained}"
+        )
 
 
 def load_model(source: str, config, resize: bool = False) -> tuple:
@@ -928,8 +943,12 @@ def compare_over_ranks(machine: Machine, values: dict):
 
 
 def check_output_dir(output_dir: str):
-    """Raises UserError where a run would write into a checkpoint, and be deleted with it by --save_total_limit."""
+    """Raises UserError where a run would write into a checkpoint, and be deleted with it, or among the rows."""
+    if not output_dir:
+        raise UserError("--output_dir is empty: name a directory")
     path = Path(output_dir).resolve()
+    if (path / "dataset_dict.json").exists() or any(path.glob("*.arrow")):
+        raise UserError(f"--output_dir {output_dir} is a data set: choose another")
     for folder in (path, *path.parents):
         if (folder / "training_state").exists():
             relation = "is a checkpoint" if folder == path else f"lies in the checkpoint {folder}"
@@ -961,7 +980,8 @@ def find_checkpoint(args) -> str | None:
             return path
         except UserError as error:
             problem = f"cannot resume from {error}"
-            log(f"warning: {problem}")
+            if given == "auto":  # which looks on
+                log(f"warning: {problem}")
     raise UserError(f"{problem}: give another, or start in another --output_dir")
 
 
@@ -1125,6 +1145,7 @@ def save_checkpoint(run: Run):
             state = asdict(progress) | {
                 "identity": run.identity,
                 "data": run.data.description,
+                "row_length": run.data.train.longest,
                 "scaler": run.scaler.state_dict(),
                 "optimizer": type(run.optimizer).__name__,
                 "num_moments": len(arrays),
@@ -1646,11 +1667,13 @@ def stages(text: str) -> tuple[tuple[int, float], ...]:
     if text == "none":
         return ()
     pairs = [stage.split(":") for stage in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text}: give LENGTH:SHARE, or several with commas between them")
     found = tuple((int(length), float(share)) for length, share in pairs)
     rising = [(0, 0.0), *found]
     for (length, share), (next_length, next_share) in zip(rising, found):
         if not (length < next_length <= utils.LENGTH_MULTIPLE and utils.LENGTH_MULTIPLE % next_length == 0):
-            raise argparse.ArgumentTypeError(f"{text}: lengths must rise, and divide {utils.LENGTH_MULTIPLE}")
+            raise argparse.ArgumentTypeError(f"{text}: lengths must rise, and be divisors of {utils.LENGTH_MULTIPLE}")
         if not share < next_share <= 1:
             raise argparse.ArgumentTypeError(f"{text}: shares of the updates must rise, up to 1")
     return found

@@ -602,7 +602,7 @@ def test_a_split_that_fills_no_row_is_an_error_with_its_numbers_and_remedies(cre
     expected = rf"validation: {counts['documents']} documents, {counts['tokens']} tokens, 0 rows, .*: lower --max"
     with pytest.raises(UserError, match=f"{expected}_seq_length, .*or add text"):
         create(texts, "--max_seq_length", 512, name="long")
-    with pytest.raises(UserError, match=r"train: 0 documents.*_seq_length, or raise --max_documents"):
+    with pytest.raises(UserError, match=r"all documents are held out for validation: raise --max_documents"):
         create(texts, "--max_documents", 1, name="long")
     assert counts["documents"] and not list(tmp_path.glob("long*/"))
 
@@ -960,7 +960,12 @@ ERRORS = {
         "--max_seq_length 512",
         ["validation: 1 documents", "0 rows", "lower --max_seq_length"],
     ),
-    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["train: 0 documents", "add text"]),
+    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["all documents are held out for validation: add text"]),
+    "a data set of its own": (
+        {"in/a.txt": b"text", "in/d/data_card.json": b"{}", "in/d/dataset_dict.json": b"{}"},
+        "--data_files in",
+        ["in/d is a data set of create_data.py, and holds no text: move it elsewhere"],
+    ),
     "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "from 4"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
@@ -1652,7 +1657,7 @@ def test_a_url_that_ends_early_is_refused(create, tmp_path, server, kind):
 
 def test_a_silent_server_and_an_http_error_are_named(create, server):
     url = server(answer_with(b"one\n\ntwo\n\n" * 20, pause=3))
-    with pytest.raises(UserError, match=r"cannot read http.*a\.txt .*timed out"):
+    with pytest.raises(UserError, match=r"cannot read http.*a\.txt .*timed out.*check the address and the network"):
         create(f"{url}/a.txt")
     url = server(answer_with(b"sorry", status=503))
     with pytest.raises(UserError, match=r"cannot read http.*a\.txt .*HTTP status 503 Service Unavailable"):

@@ -26,6 +26,7 @@ from conftest import (
     Killed,
     around_losses,
     around_updates,
+    create,
     infinite_losses,
     kill,
     kill_in_update,
@@ -700,6 +701,32 @@ def test_a_run_may_not_write_into_a_checkpoint(pretrain):
         with pytest.raises(UserError, match=r"--output_dir .*paddle_1 is a checkpoint: choose one outside of it"):
             pretrain(*model, output=checkpoint)
     assert sorted(checkpoint.rglob("*")) == files
+
+
+@pytest.mark.parametrize("steps", ["1", "0"])
+def test_a_run_may_not_write_among_the_rows_or_nowhere(pretrain, packed_data, steps):
+    files = sorted(packed_data.rglob("*"))
+    for folder in (packed_data, packed_data / "train"):
+        with pytest.raises(UserError, match=r"is a data set: choose another"):
+            pretrain("--max_steps", steps, output=folder)
+    assert sorted(packed_data.rglob("*")) == files
+    with pytest.raises(UserError, match="--output_dir is empty: name a directory"):
+        pretrain("--max_steps", steps, "--output_dir", "")
+
+
+def test_an_evaluation_says_where_rows_are_longer_than_those_of_training(
+    pretrain, corpus, packed_data, tmp_path, capsys
+):
+    checkpoint = pretrain("--max_steps", "1") / "paddle_1"
+    options = "--max_steps", "0", "--model_name_or_path", str(checkpoint), "--max_seq_length", "64"
+    longer = "--tokenizer_name", str(packed_data / "tokenizer"), "--max_seq_length"
+    said = f"warning: rows of 48 tokens, and {checkpoint} was trained on rows of 32"
+    for length in ("48", "16"):
+        data = create(corpus, tmp_path / length, *longer, length)
+        pretrain(*options, data=data, output=tmp_path / f"evaluation_{length}")
+        assert (said in capsys.readouterr().out) == (length == "48")
+    pretrain("--max_steps", "0", output=tmp_path / "untrained")
+    assert "warning: the weights evaluated here are new ones" in capsys.readouterr().out
 
 
 def test_rotation_never_deletes_the_only_complete_checkpoint(pretrain):
