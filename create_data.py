@@ -144,7 +144,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
             remedy = "set --document_separator, lower" if has_text_files else "lower"
             more = "add text" if args.max_documents is None else "raise --max_documents"
             if split == "train" and drawn and not writer.counts["tokens"] and writers["validation"].counts["tokens"]:
-                raise UserError(f"train: nothing, as all documents are held out for validation: {more}")
+                remedy = f"lower --validation_split_percentage, or {more}"
+                raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
             raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or {more}")
     return {split: writer.counts for split, writer in writers.items()}
 
@@ -640,12 +641,14 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
                 if document:
                     source.documents += 1
                     yield document
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # unpacking and fetching raise errors of many kinds
             remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
             if not source.is_file:
                 remedy = "check --dataset_config_name and --split, or use --data_files"
+            elif source.is_wikiextractors and source.reader is read_txt:
+                remedy = "it begins as WikiExtractor's output does: give --document_separator if it is something else"
             elif is_url(source.path) and not source.documents:
                 remedy = "check the address and the network, or download it first"
             # A hub's message lists the configurations there are.
@@ -1264,8 +1267,8 @@ def parse_arguments(argv: list | None):
     add(
         "--document_separator",
         choices=["empty_line", "line", "file"],
-        help="What a text file's documents end at; without it, WikiExtractor's </doc> where a file begins with "
-        "its <doc, empty lines where it has them, else each line.",
+        help="What a text file's documents end at; without it, what WikiExtractor's do where it begins as "
+        "they do (<doc or JSON), empty lines where it has them, else each line.",
     )
     add(
         "--dataset_config_name",

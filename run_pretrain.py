@@ -250,7 +250,8 @@ def train_update(run: Run, batches: list[dict]) -> dict:
             scaler.scale(loss * per_token).backward()
         loss_sum += loss.detach()
 
-    # Does any rank want to stop? Asked behind the passes, so that a signal during them ends the run with this update.
+    # Does any rank want to stop? Asked behind the passes (which a GPU has queued, and a CPU done), so that a signal
+    # during them ends the run with this update.
     totals = paddle.stack([loss_sum, paddle.full([], float(run.stop.requested))])
     loss_sum, stops = sum_over_ranks(totals)
 
@@ -486,8 +487,10 @@ def wait_for_all_ranks():
 def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
     """Adds an update to the sums since the last report, and counts those in a row that were not finite."""
     progress = run.progress
-    rows = sum(batch["input_ids"].shape[0] for batch in batches)
-    positions = sum(batch["input_ids"].size for batch in batches)  # each batch is padded to a length of its own
+    # Each batch is padded to a length of its own, and a token attends to as many as that length.
+    shapes = [batch["input_ids"].shape for batch in batches]
+    positions = sum(rows * length for rows, length in shapes)
+    mean_length = sum(rows * length * length for rows, length in shapes) / positions
     tokens = run.machine.world_size * positions  # of all ranks, as if the others' rows were as long
     counts = {
         "updates": 1,
@@ -495,7 +498,7 @@ def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: flo
         "loss_sum": 0.0 if result["skipped"] else result["loss_sum"],
         "num_masked": 0.0 if result["skipped"] else result["num_masked"],
         "tokens": tokens,
-        "flops": update_flops(run.model.config, tokens, positions / rows, result["num_masked"]),
+        "flops": update_flops(run.model.config, tokens, mean_length, result["num_masked"]),
         "data_seconds": data_seconds,
         "seconds": seconds,
     }
@@ -658,8 +661,8 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
         initialize(model)
     if not is_new and checkpoint is None and args.initialization and args.max_steps != 0:
         log("not used, as weights are continued: --initialization")
-    if is_new and args.resize_model:
-        log("not used, as no weights are continued: --resize_model")
+    if source in ARCHITECTURES and args.resize_model:
+        log("not used, as the model is made for the data: --resize_model")
     use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute and args.max_steps != 0:  # PaddleNLP's own way fails in paddle.DataParallel
         if machine.device == "cpu" and onednn() is not None:
@@ -676,14 +679,16 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
 
 
 def warn_of_longer_rows(source: str, data: Data):
-    """Says where rows to evaluate are longer than those that a checkpoint was trained on."""
-    state = Path(source, "training_state/state.json")
-    trained = json.loads(state.read_bytes()).get("row_length", math.inf) if state.exists() else math.inf
+    """Says where rows to evaluate are longer than those that a checkpoint was last trained on."""
+    try:
+        trained = json.loads(Path(source, "training_state/state.json").read_bytes())["row_length"]
+    except (OSError, ValueError, LookupError, TypeError):  # not a checkpoint of ours, or an earlier one
+        return
     longest = max(rows.longest for rows in data.validation.values())
     if longest > trained:
         log(
-            f"warning: rows of {longest} tokens, and {source} was trained on rows of {trained}: it has not learned the "
-            f"positions behind that: prepare the data with --max_seq_length {trained}"
+            f"warning: rows of {longest} tokens, and {source} was last trained on rows of {trained}: unless it knows "
+            f"the positions behind that from before, prepare the data with --max_seq_length {trained}"
         )
 
 

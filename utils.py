@@ -1260,7 +1260,7 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def explaining(what: str):
-    """Turns an error in the block into a UserError: what, and why; all but a want of memory, which says so itself."""
+    """Turns an error in the block into a UserError: what, and why; but a want of memory is left as it is."""
     try:
         yield
     except (UserError, MemoryError):
@@ -1366,8 +1366,10 @@ def command_line(main):
         raise
     except BaseException as error:
         # OSError: as on a full disk; Rust's libraries have types of their own.
-        is_users = isinstance(error, UserError | OSError) or "(os error " in str(error) or is_panic(error)
-        text = f"error: {one_line(str(error))}" if is_users else traceback.format_exc().rstrip()
+        is_users = isinstance(error, UserError | OSError | MemoryError)
+        is_users = is_users or "(os error " in str(error) or is_panic(error)
+        message = f"out of memory: {error}".strip(": ") if isinstance(error, MemoryError) else str(error)
+        text = f"error: {one_line(message)}" if is_users else traceback.format_exc().rstrip()
         print(text, file=sys.stderr)
         status = 2 if is_users else 1
     # Without cleaning up: threads may wait for a network, and Paddle aborted 5 of 76 runs.

@@ -602,7 +602,7 @@ def test_a_split_that_fills_no_row_is_an_error_with_its_numbers_and_remedies(cre
     expected = rf"validation: {counts['documents']} documents, {counts['tokens']} tokens, 0 rows, .*: lower --max"
     with pytest.raises(UserError, match=f"{expected}_seq_length, .*or add text"):
         create(texts, "--max_seq_length", 512, name="long")
-    with pytest.raises(UserError, match=r"all documents are held out for validation: raise --max_documents"):
+    with pytest.raises(UserError, match=r"all documents are held out for validation: lower .* raise --max_doc"):
         create(texts, "--max_documents", 1, name="long")
     assert counts["documents"] and not list(tmp_path.glob("long*/"))
 
@@ -960,7 +960,11 @@ ERRORS = {
         "--max_seq_length 512",
         ["validation: 1 documents", "0 rows", "lower --max_seq_length"],
     ),
-    "only one document": ({"a.txt": b"\n\none\n\n \n"}, "", ["all documents are held out for validation: add text"]),
+    "only one document": (
+        {"a.txt": b"\n\none\n\n \n"},
+        "",
+        ["all documents are held out for validation: lower", "or add text"],
+    ),
     "a data set of its own": (
         {"in/a.txt": b"text", "in/d/data_card.json": b"{}", "in/d/dataset_dict.json": b"{}"},
         "--data_files in",
@@ -1402,7 +1406,7 @@ def test_joined_files_of_wikiextractor_are_plain_text_if_told_so_and_refused_if_
     plain = all_documents(create(joined, "--document_separator", "line", name="plain"))
     assert {'<doc id="1" url="u" title="a title">', "a &lt; b", "</doc>"} < set(plain)
     joined.write_bytes(joined.read_bytes()[:-8])
-    with pytest.raises(UserError, match=r"wiki.txt after record 2 .*no </doc>"):
+    with pytest.raises(UserError, match=r"wiki.txt after record 2 .*no </doc>.*give --document_separator if"):
         create(joined, name="cut")
 
 

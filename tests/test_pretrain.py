@@ -217,7 +217,7 @@ def test_an_evaluation_alone_needs_no_recomputation_and_says_so(pretrain, capsys
     pretrain("--max_steps", "0", "--recompute", "True", "--resize_model", "True")
     printed = capsys.readouterr().out
     assert re.search(r"not used by an evaluation alone \(--max_steps 0\): .*--recompute", printed)
-    assert "not used, as no weights are continued: --resize_model\n" in printed
+    assert "not used, as the model is made for the data: --resize_model\n" in printed
 
 
 def test_the_tokens_of_an_update_are_those_of_all_its_micro_batches(build):
@@ -227,7 +227,7 @@ def test_the_tokens_of_an_update_are_those_of_all_its_micro_batches(build):
     update = {"skipped": False, "loss_sum": 6.0, "num_masked": 3.0}
     run_pretrain.add_to_window(run, update, batches, data_seconds=0.0, seconds=1.0)
     assert run.progress.window["tokens"] == 2 * (8 + 24)
-    assert run.progress.window["flops"] == run_pretrain.update_flops(run.model.config, 64, 16, 3.0)
+    assert run.progress.window["flops"] == run_pretrain.update_flops(run.model.config, 64, 20, 3.0)
 
 
 def test_a_row_that_cannot_be_masked_is_not_laid_to_words_where_single_tokens_are_masked(pretrain, monkeypatch):
@@ -246,6 +246,16 @@ def test_a_want_of_memory_is_never_taken_for_damage():
         raise MemoryError
     with pytest.raises(UserError, match="damaged"), utils.explaining("damaged"):
         raise OSError
+
+
+def test_a_want_of_memory_is_one_line_in_each_script(monkeypatch, capsys):
+    def main():
+        raise MemoryError
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="2"):
+        utils.command_line(main)
+    assert capsys.readouterr().err == "error: out of memory\n"
 
 
 def test_a_mask_is_used_only_where_rows_are_padded(pretrain, packed_data, ragged_data, tmp_path, monkeypatch):

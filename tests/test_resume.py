@@ -720,7 +720,7 @@ def test_an_evaluation_says_where_rows_are_longer_than_those_of_training(
     checkpoint = pretrain("--max_steps", "1") / "paddle_1"
     options = "--max_steps", "0", "--model_name_or_path", str(checkpoint), "--max_seq_length", "64"
     longer = "--tokenizer_name", str(packed_data / "tokenizer"), "--max_seq_length"
-    said = f"warning: rows of 48 tokens, and {checkpoint} was trained on rows of 32"
+    said = f"warning: rows of 48 tokens, and {checkpoint} was last trained on rows of 32"
     for length in ("48", "16"):
         data = create(corpus, tmp_path / length, *longer, length)
         pretrain(*options, data=data, output=tmp_path / f"evaluation_{length}")
