@@ -947,10 +947,11 @@ def files_below(path: str, seen: set | None = None) -> Iterator[str]:
     if os.path.realpath(path) in seen:
         return
     seen.add(os.path.realpath(path))
-    if {"data_card.json", "dataset_dict.json"} <= set(os.listdir(path)):
+    names = os.listdir(path)
+    if {"data_card.json", "dataset_dict.json"} <= set(names):
         raise UserError(f"{path} is a data set of create_data.py, and holds no text: move it elsewhere")
     check_complete(path)
-    for name in os.listdir(path):
+    for name in names:
         yield from files_below(os.path.join(path, name), seen)
 
 

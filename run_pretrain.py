@@ -592,7 +592,7 @@ def found_config(args, tokenizer, seq_length: int):
     check_token_ids(args, folder, config, tokenizer)
 
     # Are its embeddings large enough?
-    size = len(tokenizer.get_vocab())
+    size = utils.vocabulary_size(tokenizer)
     first = config.pad_token_id + 1  # positions are counted from it
     if args.resize_model:
         config.vocab_size = max(config.vocab_size, size)
@@ -770,9 +770,14 @@ def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
         return DataCollatorMLM(data.tokenizer, mlm_probability, args.seed, args.whole_word_masking, multiple)
 
 
+def explaining_words(collator: DataCollatorMLM):
+    """Lays an error in the block to the words of the text, where whole words are masked."""
+    return explaining(WORDS_UNKNOWN) if collator.words is not None else nullcontext()
+
+
 def show_masking(collator: DataCollatorMLM, data: Data):
     """Shows a training row as the model sees it; warns where rows are masked otherwise than single tokens would be."""
-    with explaining(WORDS_UNKNOWN) if collator.words is not None else nullcontext():
+    with explaining_words(collator):
         log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
         problem = utils.masking_problem(collator, data.train)
     hint = utils.missing_dictionary(collator, data.train)
@@ -1599,7 +1604,7 @@ def check_validation(args, data: Data, collator: DataCollatorMLM):
     """Raises UserError where a validation set has no token to predict: better now than at the first evaluation."""
     for name, rows in data.validation.items():
         batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
-        with explaining(WORDS_UNKNOWN) if args.whole_word_masking else nullcontext():
+        with explaining_words(collator):
             is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
         if not is_evaluated:
             raise UserError(

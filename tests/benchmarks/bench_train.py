@@ -113,8 +113,8 @@ def ours(args) -> Contestant:
     length, num_masked = args.max_seq_length, 0.15 * args.batch_size * (args.max_seq_length - 2)
     flops = project.update_flops(config, args.batch_size * length, length, num_masked)
     shared = {name: getattr(run_args, name) for name in ("adam_epsilon", "max_grad_norm", "seed")}
-    shared.update(rates=rates, weight_decay=recipe.weight_decay)
-    shared.update(architecture={name: getattr(config, name) for name in ARCHITECTURE})
+    shared["weight_decay"] = recipe.weight_decay
+    shared.update(rates=rates, architecture={name: getattr(config, name) for name in ARCHITECTURE})
     facts = {**paddle_facts(), "shared": shared, "flops": flops}
     evaluate = (lambda: project.evaluate(run, validation)["eval_loss"]) if args.quality else None
 
