@@ -87,8 +87,9 @@ WORDS_UNKNOWN = "--whole_word_masking True cannot tell the words of this text: d
 class Recipe:
     """How a model is trained, where no flag of the same name says otherwise."""
 
+    optimizer: str  # "adamw", or "muon" for the layers' matrices: see Muon
     learning_rate: float  # the peak
-    weight_decay: float  # AdamW's, of matrices and embeddings
+    weight_decay: float  # decoupled, of matrices and embeddings
     mlm_probability: float  # share of the tokens that training predicts at its beginning
     final_mlm_probability: float  # and at its end; in between, the share follows a line
     dropout: float | None  # None: the model's, which is 0.1 from scratch
@@ -99,6 +100,7 @@ class Recipe:
 RECIPES = {
     # RoBERTa's own settings (section 5 and its configuration), and the original page's rate.
     "roberta": Recipe(
+        optimizer="adamw",
         learning_rate=1e-4,
         weight_decay=0.01,
         mlm_probability=0.15,
@@ -110,6 +112,7 @@ RECIPES = {
     # Small models stay for thousands of updates where they do not use the context. These begin with pieces of rows so
     # short that attention has few places to choose from: tests/benchmarks/README.md tells what was tried, and why.
     "growing_rows": Recipe(
+        optimizer="muon",
         learning_rate=5e-4,
         weight_decay=0.1,
         mlm_probability=0.4,
@@ -125,6 +128,7 @@ GROWING = {"roberta-en-tiny": 4e-3, "roberta-en-mini": 2e-3, "roberta-en-small":
 # this standard deviation at every width (0.0245 for width 768, where RoBERTa has 0.02).
 EMBEDDINGS_RMS = 0.68
 LINEAR_DEVIATION = 0.5  # with 1, roberta-en-mini collapses at a rate of 2e-3: its layers drown what goes past them
+MUON_MOMENTUM, MUON_ITERATIONS = 0.95, 4
 SINUSOIDS_BASE = 100  # with 10,000, the usual one, half of the waves are constant over 128 positions
 
 
@@ -746,10 +750,10 @@ def initialize_with_sinusoids(model, token_counts: np.ndarray, seed: int):
     model.lm_head.decoder.bias.set_value(np.log(counts / counts.sum()).astype(np.float32))
 
 
-def build_optimizer(model, args, recipe: Recipe, precision: str):
-    """AdamW, decaying matrices and embeddings only, and the scaler that float16 needs."""
+def build_optimizer(model, args, recipe: Recipe, machine: Machine):
+    """AdamW or Muon, decaying matrices and embeddings only, and the scaler that float16 needs."""
     decayed = {parameter.name for parameter in model.parameters() if parameter.ndim >= 2}
-    optimizer = paddle.optimizer.AdamW(
+    settings = dict(
         learning_rate=0.0,  # train() sets it for each update
         beta1=0.9,
         beta2=0.98,  # RoBERTa, section 3.1
@@ -758,8 +762,83 @@ def build_optimizer(model, args, recipe: Recipe, precision: str):
         weight_decay=recipe.weight_decay,
         apply_decay_param_fun=decayed.__contains__,
     )
-    is_float16 = precision == "float16"  # else the scaler does nothing
+    if recipe.optimizer == "muon":
+        optimizer = Muon(matrices_of_layers(model), machine, **settings)
+    else:
+        optimizer = paddle.optimizer.AdamW(**settings)
+    is_float16 = machine.precision == "float16"  # else the scaler does nothing
     return optimizer, paddle.amp.GradScaler(enable=is_float16, init_loss_scaling=args.scale_loss)
+
+
+def matrices_of_layers(model) -> set[str]:
+    """Paddle's names of the weights by which a layer multiplies; embeddings and the output layer are no such ones."""
+    tables = "embeddings.", "lm_head.decoder."
+    return {
+        parameter.name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and not any(table in name for table in tables)
+    }
+
+
+class Muon(paddle.optimizer.AdamW):
+    """Muon (Jordan et al., 2024) for the matrices of layers, AdamW for all else.
+
+    Each value of AdamW's step is divided by the size that its gradient usually has. Muon does so for a whole matrix: it
+    moves along the momentum with all singular values made about 1, so that what many tokens ask for does not drown what
+    few ask for. The step is scaled to a root mean square of 0.2 times the rate, about that of AdamW's steps, so that
+    both have one rate and one weight decay (Liu et al., 2025, section 2.2). It keeps one tensor, "momentum", for a
+    matrix, where AdamW keeps two.
+    """
+
+    def __init__(self, matrices: set[str], machine: Machine, **settings):
+        """`matrices`: names of the parameters [in, out] that are Muon's. `settings`: AdamW's."""
+        super().__init__(**settings)
+        self.matrices, self.precision = matrices, machine.precision
+        self.on_cpu = machine.device == "cpu" and onednn() is not None
+
+    def _create_accumulators(self, block, parameters):
+        for parameter in parameters:
+            if parameter.name in self.matrices:
+                self._add_accumulator("momentum", parameter)
+        super()._create_accumulators(block, [p for p in parameters if p.name not in self.matrices])
+
+    def _append_optimize_op(self, block, param_and_grad):
+        parameter, gradient = param_and_grad
+        if parameter.name not in self.matrices:
+            return super()._append_optimize_op(block, param_and_grad)
+        momentum = self._get_accumulator("momentum", parameter)
+        momentum.lerp_(gradient, 1 - MUON_MOMENTUM)
+        step = self.orthogonalize(paddle.lerp(gradient, momentum, MUON_MOMENTUM))  # Nesterov's
+        rate = self.get_lr()
+        # An orthogonal matrix [m, n], m <= n, has a root mean square of 1 / sqrt(n).
+        parameter.scale_(1 - rate * self._weight_decay)
+        parameter.subtract_(step.scale_(0.2 * rate * math.sqrt(max(parameter.shape))))
+
+    def orthogonalize(self, matrix):
+        """U V^T of the matrix U S V^T, about: singular values of 0.7 to 1.2, by Newton-Schulz iterations.
+
+        Each takes a singular value s to a s + b s^3 + c s^5, with Jordan's coefficients.
+        """
+        a, b, c = 3.4445, -4.775, 2.0315
+        if matrix.shape[0] > matrix.shape[1]:
+            return self.orthogonalize(matrix.t()).t()
+        x = matrix / (matrix.norm() + 1e-30)  # no singular value is above 1
+        identity = paddle.eye(len(x))
+        for _ in range(MUON_ITERATIONS):
+            squared = self.product(x, x, transpose_right=True)
+            x = self.product(a * identity + b * squared + c * self.product(squared, squared), x)
+        return x
+
+    def product(self, left, right, transpose_right: bool = False):
+        """left right, or left right^T: float32, computed in the run's precision."""
+        if not self.on_cpu:
+            operands = left.astype(self.precision), right.astype(self.precision)
+            return paddle.matmul(*operands, transpose_y=transpose_right).astype("float32")
+        left, right = (utils.as_operand(onednn(), array_of(x), self.precision) for x in (left, right))
+        right = right.T if transpose_right else right
+        out = paddle.empty([left.shape[0], right.shape[1]])
+        onednn().matmul(left, right, array_of(out))
+        return out
 
 
 def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
@@ -837,7 +916,7 @@ def start_or_resume(
         counts = utils.token_counts(data.train, data.tokenizer)
         initialize = partial(initialize_with_sinusoids, token_counts=counts, seed=args.seed)
     model = build_model(args, config, machine, data.is_padded, checkpoint, initialize)
-    optimizer, scaler = build_optimizer(model, args, recipe, machine.precision)
+    optimizer, scaler = build_optimizer(model, args, recipe, machine)
     if checkpoint:
         load_optimizer(checkpoint, args.output_dir, state, model, optimizer, scaler)
     # DataParallel gives every rank the first one's weights.
@@ -1452,7 +1531,7 @@ def describe_recipe(recipe: Recipe) -> str:
         share += f" falling to {percent(recipe.final_mlm_probability)}"
     dropout = "the model's dropout" if recipe.dropout is None else f"dropout {recipe.dropout:g}"
     return (
-        f"{rows}; {share} of the tokens predicted; rate {recipe.learning_rate:g}; "
+        f"{rows}; {share} of the tokens predicted; {recipe.optimizer}, rate {recipe.learning_rate:g}; "
         f"weight decay {recipe.weight_decay:g}; {dropout}; "
         f"{recipe.initialization} initialization of a new model"
     )
@@ -1798,6 +1877,14 @@ def build_parser() -> utils.ArgumentParser:
 
     add = parser.group("optimization")
     add(
+        "--optimizer",
+        for_training=True,
+        choices=["adamw", "muon"],
+        help="`adamw` is RoBERTa's; `muon` gives the matrices of layers steps whose singular values are all the same, "
+        "and the rest AdamW's: small models learn more from as many tokens (default: the recipe's, adamw of roberta "
+        "and muon of growing_rows)",
+    )
+    add(
         "--batch_size",
         may_change=True,  # as long as the global batch stays
         type=positive,
@@ -1840,7 +1927,7 @@ def build_parser() -> utils.ArgumentParser:
         "--weight_decay",
         for_training=True,
         type=not_negative,
-        help="AdamW's decoupled decay of matrices and embeddings; biases and LayerNorms never decay (default: "
+        help="decoupled decay of matrices and embeddings; biases and LayerNorms never decay (default: "
         f"{RECIPES['roberta'].weight_decay:g}; with the recipe growing_rows {RECIPES['growing_rows'].weight_decay:g})",
     )
     add(

@@ -185,7 +185,7 @@ def run_of(model, *arguments: str, precision: str = "float32", **progress):
     recipe = run_pretrain.choose_recipe(args)
     optimizer = scaler = None
     if model is not None:
-        optimizer, scaler = run_pretrain.build_optimizer(model, args, recipe, precision)
+        optimizer, scaler = run_pretrain.build_optimizer(model, args, recipe, machine)
         optimizer.set_lr(recipe.learning_rate)  # as train() does for each update, by the schedule
     return run_pretrain.Run(
         args,

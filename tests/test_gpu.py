@@ -234,7 +234,7 @@ def test_the_precision_on_a_gpu(monkeypatch, arguments, capability, precision, s
     args, cast = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()]), []
     machine = run_pretrain.Machine("gpu", *run_pretrain.choose_precision(args, "gpu"))
     recipe = run_pretrain.RECIPES["roberta"]
-    _, scaler = run_pretrain.build_optimizer(TinyModel(), args, recipe, machine.precision)
+    _, scaler = run_pretrain.build_optimizer(TinyModel(), args, recipe, machine)
     assert (machine.precision, scaler.is_enable()) == (precision, scaled)
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: cast.append(options))
     run_pretrain.auto_cast(machine)
@@ -273,7 +273,7 @@ model = run_pretrain.RobertaForMaskedLM(run_pretrain.build_config(args, SimpleNa
 run_pretrain.use_fast_layers(model, machine.device, machine.precision, padded={padded})
 ids = paddle.to_tensor(np.arange(64).reshape(2, 32) + 3)
 batch = dict(input_ids=ids, labels=ids, masked_positions=paddle.arange(128) % 64)
-optimizer, _ = run_pretrain.build_optimizer(model, args, run_pretrain.choose_recipe(args), machine.precision)
+optimizer, _ = run_pretrain.build_optimizer(model, args, run_pretrain.choose_recipe(args), machine)
 scaler = paddle.amp.GradScaler(enable=False)
 run = run_pretrain.Run(args, machine, model, None, parallel=model, optimizer=optimizer, scaler=scaler)
 print("BEGIN", file=sys.stderr, flush=True)

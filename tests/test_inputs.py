@@ -315,6 +315,7 @@ OTHER_VALUES = {
     "stages": "8:0.5",
     "batch_size": "4",
     "gradient_accumulation_steps": "2",
+    "optimizer": "muon",
     "learning_rate": "0.01",
     "lr_scheduler": "cosine",
     "warmup_steps": "3",

@@ -354,7 +354,7 @@ def test_where_a_lock_fails_otherwise_nothing_is_written(monkeypatch, tmp_path):
 def test_every_flag_says_whether_it_may_change_and_one_that_says_nothing_may_not():
     """A new flag changes the result until it says that it may change; then it belongs out of here."""
     changes = set(
-        "mlm_probability eval_mlm_probability final_mlm_probability whole_word_masking initialization stages "
+        "mlm_probability eval_mlm_probability final_mlm_probability whole_word_masking initialization stages optimizer "
         "learning_rate lr_scheduler warmup_steps weight_decay adam_epsilon max_grad_norm seed scale_loss".split()
     )
     flags, may_change = set(vars(run_pretrain.parse_arguments([]))), run_pretrain.build_parser().may_change()
@@ -383,6 +383,7 @@ CHANGES = {
     "the number of updates (was 4, is 6: --max_steps 4 without --num_train_epochs gives the former)": "--max_steps 6",
     "--warmup_steps (was 0.06, is 2.0)": "--warmup_steps 2",
     "--weight_decay (was 0.01, is 0.1)": "--weight_decay 0.1",
+    "--optimizer (was adamw, is muon)": "--optimizer muon",
     "--max_grad_norm (was 1.0, is 2.0)": "--max_grad_norm 2",
     "the model's num_attention_heads (was 2, is 4)": "--model_name_or_path roberta-en-mini",
     "the model's hidden_dropout_prob (was 0.1, is 0.0)": "--dropout 0",

@@ -1,7 +1,7 @@
 """Three updates, computed a second time: numpy in float64, written from the papers and not from the code it checks.
 
 The model is BERT's encoder (Devlin et al., 2018; layers as in Vaswani et al., 2017) with RoBERTa's head, the update
-AdamW (Loshchilov & Hutter, 2019) with a clipped gradient. The gradient comes from reverse differentiation written out
+AdamW (Loshchilov & Hutter, 2019) or Muon (Jordan et al., 2024) with a clipped gradient. The gradient comes from reverse differentiation written out
 layer by layer. Nothing of run_pretrain.py is called but the run that is compared.
 """
 
@@ -147,9 +147,28 @@ class Model:
         return float(loss), int(chosen.sum())
 
 
-def adamw(model: Model, moments: dict, number: int, rate: float):
+def is_muons(name: str, weight) -> bool:
+    return weight.ndim == 2 and "embeddings" not in name
+
+
+def muon(weight, grad, momentum, rate: float):
+    """A step of Muon, in place; returns the new momentum. The singular values themselves take the polynomial."""
+    momentum = 0.95 * momentum + 0.05 * grad
+    left, values, right = np.linalg.svd(0.05 * grad + 0.95 * momentum, full_matrices=False)
+    values = values / np.sqrt((values**2).sum())
+    for _ in range(4):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    weight -= rate * DECAY * weight
+    weight -= rate * 0.2 * math.sqrt(max(weight.shape)) * (left * values) @ right
+    return momentum
+
+
+def adamw(model: Model, moments: dict, number: int, rate: float, with_muon: bool):
     for name, weight in model.weights.items():
         grad = model.gradients[name]
+        if with_muon and is_muons(name, weight):
+            moments[name] = muon(weight, grad, moments.get(name, 0.0), rate)
+            continue
         first, second = moments.setdefault(name, (0.0, 0.0))
         first, second = BETA1 * first + (1 - BETA1) * grad, BETA2 * second + (1 - BETA2) * grad**2
         moments[name] = first, second
@@ -159,7 +178,7 @@ def adamw(model: Model, moments: dict, number: int, rate: float):
         weight -= rate * (first / (1 - BETA1**number)) / deviation
 
 
-def update(model: Model, moments: dict, number: int, batches: list) -> tuple[float, float]:
+def update(model: Model, moments: dict, number: int, batches: list, with_muon: bool) -> tuple[float, float]:
     """One update; returns the mean loss and the gradient's norm before clipping."""
     for gradient in model.gradients.values():
         gradient[...] = 0
@@ -169,7 +188,7 @@ def update(model: Model, moments: dict, number: int, batches: list) -> tuple[flo
     for gradient in model.gradients.values():
         gradient *= min(1, MAX_NORM / norm) / tokens
     rate = PEAK * number / WARMUP if number <= WARMUP else PEAK * (UPDATES - number + 1) / (UPDATES - WARMUP + 1)
-    adamw(model, moments, number, rate)
+    adamw(model, moments, number, rate, with_muon)
     return loss / tokens, norm
 
 
@@ -177,7 +196,8 @@ def update(model: Model, moments: dict, number: int, batches: list) -> tuple[flo
 TIED = {"lm_head.decoder.weight", "lm_head.decoder.bias"}
 
 
-def test_three_updates_are_those_of_an_independent_computation(pretrain, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_three_updates_are_those_of_an_independent_computation(pretrain, monkeypatch, optimizer):
     start, batches = {}, []
 
     def before(run):
@@ -194,13 +214,14 @@ def test_three_updates_are_those_of_an_independent_computation(pretrain, monkeyp
 
     monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
     options = f"--max_steps {UPDATES} --warmup_steps {WARMUP} --learning_rate {PEAK} --weight_decay {DECAY} --dropout 0"
-    options += f" --max_grad_norm {MAX_NORM} --gradient_accumulation_steps {ACCUMULATION} --batch_size 4"
+    options += f" --optimizer {optimizer} --max_grad_norm {MAX_NORM} --gradient_accumulation_steps {ACCUMULATION} --batch_size 4"
     output = pretrain(*options.split())
     assert len(batches) == UPDATES * ACCUMULATION
 
     model, moments = Model({name: array for name, array in start.items() if name not in TIED}), {}
     of_updates = [batches[i : i + ACCUMULATION] for i in range(0, len(batches), ACCUMULATION)]
-    expected = [update(model, moments, number, given) for number, given in enumerate(of_updates, start=1)]
+    with_muon = optimizer == "muon"
+    expected = [update(model, moments, number, given, with_muon) for number, given in enumerate(of_updates, start=1)]
 
     records = metrics(output, "train")
     assert [r["loss"] for r in records] == pytest.approx([loss for loss, _ in expected], rel=1e-5)

@@ -88,7 +88,7 @@ def ours(args) -> Contestant:
         tokenizer, rows = drawn_rows(args, project.TokenRows)
     config = project.build_config(run_args, tokenizer, args.max_seq_length, recipe.dropout)
     model = project.build_model(run_args, config, machine, is_padded=False)
-    optimizer, scaler = project.build_optimizer(model, run_args, recipe, machine.precision)
+    optimizer, scaler = project.build_optimizer(model, run_args, recipe, machine)
     run = project.Run(run_args, machine, model, None, recipe, total_steps=args.updates)
     run.parallel, run.optimizer, run.scaler, run.progress.warmup_steps = model, optimizer, scaler, args.warmup_steps
     sampler = project.UpdateSampler(len(rows), args.batch_size, seed=run_args.seed)
