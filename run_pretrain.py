@@ -119,11 +119,11 @@ RECIPES = {
         final_mlm_probability=0.15,
         dropout=0.0,
         initialization="sinusoids",
-        stages=((8, 0.2), (32, 0.3)),
+        stages=((8, 0.1), (32, 0.2)),
     ),
 }
 # The architectures whose recipe is growing_rows, and their peak rates.
-GROWING = {"roberta-en-tiny": 4e-3, "roberta-en-mini": 2e-3, "roberta-en-small": 1e-3}
+GROWING = {"roberta-en-tiny": 8e-3, "roberta-en-mini": 3e-3, "roberta-en-small": 1e-3}
 # Of initialize_with_sinusoids(): in units of 1 / sqrt(width), so that the logits of the tied output layer begin with
 # this standard deviation at every width (0.0245 for width 768, where RoBERTa has 0.02).
 EMBEDDINGS_RMS = 0.68
@@ -1654,14 +1654,18 @@ def digest_of_names(digests: dict[str, str]) -> str:
 def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
     """Raises UserError where the machine cannot hold what is certainly needed: better now than in an hour's time.
 
-    A lower bound: weights, and in training their gradients and two moments, in float32; and in half precision, of one
+    A lower bound: weights, and in training their gradients and moments (two; of Muon one), in float32; and in half precision, of one
     micro-batch, the logits and the widest activations of one layer (evaluation) or of all (training).
     """
     is_evaluation = args.max_steps == 0
     width, layers = config.hidden_size, config.num_hidden_layers
-    parameters = (config.vocab_size + config.max_position_embeddings) * width
-    parameters += layers * (4 * width + 2 * config.intermediate_size) * width
-    for_model = 4 * parameters * (1 if is_evaluation else 4)
+    embeddings = (config.vocab_size + config.max_position_embeddings) * width
+    matrices = layers * (4 * width + 2 * config.intermediate_size) * width
+    parameters = embeddings + matrices
+    if is_evaluation:
+        for_model = 4 * parameters
+    else:
+        for_model = 4 * (4 * embeddings + (3 if recipe.optimizer == "muon" else 4) * matrices)
 
     splits = [data.train, *data.validation.values()]
     rows = min(args.batch_size, max(len(split) for split in splits))

@@ -47,12 +47,13 @@ def without_dropout(packed_data, tmp_path_factory):
     return output / "paddle_1"
 
 
-def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path):
+@pytest.mark.parametrize(("optimizer", "ways"), [("adamw", [(1, 4), (2, 2), (4, 1)]), ("muon", [(1, 4), (2, 2)])])
+def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path, optimizer, ways):
     outputs = {}
-    for processes, accumulation in (1, 4), (2, 2), (4, 1):
+    for processes, accumulation in ways:
         output = outputs[processes] = tmp_path / f"{processes}x{accumulation}"
         more = ["--gradient_accumulation_steps", accumulation, "--max_steps", 5, "--learning_rate", "1e-4"]
-        more += ["--model_name_or_path", without_dropout]
+        more += ["--model_name_or_path", without_dropout, "--optimizer", optimizer]
         if processes == 1:
             run_pretrain.main(arguments_of(packed_data, output, *more))
         else:
@@ -61,7 +62,7 @@ def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path):
     weights = {n: load_file(output / "paddle_5/model.safetensors") for n, output in outputs.items()}
     start = load_file(without_dropout / "model.safetensors")
     assert max(np.abs(weights[1][name] - start[name]).max() for name in start) > 1e-4  # something was learned
-    for processes in (2, 4):
+    for processes in list(outputs)[1:]:
         for name, expected in weights[1].items():
             assert np.abs(weights[processes][name] - expected).max() <= 1e-6, (processes, name)
         for event, key in ("train", "loss"), ("evaluation", "eval_loss"):

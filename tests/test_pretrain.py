@@ -360,15 +360,44 @@ def test_the_warmup_is_a_number_of_updates_or_a_share_of_them(pretrain, given, s
     assert rates[steps] < 1e-3 and len(rates) == 40
 
 
-def test_weight_decay_spares_biases_and_layer_norms(build):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_spares_biases_and_layer_norms(build, name):
     model = build()
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
-    optimizer = run_of(model, "--learning_rate", "1e-3", "--weight_decay", "0.5").optimizer
+    optimizer = run_of(model, "--learning_rate", "1e-3", "--weight_decay", "0.5", "--optimizer", name).optimizer
     (0 * sum(p.sum() for p in model.parameters())).backward()  # no gradient: only decay moves a weight
     optimizer.step()
     for name, parameter in model.named_parameters():
         expected = before[name] * (1 - 1e-3 * 0.5) if parameter.ndim >= 2 else before[name]
         np.testing.assert_allclose(parameter.numpy(), expected, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])  # by oneDNN, and by Paddle, as on a GPU
+@pytest.mark.parametrize("shape", [(64, 64), (32, 128), (128, 32)])
+def test_muons_steps_keep_the_directions_and_have_singular_values_of_about_one(build, shape, on_cpu):
+    optimizer = run_of(build(), "--optimizer", "muon").optimizer
+    optimizer.on_cpu = on_cpu
+    generator = np.random.default_rng(0)
+    left, right = (np.linalg.qr(generator.normal(size=(length, min(shape))))[0] for length in shape)
+    values = np.geomspace(1, 0.02, min(shape))  # what is smaller beside the largest stays smaller
+    matrix = (left * values) @ right.T
+    step = optimizer.orthogonalize(paddle.to_tensor(matrix.astype(np.float32))).numpy()
+    turned = left.T @ step @ right
+    assert np.diag(turned).min() > 0.6 and np.diag(turned).max() < 1.25
+    np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=1e-4)
+    zeros = paddle.zeros(shape)
+    assert not optimizer.orthogonalize(zeros).numpy().any()  # as of a layer that is frozen
+
+
+def test_muon_takes_the_matrices_of_layers_and_adamw_all_else(pretrain):
+    output = pretrain("--max_steps", "1", "--optimizer", "muon")
+    tensors = safetensors.numpy.load_file(output / "paddle_1" / "training_state" / "optimizer.safetensors")
+    weights = safetensors.numpy.load_file(output / "paddle_1" / "model.safetensors")
+    by_muon = {name.removesuffix("/momentum") for name in tensors if name.endswith("/momentum")}
+    by_adamw = {name.removesuffix("/moment2") for name in tensors if name.endswith("/moment2")}
+    tables = {name for name in weights if "embeddings" in name or "decoder" in name}
+    assert by_muon == {name for name, array in weights.items() if array.ndim == 2} - tables and len(by_muon) == 13
+    assert "roberta.embeddings.word_embeddings.weight" in by_adamw and not by_muon & by_adamw
 
 
 def test_adams_moments_decay_by_09_and_098(pretrain):

@@ -1,8 +1,8 @@
 """Three updates, computed a second time: numpy in float64, written from the papers and not from the code it checks.
 
 The model is BERT's encoder (Devlin et al., 2018; layers as in Vaswani et al., 2017) with RoBERTa's head, the update
-AdamW (Loshchilov & Hutter, 2019) or Muon (Jordan et al., 2024) with a clipped gradient. The gradient comes from reverse differentiation written out
-layer by layer. Nothing of run_pretrain.py is called but the run that is compared.
+AdamW (Loshchilov & Hutter, 2019) or Muon (Jordan et al., 2024), with a clipped gradient. The gradient comes from
+reverse differentiation written out layer by layer. Nothing of run_pretrain.py is called but the run that is compared.
 """
 
 import math
@@ -214,7 +214,8 @@ def test_three_updates_are_those_of_an_independent_computation(pretrain, monkeyp
 
     monkeypatch.setattr(run_pretrain, "masked_loss", masked_loss)
     options = f"--max_steps {UPDATES} --warmup_steps {WARMUP} --learning_rate {PEAK} --weight_decay {DECAY} --dropout 0"
-    options += f" --optimizer {optimizer} --max_grad_norm {MAX_NORM} --gradient_accumulation_steps {ACCUMULATION} --batch_size 4"
+    options += f" --optimizer {optimizer} --max_grad_norm {MAX_NORM}"
+    options += f" --gradient_accumulation_steps {ACCUMULATION} --batch_size 4"
     output = pretrain(*options.split())
     assert len(batches) == UPDATES * ACCUMULATION
 
