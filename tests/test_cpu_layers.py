@@ -704,3 +704,25 @@ def test_arrays_of_different_shapes_are_an_error(method):
     arrays = (array, array, other) if method == "multiply" else (array, other)
     with pytest.raises(ValueError, match="different shapes"):
         getattr(utils.onednn(), method)(*arrays)
+
+
+@pytest.mark.parametrize(("on_cpu", "precision"), [(True, "float32"), (True, "bfloat16"), (False, "float32")])
+@pytest.mark.parametrize("shape", [(64, 64), (32, 128)])
+def test_muons_steps_keep_the_directions_and_have_singular_values_of_about_one(shape, on_cpu, precision):
+    """On a CPU by oneDNN, elsewhere by Paddle."""
+    machine = run_pretrain.Machine("cpu", precision, "for a test")
+    optimizer = run_pretrain.Muon(set(), machine, parameters=[paddle.create_parameter([1], "float32")])
+    optimizer.on_cpu = on_cpu
+    generator = np.random.default_rng(0)
+    left, right = (np.linalg.qr(generator.normal(size=(length, shape[0])))[0] for length in shape)
+    values = np.geomspace(1, 0.02, shape[0])
+    assert values[-1] > 0.003 * np.linalg.norm(values)
+    matrix = (left * values) @ right.T * 1e-6  # as small as gradients are
+    matrices = paddle.to_tensor(np.stack([matrix, -1000 * matrix, 0 * matrix]).astype(np.float32))
+    step, opposite, nothing = run_pretrain.orthogonalize(matrices, optimizer.product).numpy()
+    turned = left.T @ step @ right
+    values, bound = np.diag(turned), 0.1 if precision == "bfloat16" else 1e-4
+    assert values.min() > 0.8 - bound and values.max() < 1.2 + bound
+    np.testing.assert_allclose(turned, np.diag(values), atol=bound)
+    np.testing.assert_allclose(opposite, -step, atol=bound)
+    assert not nothing.any()  # as of a layer that is frozen
