@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_train.py --model roberta-en-base --max_seq_length 512 --batch_size 4 \
         --torch_python TORCH_ENV/bin/python --output tests/benchmarks/results/train_base.json
-    python tests/benchmarks/bench_train.py --quality --model demo_ckp/paddle_1500 --max_seq_length 128 --batch_size 32 \
+    python tests/benchmarks/bench_train.py --quality --model demo_ckp/paddle_1200 --max_seq_length 128 --batch_size 32 \
         --learning_rate 1e-3 --warmup_steps 50 --input_file demo_data --torch_python TORCH_ENV/bin/python \
         --output tests/benchmarks/results/quality_tiny.json
 
