@@ -1468,7 +1468,7 @@ def import_paddlenlp():
 # autocast does on a GPU); products are added up in float32, with the bias. Where only a product (or GELU, or softmax's
 # gradient) reads a value next, it is written in bfloat16 at once. Weights, their gradients, the sums that run through
 # the layers, LayerNorm, softmax, dropout of hidden states and the loss are float32. A weight is rounded at each
-# forward pass: Paddle's optimizers and set_value() leave a tensor's inplace_version as it was, so nothing would tell
+# forward pass: Paddle's AdamW and set_value() leave a tensor's inplace_version as it was, so nothing would tell
 # that an older copy is stale; it takes some 4 ms of mini's update.
 # Each micro-batch and each batch of an evaluation rounds for itself, and a backward pass uses what its forward pass
 # rounded, or rounds the same values anew. Numpy has no bfloat16: arrays of uint16 stand for it here.

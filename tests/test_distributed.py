@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import run_pretrain
 
 pytestmark = pytest.mark.slow
+LINEAR = "roberta.encoder.layers.0.linear1.weight"
 
 
 def free_port() -> int:
@@ -61,7 +62,7 @@ def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path, opt
             assert launch(tmp_path / "logs", processes, "run_pretrain.py", *command).wait(timeout=300) == 0
     weights = {n: load_file(output / "paddle_5/model.safetensors") for n, output in outputs.items()}
     start = load_file(without_dropout / "model.safetensors")
-    assert max(np.abs(weights[1][name] - start[name]).max() for name in start) > 1e-4  # something was learned
+    assert np.abs(weights[1][LINEAR] - start[LINEAR]).max() > 1e-4  # something was learned
     for processes in list(outputs)[1:]:
         for name, expected in weights[1].items():
             assert np.abs(weights[processes][name] - expected).max() <= 1e-6, (processes, name)

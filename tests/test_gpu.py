@@ -76,11 +76,11 @@ class TinyModel(paddle.nn.Layer):
         return run_pretrain.cross_entropy(logits, labels), (logits.argmax(-1) == labels).sum()
 
 
-@pytest.fixture
-def tiny_run(float16):
+@pytest.fixture(params=["adamw", "muon"])
+def tiny_run(float16, request):
     """A Run of a tiny model with a real scaler, and its batches."""
     paddle.seed(0)
-    run = run_of(TinyModel(), precision="float16")
+    run = run_of(TinyModel(), "--optimizer", request.param, precision="float16")
     assert run.scaler.is_enable() and type(run.scaler) is paddle.amp.GradScaler
     ids = paddle.to_tensor([[1, 2, 3, 4]])
     labels = paddle.to_tensor([[-100, 2, 3, -100]])
@@ -128,6 +128,7 @@ def test_what_counts_as_skipped_changes_no_weight_and_lowers_the_scale(tiny_run,
     after = weights_of(run)
     assert not all(map(np.array_equal, before, after))
     moments = {name: value.numpy().copy() for name, value in run.optimizer.state_dict().items() if "moment" in name}
+    assert any("momentum" in name for name in moments) == (run.args.optimizer == "muon")
     with changed_loss(monkeypatch, change):
         update = run_pretrain.train_update(run, batches)
     assert update["skipped"] and not math.isfinite(update[what])
@@ -140,11 +141,12 @@ def test_what_counts_as_skipped_changes_no_weight_and_lowers_the_scale(tiny_run,
 def test_the_scale_changes_no_update_but_by_rounding(tiny_run, monkeypatch):
     """Clipping, the reported norm and the step are those of the gradient before scaling."""
     run, batches = tiny_run
-    start, results = run.model.state_dict(), []
+    optimizer, start, results = run.args.optimizer, run.model.state_dict(), []
     start = {name: value.numpy().copy() for name, value in start.items()}
     for enabled in (True, False):
         run.model.set_state_dict(start)
-        run = run_of(run.model, "--max_grad_norm", "0.01", precision="float16" if enabled else "float32")
+        options = "--max_grad_norm", "0.01", "--optimizer", optimizer
+        run = run_of(run.model, *options, precision="float16" if enabled else "float32")
         update = run_pretrain.train_update(run, batches)
         assert update["grad_norm"] > 0.01 and update["loss_scale"] == (2.0**15 if enabled else 1)
         results.append((update["grad_norm"], *weights_of(run)))
@@ -153,8 +155,9 @@ def test_the_scale_changes_no_update_but_by_rounding(tiny_run, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", [[], FLOAT16], ids=["float32", "float16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_non_finite_update_never_reaches_the_weights_and_is_always_reported(
-    pretrain, monkeypatch, float16, precision, capsys
+    pretrain, monkeypatch, float16, precision, optimizer, capsys
 ):
     weights, same = [], []
     around_updates(
@@ -164,7 +167,7 @@ def test_a_non_finite_update_never_reaches_the_weights_and_is_always_reported(
     )
     infinite_losses(monkeypatch, {2})
     options = ["--max_steps", "6", "--gradient_accumulation_steps", "2", "--logging_steps", "3"]
-    output = pretrain(*options, *precision)
+    output = pretrain(*options, *precision, "--optimizer", optimizer)
     assert same == [False, False, True, False, False, False]
     assert all(np.isfinite(array).all() for arrays in weights for array in arrays)
     records = metrics(output, "train")
@@ -201,10 +204,11 @@ def test_five_non_finite_updates_in_a_row_stop_the_run(pretrain, monkeypatch):
         assert named in str(error.value)
 
 
-def test_the_scaler_resumes_where_it_was(pretrain, monkeypatch, tmp_path, float16):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_scaler_resumes_where_it_was(pretrain, monkeypatch, tmp_path, float16, optimizer):
     """Its scale and its count of good updates: it doubles after three, of which the resumed run makes the last."""
     monkeypatch.setattr(paddle.amp, "GradScaler", functools.partial(paddle.amp.GradScaler, incr_every_n_steps=3))
-    arguments = ["--max_steps", "8", "--save_steps", "4", *FLOAT16]
+    arguments = ["--max_steps", "8", "--save_steps", "4", *FLOAT16, "--optimizer", optimizer]
     infinite_losses(monkeypatch, {1})
     expected = result(pretrain(*arguments, output=tmp_path / "whole"))
     kill_in_update(pretrain, monkeypatch, 5, *arguments)
@@ -473,7 +477,7 @@ def test_the_check_for_those_who_have_a_gpu_runs_on_a_cpu(tmp_path):
     verdicts = json.loads((tmp_path / "check.json").read_text())["verdicts"]
     assert {verdict["verdict"] for verdict in verdicts.values()} == {"passed", "does not apply"}
     assert all(f"{name}: {verdict['verdict']}" in process.stdout for name, verdict in verdicts.items())
-    for name in ("float32 updates", "resumed equality", "accumulation against batch"):
+    for name in ("float32 updates, adamw", "float32 updates, muon", "resumed equality", "accumulation against batch"):
         assert verdicts[name]["verdict"] == "passed"
     if not paddle.is_compiled_with_cuda():
         process = run_script("tests/benchmarks/check_gpu.py", "--output", tmp_path / "none.json")

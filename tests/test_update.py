@@ -156,8 +156,8 @@ def muon(weight, grad, momentum, rate: float):
     momentum = 0.95 * momentum + 0.05 * grad
     left, values, right = np.linalg.svd(0.05 * grad + 0.95 * momentum, full_matrices=False)
     values = values / np.sqrt((values**2).sum())
-    first, second, third = (8.3837, -24.7659, 18.3571), (4.0434, -3.0114, 0.5695), (3.5056, -2.6267, 0.5257)
-    for a, b, c in first, second, third, (2.4901, -1.8343, 0.4368):
+    first, second, third = (8.2218, -23.347, 16.6339), (3.9728, -2.8449, 0.517), (3.4735, -2.5057, 0.481)
+    for a, b, c in first, second, third, (2.5044, -1.7907, 0.4071):
         values = a * values + b * values**3 + c * values**5
     weight -= rate * DECAY * weight
     weight -= rate * 0.2 * math.sqrt(max(weight.shape)) * (left * values) @ right

@@ -42,7 +42,7 @@ class Machine:
 
     def __init__(self, device: str, folder: str, environment: dict):
         self.device, self.folder, self.environment = device, folder, environment
-        (self.model, length, self.batch_size), self.exact_losses = SIZES[device], None
+        (self.model, length, self.batch_size), self.exact_losses = SIZES[device], {}
         options = f"--dataset_name demo --tokenizer_name train --vocab_size 8192 --max_seq_length {length}"
         self._python("create_data.py", *options.split(), "--output_dir", self.path("data"))
 
@@ -79,7 +79,7 @@ class Machine:
         return {"largest_difference": max(float(np.abs(one[key] - two[key]).max()) for key in one)}
 
 
-def check_updates(machine: Machine, precision: str) -> dict:
+def check_updates(machine: Machine, precision: str, optimizer: str) -> dict:
     """Ten updates: the loss begins where it must, falls, and is float32's; the speed is that of the last five."""
     if precision != "float32":
         if machine.device == "cpu":
@@ -87,7 +87,8 @@ def check_updates(machine: Machine, precision: str) -> dict:
         if precision == "bfloat16" and machine.environment["compute_capability"][0] < 8:
             raise DoesNotApply("bfloat16 needs compute capability 8.0")
     amp = ["--amp", "True", "--amp_dtype", precision] if precision != "float32" else FLOAT32
-    records = machine.train(precision, *amp, "--dropout", "0", "--max_steps", "10", exact=False)
+    options = ["--dropout", "0", "--max_steps", "10", "--optimizer", optimizer]
+    records = machine.train(f"{precision}_{optimizer}", *amp, *options, exact=False)
     losses = [record["loss"] for record in records]
     names = ("tokens_per_second", "tflops")
     speed = {name: round(float(np.median([record[name] for record in records[5:]])), 3) for name in names}
@@ -97,9 +98,9 @@ def check_updates(machine: Machine, precision: str) -> dict:
     assert abs(finite[0] / math.log(8192) - 1) < 0.05, f"the first loss is {finite[0]:.3f}, not {math.log(8192):.3f}"
     assert finite[-1] < finite[0], f"the loss rose from {finite[0]:.3f} to {finite[-1]:.3f}"
     if precision != "float32" and not skipped:
-        furthest = max(abs(loss - other) for loss, other in zip(losses, machine.exact_losses))
+        furthest = max(abs(loss - other) for loss, other in zip(losses, machine.exact_losses[optimizer]))
         assert furthest < 0.05, f"a loss is {furthest:.3f} from float32's"
-    machine.exact_losses = machine.exact_losses or losses  # float32 comes first
+    machine.exact_losses.setdefault(optimizer, losses)  # float32 comes first
     return {**speed, "losses": losses, "skipped": skipped}
 
 
@@ -181,7 +182,10 @@ def parse_arguments(argv: list | None):
 
 def main(argv: list | None = None) -> int:
     args = parse_arguments(argv)
-    checks = {f"{precision} updates": (check_updates, precision) for precision in ("float32", "bfloat16", "float16")}
+    checks = {}
+    for optimizer in "adamw", "muon":
+        for precision in "float32", "bfloat16", "float16":
+            checks[f"{precision} updates, {optimizer}"] = (check_updates, precision, optimizer)
     checks["resumed equality"], checks["accumulation against batch"] = (check_resumed,), (check_accumulation,)
     checks["two GPUs against one"], checks["flash against plain attention"] = (check_two_gpus,), (check_flash,)
     report = {"environment": describe(args.device), "verdicts": {}}
