@@ -14,7 +14,7 @@ import run_pretrain
 import utils
 from utils import UserError
 
-GROWING = ["--recipe", "growing_rows", "--learning_rate", "1e-3"]
+GROWING = ["--recipe", "growing_rows", "--learning_rate", "1e-3", "--optimizer", "muon"]
 
 
 @pytest.fixture
@@ -149,6 +149,9 @@ def test_training_predicts_more_tokens_than_evaluations_which_stay_comparable(pr
     ("model", "more", "name", "rate"),
     [
         ("roberta-en-tiny", "", "growing_rows", 8e-3),
+        ("roberta-en-tiny", "--optimizer adamw", "growing_rows", 4e-3),
+        ("roberta-en-mini", "", "growing_rows", 2e-3),
+        ("roberta-en-mini", "--optimizer muon", "growing_rows", 3e-3),
         ("roberta-en-small", "--recipe roberta", "roberta", 1e-4),
         ("roberta-en-base", "", "roberta", 1e-4),
         ("roberta-en-base", "--recipe growing_rows --learning_rate 1e-3", "growing_rows", 1e-3),
@@ -163,8 +166,9 @@ def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, n
     assert ("--recipe roberta for RoBERTa's own" in line) == (name == "growing_rows")
     assert bool(recipe.stages) == (name == "growing_rows")
     assert recipe.dropout == (0.2 if "--dropout" in more else 0.0 if name == "growing_rows" else None)
-    assert f"; {'muon' if name == 'growing_rows' else 'adamw'}, rate " in line
-    assert ("pieces of 8 tokens until 10%" in line) == (name == "growing_rows")
+    optimizer = args.optimizer or ("muon" if model == "roberta-en-tiny" else "adamw")
+    assert recipe.optimizer == optimizer and f"; {optimizer}, rate {rate:g}; " in line
+    assert ("pieces of 8 tokens until 20%" in line) == (name == "growing_rows")
     assert f"weight decay {0.1 if name == 'growing_rows' else 0.01}; " in line
 
 
@@ -178,9 +182,9 @@ def test_shares_are_said_to_three_digits(capsys):
 def test_a_resumed_run_keeps_the_recipe(pretrain):
     output = pretrain("--max_steps", "2", "--recipe", "growing_rows")
     identity = json.loads((output / "paddle_2/training_state/state.json").read_text())["identity"]
-    assert identity["stages"] == [[8, 0.1], [32, 0.2]] and identity["initialization"] == "sinusoids"
+    assert identity["stages"] == [[8, 0.2], [32, 0.3]] and identity["initialization"] == "sinusoids"
     for change, named in (
-        (["--recipe", "roberta"], r"--stages \(was 8:0\.1,32:0\.2, is none\)"),
+        (["--recipe", "roberta"], r"--stages \(was 8:0\.2,32:0\.3, is none\)"),
         (["--recipe", "growing_rows", "--stages", "8:0.4"], r"--stages \(was .*, is 8:0\.4\)"),
         (["--recipe", "growing_rows", "--mlm_probability", "0.2"], r"--mlm_probability \(was 0\.4, is 0\.2\)"),
     ):
@@ -261,9 +265,10 @@ def test_a_small_model_uses_the_context_soon_and_with_robertas_recipe_it_does_no
     options = "--model_name_or_path roberta-en-tiny --max_seq_length 64 --batch_size 8 --dropout 0 --max_steps 200"
     options = [*options.split(), "--save_steps", "200", "--logging_steps", "100"]
     ends = {}
-    for recipe, rate in (("growing_rows", "8e-3"), ("roberta", "1e-3")):
+    for recipe, rate, optimizer in (("growing_rows", "8e-3", "muon"), ("roberta", "1e-3", "adamw")):
         output = tmp_path / recipe
-        pretrain(*options, "--recipe", recipe, "--learning_rate", rate, data=data, output=output)
+        settings = ["--recipe", recipe, "--learning_rate", rate, "--optimizer", optimizer]
+        pretrain(*options, *settings, data=data, output=output)
         [ends[recipe]] = metrics(output, "evaluation")
     # 1.8 and 4.8 were seen; 4.5 without the stages, 4.9 without the initialization
     yardstick = ends["roberta"]["loss_without_context"]
@@ -288,7 +293,7 @@ def test_a_run_that_grows_keeps_the_stages_and_shares_of_its_plan(pretrain, seen
     pretrain("--max_steps", "10", *options, output=tmp_path / "ckp")
     pretrain("--max_steps", "30", *options, *RESUME, output=tmp_path / "ckp")
     lengths = [update[0]["input_ids"].shape[1] for update in seen]
-    assert lengths == [8] * 1 + [32] * 29
+    assert lengths == [8] * 2 + [32] * 28
     shares = [(update[0]["labels"] != -100).mean() * 32 / 30 for update in seen]  # of the places that are not special
     assert np.mean(shares[:2]) == pytest.approx(0.3875, abs=0.03)
     assert np.mean(shares[10:]) == pytest.approx(0.15, abs=0.03)
