@@ -824,8 +824,8 @@ class Muon(paddle.optimizer.AdamW):
     def _finish_update(self, block, parameters_and_grads):
         """Muon's steps, for several matrices of one shape, or its transposed, at a time.
 
-        One by one, small products take twice as long. Paddle calls this behind the steps of AdamW; in float16 also
-        where a scaler has found an infinity, and those were left out.
+        One by one, small products take twice as long. Paddle calls this after AdamW's steps; in float16 it does so even
+        where a scaler has found an infinity and AdamW's steps were left out: then Muon's are, too.
         """
         if self._get_auxiliary_var("found_inf"):
             return
@@ -838,7 +838,7 @@ class Muon(paddle.optimizer.AdamW):
                 self.step_together(pairs[start : start + MUON_TOGETHER])
 
     def step_together(self, pairs: list[tuple]):
-        """A step of some parameters with their gradients, which have one shape, or that of the transposed."""
+        """A step of some parameters with their gradients, which all have one shape, or its transposed."""
         directions = []
         for parameter, gradient in pairs:
             momentum = self._get_accumulator("momentum", parameter)
@@ -876,6 +876,7 @@ def orthogonalize(matrices, product: Callable):
     Each iteration takes a singular value s to a s + b s^3 + c s^5: those from 0.003 to 1 times the matrix's norm become
     0.78 to 1.22, and smaller ones up to 284 times as large. `product` is Muon's.
     """
+    # Not norm(): see findings/paddle-3.3-cpu-norm-of-an-embedding-is-too-small.sh.
     norms = paddle.stack([global_norm([matrix]) for matrix in matrices]).reshape([-1, 1, 1])
     x = matrices * (1 / (norms + 1e-12))  # no singular value is above 1
     identity = paddle.stack([paddle.eye(x.shape[1])] * len(x))
@@ -1928,14 +1929,15 @@ def build_parser() -> utils.ArgumentParser:
     )
 
     add = parser.group("optimization")
-    rates = [f"{rate:g} for {name} by {of}" for name, own in GROWING.items() for of, rate in own.items()]
+    rates = [f"{name} " + ", ".join(f"{rate:g} ({by})" for by, rate in own.items()) for name, own in GROWING.items()]
+    by_muon = [name for name, own in GROWING.items() if next(iter(own)) == "muon"]
     add(
         "--optimizer",
         for_training=True,
         choices=["adamw", "muon"],
         help="`adamw` is RoBERTa's; `muon` gives the matrices of layers steps whose singular values are all about the "
         "same, and the rest AdamW's: more is learned from as many tokens, most of all in short runs, and an update "
-        "takes longer (default: adamw; muon for roberta-en-tiny with the recipe growing_rows)",
+        f"takes longer (default: adamw; muon for {', '.join(by_muon)} with the recipe growing_rows)",
     )
     add(
         "--batch_size",
@@ -1958,7 +1960,7 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         type=not_negative,
         help="the peak learning rate, reached after the warmup (default: 1e-4; with the recipe growing_rows "
-        f"{', '.join(rates)}; {RECIPES['growing_rows'].learning_rate:g} for others)",
+        f"{'; '.join(rates)}; {RECIPES['growing_rows'].learning_rate:g} for others)",
     )
     add(
         "--lr_scheduler",

@@ -69,10 +69,10 @@ class TinyModel(paddle.nn.Layer):
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.output = paddle.nn.Embedding(8, 4), paddle.nn.Linear(4, 8)
+        self.embeddings, self.output = paddle.nn.Embedding(8, 4), paddle.nn.Linear(4, 8)
 
     def forward(self, input_ids, masked_positions, labels):
-        logits = self.output(self.embedding(paddle.gather(input_ids.flatten(), masked_positions)))
+        logits = self.output(self.embeddings(paddle.gather(input_ids.flatten(), masked_positions)))
         return run_pretrain.cross_entropy(logits, labels), (logits.argmax(-1) == labels).sum()
 
 

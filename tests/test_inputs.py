@@ -483,6 +483,30 @@ def test_memory_that_is_certainly_missing_is_foreseen(pretrain, monkeypatch, arg
     assert run_pretrain.check_memory.__doc__
 
 
+def test_muon_which_keeps_one_tensor_less_for_a_matrix_is_foreseen_with_less_memory(pretrain, monkeypatch):
+    def needed(optimizer: str) -> float:
+        asked = []
+        monkeypatch.setattr(run_pretrain, "memory_of", lambda device: Memory(asked))
+        with pytest.raises(UserError, match="out of memory"):
+            pretrain("--max_steps", "1", "--model_name_or_path", "roberta-en-tiny", "--optimizer", optimizer)
+        return asked[0]
+
+    class Memory(float):
+        """None at all; it remembers what it was compared with."""
+
+        def __new__(cls, asked):
+            memory = super().__new__(cls, 0.0)
+            memory.asked = asked
+            return memory
+
+        def __lt__(self, other):
+            self.asked.append(other)
+            return True
+
+    matrices = 2 * (4 * 128 + 2 * 512) * 128
+    assert needed("adamw") - needed("muon") == pytest.approx(4 * matrices)
+
+
 def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(packed_data, tmp_path):
     """Paddle's own error, of a tensor that no machine can hold."""
     code = f"""

@@ -360,11 +360,11 @@ def test_the_warmup_is_a_number_of_updates_or_a_share_of_them(pretrain, given, s
     assert rates[steps] < 1e-3 and len(rates) == 40
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_weight_decay_spares_biases_and_layer_norms(build, name):
+@pytest.mark.parametrize("by", ["adamw", "muon"])
+def test_weight_decay_spares_biases_and_layer_norms(build, by):
     model = build()
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
-    optimizer = run_of(model, "--learning_rate", "1e-3", "--weight_decay", "0.5", "--optimizer", name).optimizer
+    optimizer = run_of(model, "--learning_rate", "1e-3", "--weight_decay", "0.5", "--optimizer", by).optimizer
     (0 * sum(p.sum() for p in model.parameters())).backward()  # no gradient: only decay moves a weight
     optimizer.step()
     for name, parameter in model.named_parameters():

@@ -146,19 +146,21 @@ def test_training_predicts_more_tokens_than_evaluations_which_stay_comparable(pr
 
 
 @pytest.mark.parametrize(
-    ("model", "more", "name", "rate"),
+    ("model", "more", "name", "optimizer", "rate"),
     [
-        ("roberta-en-tiny", "", "growing_rows", 8e-3),
-        ("roberta-en-tiny", "--optimizer adamw", "growing_rows", 4e-3),
-        ("roberta-en-mini", "", "growing_rows", 2e-3),
-        ("roberta-en-mini", "--optimizer muon", "growing_rows", 3e-3),
-        ("roberta-en-small", "--recipe roberta", "roberta", 1e-4),
-        ("roberta-en-base", "", "roberta", 1e-4),
-        ("roberta-en-base", "--recipe growing_rows --learning_rate 1e-3", "growing_rows", 1e-3),
-        ("some/directory", "--dropout 0.2", "roberta", 1e-4),
+        ("roberta-en-tiny", "", "growing_rows", "muon", 8e-3),
+        ("roberta-en-tiny", "--optimizer adamw", "growing_rows", "adamw", 4e-3),
+        ("roberta-en-tiny", "--recipe roberta", "roberta", "adamw", 1e-4),
+        ("roberta-en-mini", "", "growing_rows", "adamw", 2e-3),
+        ("roberta-en-mini", "--optimizer muon", "growing_rows", "muon", 3e-3),
+        ("roberta-en-small", "--recipe roberta", "roberta", "adamw", 1e-4),
+        ("roberta-en-base", "", "roberta", "adamw", 1e-4),
+        ("roberta-en-base", "--optimizer muon", "roberta", "muon", 1e-4),
+        ("roberta-en-base", "--recipe growing_rows --learning_rate 1e-3", "growing_rows", "adamw", 1e-3),
+        ("some/directory", "--dropout 0.2", "roberta", "adamw", 1e-4),
     ],
 )
-def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, name, rate, capsys):
+def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, name, optimizer, rate, capsys):
     args = run_pretrain.parse_arguments(["--model_name_or_path", model, *more.split()])
     recipe = run_pretrain.choose_recipe(args)
     [line] = capsys.readouterr().out.splitlines()
@@ -166,7 +168,6 @@ def test_the_recipe_is_the_architectures_or_the_flags_and_is_said(model, more, n
     assert ("--recipe roberta for RoBERTa's own" in line) == (name == "growing_rows")
     assert bool(recipe.stages) == (name == "growing_rows")
     assert recipe.dropout == (0.2 if "--dropout" in more else 0.0 if name == "growing_rows" else None)
-    optimizer = args.optimizer or ("muon" if model == "roberta-en-tiny" else "adamw")
     assert recipe.optimizer == optimizer and f"; {optimizer}, rate {rate:g}; " in line
     assert ("pieces of 8 tokens until 20%" in line) == (name == "growing_rows")
     assert f"weight decay {0.1 if name == 'growing_rows' else 0.01}; " in line
