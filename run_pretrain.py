@@ -94,7 +94,7 @@ class Recipe:
     final_mlm_probability: float  # and at its end; in between, the share follows a line
     dropout: float | None  # None: the model's, which is 0.1 from scratch
     initialization: str  # "normal": RoBERTa's; "sinusoids": see initialize_with_sinusoids()
-    stages: tuple[tuple[int, float], ...]  # (length, share): until this share of the updates, pieces of this length
+    stages: tuple[tuple, ...]  # the length of pieces and until when they last: see end_of_stage()
 
 
 RECIPES = {
@@ -119,7 +119,7 @@ RECIPES = {
         final_mlm_probability=0.15,
         dropout=0.0,
         initialization="sinusoids",
-        stages=((8, 0.2), (32, 0.3)),
+        stages=((8, 0.2, 600), (32, 0.3, 900)),
     ),
 }
 # The architectures whose recipe is growing_rows: their peak rates by each optimizer, the default one first. Muon makes
@@ -381,10 +381,17 @@ def piece_length_at(step: int, run: Run) -> int | None:
 
     Each piece has the positions 0, 1, 2, ... anew, and tokens see only those of their own piece.
     """
-    for length, share in run.recipe.stages:
-        if step <= updates_of(share, run.progress.planned_steps):
+    for stage in run.recipe.stages:
+        if step <= end_of_stage(stage, run.progress.planned_steps):
+            length = stage[0]
             return length if length < run.data.train.longest else None
     return None
+
+
+def end_of_stage(stage: tuple, planned_steps: int) -> float:
+    """The last update of a stage: (length, share of the updates) or (length, share, updates at most)."""
+    _, share, *at_most = stage
+    return min([updates_of(share, planned_steps), *at_most])
 
 
 def updates_of(share: float, steps: int) -> float:
@@ -1572,7 +1579,10 @@ def describe_recipe(recipe: Recipe) -> str:
     """A recipe in a line, as the start of a run prints it."""
     rows = "whole rows"
     if recipe.stages:
-        pieces = [f"pieces of {length} tokens until {percent(share)} of the updates" for length, share in recipe.stages]
+        pieces = []
+        for length, share, *at_most in recipe.stages:
+            limit = f" (at most {at_most[0]:,})" if at_most else ""
+            pieces.append(f"pieces of {length} tokens until {percent(share)} of the updates{limit}")
         rows = f"rows cut into {', '.join(pieces)}, whole then"
     share = percent(recipe.mlm_probability)
     if recipe.final_mlm_probability != recipe.mlm_probability:
@@ -1624,7 +1634,7 @@ def load_data(args, recipe: Recipe) -> Data:
         )
     is_padded = any(rows.shortest < rows.longest for rows in splits)
     # Rows whose length is no multiple of a stage's pieces are padded, too.
-    is_padded = is_padded or any(length < train.longest and train.longest % length for length, _ in recipe.stages)
+    is_padded = is_padded or any(length < train.longest and train.longest % length for length, *_ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
     counts += [f"{len(rows):,} of {name}" for name, rows in validation.items()]
     description = f"{', '.join(counts)}, digest {digest_of_names(digests)}"
@@ -1803,26 +1813,37 @@ def checkpoint_to_resume(text: str) -> str:
     return text
 
 
-def stages(text: str) -> tuple[tuple[int, float], ...]:
-    """The argparse type of --stages: lengths and shares that rise, or none."""
+def stages(text: str) -> tuple[tuple, ...]:
+    """The argparse type of --stages: none, or (length, share) or (length, share, updates) of each, all rising."""
     if text == "none":
         return ()
-    pairs = [stage.split(":") for stage in text.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text}: give LENGTH:SHARE, or several with commas between them")
-    found = tuple((int(length), float(share)) for length, share in pairs)
-    rising = [(0, 0.0), *found]
-    for (length, share), (next_length, next_share) in zip(rising, found):
-        if not (length < next_length <= utils.LENGTH_MULTIPLE and utils.LENGTH_MULTIPLE % next_length == 0):
-            raise argparse.ArgumentTypeError(f"{text}: lengths must rise, and be divisors of {utils.LENGTH_MULTIPLE}")
-        if not share < next_share <= 1:
-            raise argparse.ArgumentTypeError(f"{text}: shares of the updates must rise, up to 1")
-    return found
+    found = [stage.split(":") for stage in text.split(",")]
+    if {len(stage) for stage in found} not in ({2}, {3}):
+        raise argparse.ArgumentTypeError(
+            f"{text}: give LENGTH:SHARE, or LENGTH:SHARE:UPDATES, of each stage, with commas between them"
+        )
+    lengths, shares, *updates = zip(*found)
+    lengths, shares = [int(length) for length in lengths], [float(share) for share in shares]
+    if not rises(lengths) or any(utils.LENGTH_MULTIPLE % length for length in lengths):
+        raise argparse.ArgumentTypeError(f"{text}: lengths must rise, and be divisors of {utils.LENGTH_MULTIPLE}")
+    if not rises(shares) or shares[-1] > 1:
+        raise argparse.ArgumentTypeError(f"{text}: shares of the updates must rise, up to 1")
+    if not updates:
+        return tuple(zip(lengths, shares))
+    at_most = [int(update) for update in updates[0]]
+    if not rises(at_most):
+        raise argparse.ArgumentTypeError(f"{text}: numbers of updates must rise")
+    return tuple(zip(lengths, shares, at_most))
+
+
+def rises(numbers: list) -> bool:
+    """Whether each number is larger than the one before it, and the first one than 0."""
+    return all(before < number for before, number in zip([0, *numbers], numbers))
 
 
 def stages_as_text(found) -> str:
     """Stages as --stages takes them."""
-    return ",".join(f"{length}:{share:g}" for length, share in found) or "none"
+    return ",".join(":".join(map(str, stage)) for stage in found) or "none"
 
 
 def build_parser() -> utils.ArgumentParser:
@@ -1922,9 +1943,10 @@ def build_parser() -> utils.ArgumentParser:
         "--stages",
         for_training=True,
         type=stages,
-        metavar="LENGTH:SHARE,...",
-        help="8:0.2,32:0.3 cuts rows into pieces of 8 tokens until 20 %% of the updates, of 32 until 30 %%, and "
-        "leaves them whole then; each piece has positions of its own and sees no other; `none` leaves rows whole "
+        metavar="LENGTH:SHARE:UPDATES,...",
+        help="8:0.2:600,32:0.3:900 cuts rows into pieces of 8 tokens until 20 %% of the updates, and until update 600 "
+        "at most, then into pieces of 32 until 30 %%, and update 900 at most, and leaves them whole then; 8:0.2,32:0.3 "
+        "sets shares alone; each piece has positions of its own and sees no other; `none` leaves rows whole "
         "(default: the recipe's)",
     )
 

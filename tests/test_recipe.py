@@ -183,9 +183,9 @@ def test_shares_are_said_to_three_digits(capsys):
 def test_a_resumed_run_keeps_the_recipe(pretrain):
     output = pretrain("--max_steps", "2", "--recipe", "growing_rows")
     identity = json.loads((output / "paddle_2/training_state/state.json").read_text())["identity"]
-    assert identity["stages"] == [[8, 0.2], [32, 0.3]] and identity["initialization"] == "sinusoids"
+    assert identity["stages"] == [[8, 0.2, 600], [32, 0.3, 900]] and identity["initialization"] == "sinusoids"
     for change, named in (
-        (["--recipe", "roberta"], r"--stages \(was 8:0\.2,32:0\.3, is none\)"),
+        (["--recipe", "roberta"], r"--stages \(was 8:0\.2:600,32:0\.3:900, is none\)"),
         (["--recipe", "growing_rows", "--stages", "8:0.4"], r"--stages \(was .*, is 8:0\.4\)"),
         (["--recipe", "growing_rows", "--mlm_probability", "0.2"], r"--mlm_probability \(was 0\.4, is 0\.2\)"),
     ):
@@ -194,12 +194,50 @@ def test_a_resumed_run_keeps_the_recipe(pretrain):
 
 
 @pytest.mark.parametrize(
-    "text", ["8", "8:0.2,32", "8:2", "32:0.3,8:0.5", "8:0.5,16:0.5", "12:0.5", "64:0.5", "8:x", ""]
+    ("text", "said"),
+    [
+        ("8", "give LENGTH:SHARE"),
+        ("8:0.2,32", "give LENGTH:SHARE"),
+        ("8:0.2:600,32:0.3", "of each stage"),
+        ("8:0.2:600:9", "give LENGTH:SHARE"),
+        ("", "give LENGTH:SHARE"),
+        ("8:2", "shares of the updates must rise, up to 1"),
+        ("8:0.5,16:0.5", "shares"),
+        ("8:0", "shares"),
+        ("8:nan", "shares"),
+        ("32:0.3,8:0.5", "lengths must rise"),
+        ("12:0.5", "divisors of 32"),
+        ("64:0.5", "divisors of 32"),
+        ("0:0.5", "lengths"),
+        ("8:0.2:600,32:0.3:600", "numbers of updates must rise"),
+        ("8:0.2:0", "numbers of updates must rise"),
+        ("8:x", "8:x"),
+        ("8:0.2:1.5", "1.5"),
+    ],
 )
-def test_stages_that_make_no_sense_are_one_line(text):
-    form = "give LENGTH:SHARE" if text in ("8", "8:0.2,32", "") else ""
-    with pytest.raises(UserError, match=f"--stages: .*{form}"):
+def test_stages_that_make_no_sense_are_one_line(text, said):
+    with pytest.raises(UserError, match=f"--stages: .*{said}"):
         run_pretrain.parse_arguments(["--stages", text])
+
+
+@pytest.mark.parametrize("text", ["none", "8:0.5", "8:0.2,32:0.3", "8:0.2:600,32:1.0:2000000"])
+def test_stages_are_shown_as_they_are_given(text):
+    found = run_pretrain.parse_arguments(["--stages", text]).stages
+    assert run_pretrain.stages_as_text(found) == text
+    assert run_pretrain.stages_as_text(json.loads(json.dumps(found))) == text
+
+
+def test_stages_of_a_long_run_end_after_their_number_of_updates(pretrain, seen, capsys):
+    """Short pieces have done their work after some hundred updates, however long the run is."""
+    options = ["--max_steps", "10", "--batch_size", "4", "--stages", "8:0.5:2,16:0.9:5"]
+    pretrain(*options, "--recipe", "growing_rows", "--learning_rate", "1e-3")
+    assert [update[0]["input_ids"].shape[1] for update in seen] == [8] * 2 + [16] * 3 + [32] * 5
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe"))
+    assert "pieces of 8 tokens until 50% of the updates (at most 2), pieces of 16 tokens until 90% of" in line
+    short, long = (1000, [200, 300]), (100_000, [600, 900])
+    for planned, ends in (short, long):
+        stages = run_pretrain.RECIPES["growing_rows"].stages
+        assert [run_pretrain.end_of_stage(stage, planned) for stage in stages] == ends
 
 
 def test_rows_that_the_pieces_do_not_divide_are_padded(pretrain, corpus, tmp_path, seen):

@@ -415,7 +415,7 @@ def test_another_recipe_is_refused_with_the_flag_that_gives_the_former(pretrain)
     with pytest.raises(UserError) as error:
         pretrain("--max_steps", "2", "--recipe", "growing_rows", *RESUME)
     former = re.search(r"the recipe \((--recipe \w+) gives the former\)", str(error.value))[1]
-    assert former == "--recipe roberta" and "--stages (was none, is 8:0.2,32:0.3)" in str(error.value)
+    assert former == "--recipe roberta" and "--stages (was none, is 8:0.2:600,32:0.3:900)" in str(error.value)
     pretrain("--max_steps", "2", *former.split(), *RESUME)
 
 
