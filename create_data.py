@@ -119,6 +119,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     """Writes all splits; prints and returns what it counted in each."""
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     sys.setswitchinterval(5e-4)  # seconds, not 5e-3: the thread that encodes waits less for the others
+    for source in chain(corpus, *held_out.values()):  # learning the tokenizer may have read further than the rows go
+        source.was_read, source.bytes_read, source.documents = False, 0, 0
     share = share_held_out(args, held_out)
     drawn = [] if share is None else ["validation"]
     writers = create_writers(args, ["train", *sorted({*drawn, *held_out})], tokenizer, folder)
@@ -730,6 +732,8 @@ def read_json(source: Source) -> Iterable:
     if second is not None and is_record(first):
         return map(parse_json, chain([first, second], lines))
     value = parse_json(b"\n".join([first, second or b"", *lines]))
+    if isinstance(value, str):  # the only record, and not as many as it has characters
+        return [value]
     return records_of(value, source.text_column) if isinstance(value, dict) else value
 
 

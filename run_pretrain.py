@@ -167,6 +167,7 @@ def main(argv: list | None = None):
         check_output_dir(args.output_dir)
     if args.max_steps == 0:
         model = build_model(args, config, machine, data.is_padded)
+        check_ranks_agree_on_weights(machine, model)
         warn_of_longer_rows(args.model_name_or_path, data)
         run = Run(args, machine, model, report)
         run.stop.catch_signals()
@@ -183,6 +184,8 @@ def main(argv: list | None = None):
         seed=args.seed,
     )
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
+        if machine.rank == 0:
+            utils.put_right_directories(args.output_dir, "paddle_*")  # of runs that were killed while they saved
         run = start_or_resume(args, recipe, machine, data, config, identity, sampler, report)
         run.stop.catch_signals()
         training_masks = build_collator(args, data, recipe.mlm_probability)
@@ -196,8 +199,8 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
     """Runs the updates that are left; returns the last evaluations, see evaluate_all(), or None after a signal."""
     args, progress = run.args, run.progress
     run.model.train()
-    # A resumed run first repeats the evaluation of its checkpoint: a signal or a kill may have cut it off. It was due,
-    # or would be now: --save_steps and the end of training may have changed.
+    # A resumed run first repeats the evaluation of its checkpoint, which a signal or a kill may have cut off: where one
+    # was due, or is due now (--save_steps and the end of training may have changed).
     if progress.is_evaluated or is_due(run):
         evaluations = evaluate_all(run, validation)
         if evaluations is None:
@@ -247,6 +250,7 @@ def is_due(run: Run) -> bool:
 def train_update(run: Run, batches: list[dict]) -> dict:
     """One optimizer update; the loss is the mean over all masked tokens of all micro-batches and ranks.
 
+    batches: this rank's micro-batches, as DataCollatorMLM makes them, of tensors on the device.
     Returns {"loss_sum", "num_masked", "grad_norm", "loss_scale", "stop", "skipped"}, equal on all
     ranks. The host waits for the device once (in float16, GradScaler.update() does once more).
     """
@@ -278,14 +282,9 @@ def train_update(run: Run, batches: list[dict]) -> dict:
     # Are loss and gradient finite, and how long is the gradient? This reads from the device, once.
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     loss_scale = scale_of(scaler)
-    numbers = {
-        "loss_sum": loss_sum,
-        "num_masked": num_masked,
-        "grad_norm": global_norm(gradients) / loss_scale,
-        "loss_scale": loss_scale,
-        "stop": stops,
-    }
-    result = dict(zip(numbers, paddle.stack(list(numbers.values())).tolist()))
+    grad_norm = global_norm(gradients) / loss_scale
+    numbers = paddle.stack([loss_sum, num_masked, grad_norm, loss_scale, stops]).tolist()
+    result = dict(zip(("loss_sum", "num_masked", "grad_norm", "loss_scale", "stop"), numbers))
     result["skipped"] = not math.isfinite(result["loss_sum"] + result["grad_norm"])
 
     clip_and_step(run, gradients, result)
@@ -293,7 +292,7 @@ def train_update(run: Run, batches: list[dict]) -> dict:
 
 
 def clip_and_step(run: Run, gradients: list, result: dict):
-    """The optimizer's step with the gradient clipped to --max_grad_norm; none where the gradient is not finite."""
+    """The optimizer's step with the gradient clipped to --max_grad_norm; none where result["skipped"]."""
     with paddle.no_grad():
         if result["skipped"]:
             tell_scaler_of_overflow(gradients)
@@ -309,7 +308,10 @@ def clip_and_step(run: Run, gradients: list, result: dict):
 
 
 def masked_loss(model, batch: dict) -> tuple:
-    """The masked tokens' sum of losses (nats), and in evaluations how many of them are predicted right."""
+    """The masked tokens' sum of losses (nats, float32), and in evaluations how many of them are predicted right.
+
+    batch: input_ids and labels, int64 [batch, seq], and masked_positions, int64 [n].
+    """
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
     return model(batch["input_ids"], batch["masked_positions"], labels)
 
@@ -368,11 +370,11 @@ def learning_rate_at(step: int, run: Run) -> float:
     peak, warmup_steps = run.recipe.learning_rate, run.progress.warmup_steps
     if step <= warmup_steps:
         return peak * step / warmup_steps
-    progress = (step - warmup_steps) / (run.total_steps - warmup_steps + 1)  # above 0, below 1
+    share = (step - warmup_steps) / (run.total_steps - warmup_steps + 1)  # of the way down: above 0, below 1
     if run.args.lr_scheduler == "linear":
-        return peak * (1 - progress)
+        return peak * (1 - share)
     if run.args.lr_scheduler == "cosine":
-        return peak * (1 + math.cos(math.pi * progress)) / 2
+        return peak * (1 + math.cos(math.pi * share)) / 2
     return peak  # constant_with_warmup
 
 
@@ -389,7 +391,7 @@ def piece_length_at(step: int, run: Run) -> int | None:
 
 
 def end_of_stage(stage: tuple, planned_steps: int) -> float:
-    """The last update of a stage: (length, share of the updates) or (length, share, updates at most)."""
+    """The last update of a stage, which is (length, share of the updates) or (length, share, updates at most)."""
     _, share, *at_most = stage
     return min([updates_of(share, planned_steps), *at_most])
 
@@ -436,13 +438,13 @@ class Data:
 
 @dataclass
 class Progress:
-    """What changes from update to update; a checkpoint holds it, beside weights and optimizer."""
+    """Where a run stands, and what was settled at its start; a checkpoint holds it, beside weights and optimizer."""
 
     global_step: int = 0  # updates done
-    planned_steps: int = 0  # updates in all as planned at the start, of which the recipe's stages are shares; it stays
+    planned_steps: int = 0  # updates in all as planned at the start, on which the ends of stages depend; it stays
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
-    is_evaluated: bool = False  # whether an evaluation follows the checkpoint that holds this
+    is_evaluated: bool = False  # whether an evaluation is due at this step: it follows the checkpoint that holds this
     best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
     window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
 
@@ -487,7 +489,7 @@ def global_norm(gradients: list) -> paddle.Tensor:
 
 
 def scale_of(scaler: paddle.amp.GradScaler) -> paddle.Tensor:
-    """The factor by which the scaler multiplies a loss, a scalar: what becomes of a one, as no method tells it."""
+    """The factor by which the scaler multiplies a loss, a scalar. No method returns it: so a one is multiplied."""
     return scaler.scale(paddle.ones([1])).squeeze()
 
 
@@ -507,7 +509,7 @@ def sum_over_ranks(tensor: paddle.Tensor) -> paddle.Tensor:
 
 
 def wait_for_all_ranks():
-    """Returns when all ranks are here. A sum of zeros: the one exchange that a run uses, on whatever backend."""
+    """Returns when all ranks are here. By a sum of zeros: sums are what a run uses anyway, on whatever backend."""
     sum_over_ranks(paddle.zeros([1])).item()
 
 
@@ -545,16 +547,21 @@ def update_flops(config, tokens: int, seq_length: float, num_masked: float) -> f
 class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
     """PaddleNLP's model and checkpoints; a quarter cheaper with masked_positions."""
 
+    takes_attention_masks = True  # see use_fast_layers()
+
     def forward(self, input_ids, masked_positions=None, labels=None, **kwargs):
         """Logits [batch, seq, vocab]; with masked_positions (flat indices [n]) logits [n, vocab].
 
         With labels (int64 [n], -100 where masked_positions is filled up) the loss: the sum of the
         cross entropies, float32, and how many labels have the highest logit, int64 (None where
-        gradients are recorded, as in training).
+        gradients are recorded, as in training). What else PaddleNLP's model takes, it takes, too.
+        ValueError: an attention mask for a model that was built for rows without padding, which looks at none.
         """
+        if kwargs.get("attention_mask") is not None and not self.takes_attention_masks:
+            raise ValueError("attention_mask: build the model with is_padded=True, or it is not looked at")
         if masked_positions is None:
             return super().forward(input_ids, labels=labels, **kwargs)
-        hidden = paddle.gather(self.roberta(input_ids)[0].flatten(0, 1), masked_positions)
+        hidden = paddle.gather(self.roberta(input_ids, **kwargs)[0].flatten(0, 1), masked_positions)
         if labels is not None and isinstance(self.lm_head, LMHead):  # a CPU's: output layer and loss as one
             return self.lm_head.loss(hidden, labels)
         logits = self.lm_head(hidden)
@@ -692,8 +699,6 @@ def build_model(args, config, machine: Machine, is_padded: bool, checkpoint=None
         log("not used, as the model is made for the data: --resize_model")
     use_fast_layers(model, machine.device, machine.precision, is_padded)
     if args.recompute and args.max_steps != 0:  # PaddleNLP's own way fails in paddle.DataParallel
-        if machine.device == "cpu" and onednn() is not None:
-            raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
         has_dropout = config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0
         options = dict(use_reentrant=False, preserve_rng_state=has_dropout)
         for layer in model.roberta.encoder.layers:
@@ -903,7 +908,7 @@ def build_collator(args, data: Data, mlm_probability: float) -> DataCollatorMLM:
 
 
 def explaining_words(collator: DataCollatorMLM):
-    """Lays an error in the block to the words of the text, where whole words are masked."""
+    """Explains an error in the block as one about the words of the text, where whole words are masked."""
     return explaining(WORDS_UNKNOWN) if collator.words is not None else nullcontext()
 
 
@@ -964,10 +969,10 @@ def start_or_resume(
         progress, state = load_state(checkpoint, args, identity, data, total_steps)
     check_ranks_agree_on_checkpoint(machine, checkpoint)
 
-    initialize = None
-    if recipe.initialization == "sinusoids":
-        counts = utils.token_counts(data.train, data.tokenizer)
-        initialize = partial(initialize_with_sinusoids, token_counts=counts, seed=args.seed)
+    def initialize(model):
+        if recipe.initialization == "sinusoids":
+            initialize_with_sinusoids(model, utils.token_counts(data.train, data.tokenizer), args.seed)
+
     model = build_model(args, config, machine, data.is_padded, checkpoint, initialize)
     optimizer, scaler = build_optimizer(model, args, recipe, machine)
     if checkpoint:
@@ -1049,7 +1054,7 @@ def digest_of(files: dict[str, bytes]) -> str:
 
 
 def check_ranks_agree(args, machine: Machine, identity: dict):
-    """Raises UserError, on all ranks, where they would not do the same: other arguments, weights or data."""
+    """Raises UserError, on all ranks, where they would not do the same: other arguments, models or data."""
     # Where these lie may differ from machine to machine: their contents are compared, not their names.
     places = ("input_file", "output_dir", "model_name_or_path", "resume_from_checkpoint")
     arguments = {name: str(value) for name, value in vars(args).items() if name not in places}
@@ -1070,6 +1075,13 @@ def check_ranks_agree_on_checkpoint(machine: Machine, checkpoint: str | None):
     """Raises UserError where the ranks go on from different checkpoints, or some start anew."""
     sums = Path(checkpoint, utils.CHECKSUMS).read_text() if checkpoint else None
     compare_over_ranks(machine, {"checkpoints: share one --output_dir": sums})
+
+
+def check_ranks_agree_on_weights(machine: Machine, model):
+    """Raises UserError where an evaluation's ranks have different weights; training gives all the first one's."""
+    if machine.world_size > 1:
+        weights = digest_of({name: tensor.numpy().tobytes() for name, tensor in model.named_parameters()})
+        compare_over_ranks(machine, {"weights: share one --model_name_or_path, or copy it": weights})
 
 
 def compare_over_ranks(machine: Machine, values: dict):
@@ -1297,7 +1309,7 @@ def save_checkpoint(run: Run):
             (training_state / "state.json").write_text(text)
             utils.write_checksums(folder)
         delete_old_checkpoints(run)
-    wait_for_all_ranks()  # or another rank would look for a checkpoint that is not there yet
+    wait_for_all_ranks()  # a rank that ends, and is started again, must find the checkpoint
 
 
 def delete_old_checkpoints(run: Run):
@@ -1338,7 +1350,7 @@ class Report:
         log(
             f"data: {sampler.num_rows:,} rows, {total_steps:,} updates of {sampler.global_batch:,} rows "
             f"({total_steps / sampler.updates_per_epoch:.3g} epochs{ended_by}), "
-            f"{run.progress.warmup_steps:,} of them warmup"
+            f"{run.progress.warmup_steps:,} of them warmup{describe_stages(run)}"
         )
         if total_steps < args.logging_steps:
             log(f"--logging_steps {args.logging_steps}: more than there are updates; no training loss will be reported")
@@ -1348,7 +1360,7 @@ class Report:
                 utils.cut_metrics(self.output_dir, step)
             else:
                 utils.set_aside_earlier_run(self.output_dir)
-            # A directory for each start: of several files in one VisualDL shows one.
+            # VisualDL shows only one file of a directory, so each start gets a directory of its own.
             self.visualdl = LogWriter(utils.free_path(f"{self.output_dir}/visualdl/from_{step}"))
 
     def log_update(self, run: Run, result: dict):
@@ -1390,7 +1402,10 @@ class Report:
             place = "" if name == "validation" else f" of {name}"
             place += f" at step {step:,}" if is_training else ""
             numbers = f"{loss_and_perplexity(evaluation)}, accuracy {evaluation['accuracy']:.2%}"
-            log(f"evaluation{place}: {numbers}: {where_it_stands(records[name])}")
+            verdict = where_it_stands(records[name])
+            if is_training and piece_length_at(step, run) is not None:
+                verdict += " (so far it was trained on short pieces alone, and this is the loss on whole rows)"
+            log(f"evaluation{place}: {numbers}: {verdict}")
         first, *others = records
         if is_on_plateau(run, records[first]):
             log(
@@ -1413,7 +1428,10 @@ class Report:
         """Says where the run ended, and what is best; None stands for an end by a signal."""
         progress = run.progress
         if evaluations is None:
-            log(f"stopped by a signal after step {progress.global_step}: add --resume_from_checkpoint auto to go on")
+            step, found = progress.global_step, checkpoints_in(self.output_dir)
+            is_newest = step == max(found, default=step)  # or auto would take one of an abandoned run
+            way = "auto" if is_newest else shlex.quote(str(found[step]))
+            log(f"stopped by a signal after step {step}: add --resume_from_checkpoint {way} to go on")
             return
         log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**progress.best))
         reached = loss_and_perplexity(first_of(evaluations))
@@ -1463,6 +1481,16 @@ def where_it_stands(evaluation: dict) -> str:
     return "it does not know yet how often words occur"
 
 
+def describe_stages(run: Run) -> str:
+    """Until which updates of this run rows are cut into pieces, as an addition to a sentence; none says nothing."""
+    longest, planned_steps = run.data.train.longest, run.progress.planned_steps
+    return "".join(
+        f"; pieces of {stage[0]} tokens until update {math.floor(end_of_stage(stage, planned_steps)):,}"
+        for stage in run.recipe.stages
+        if stage[0] < longest
+    )
+
+
 def is_on_plateau(run: Run, evaluation: dict) -> bool:
     """Whether a model does not use the context though it has seen whole rows, and PLATEAU_UPDATES updates."""
     step = run.progress.global_step
@@ -1508,6 +1536,8 @@ def start_machine(args) -> Machine:
     with explaining(f"{version} does not compute on this device: see the README's Install"):
         (paddle.ones([2]) + 1).numpy()  # PyPI's 2.6.2 has code for sm_61 to sm_86 only
     precision, reason = choose_precision(args, device)
+    if args.recompute and args.max_steps != 0 and device == "cpu" and onednn() is not None:
+        raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
     machine = Machine(device, precision, reason, dist.get_rank(), dist.get_world_size())
     log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
     log_unused_flags(args, machine)
@@ -1583,7 +1613,7 @@ def describe_recipe(recipe: Recipe) -> str:
         for length, share, *at_most in recipe.stages:
             limit = f" (at most {at_most[0]:,})" if at_most else ""
             pieces.append(f"pieces of {length} tokens until {percent(share)} of the updates{limit}")
-        rows = f"rows cut into {', '.join(pieces)}, whole then"
+        rows = f"rows cut into {', '.join(pieces)}, then whole"
     share = percent(recipe.mlm_probability)
     if recipe.final_mlm_probability != recipe.mlm_probability:
         share += f" falling to {percent(recipe.final_mlm_probability)}"
@@ -1769,8 +1799,8 @@ def explaining_out_of_memory(function: Callable) -> Callable:
             return function()
         except MemoryError as error:  # Paddle's too, on whatever device
             raise UserError(
-                "out of memory: halve --batch_size and double --gradient_accumulation_steps, which changes no update "
-                "and is allowed on resuming; on a GPU, --recompute True takes less, too"
+                "out of memory: halve --batch_size and double --gradient_accumulation_steps: the updates stay the same "
+                "but for dropout, and you may do it on resuming; on a GPU, --recompute True takes less, too"
             ) from error
 
     return call
@@ -1820,7 +1850,7 @@ def stages(text: str) -> tuple[tuple, ...]:
     found = [stage.split(":") for stage in text.split(",")]
     if {len(stage) for stage in found} not in ({2}, {3}):
         raise argparse.ArgumentTypeError(
-            f"{text}: give LENGTH:SHARE, or LENGTH:SHARE:UPDATES, of each stage, with commas between them"
+            f"{text}: give LENGTH:SHARE of each stage, or LENGTH:SHARE:UPDATES of each, with commas between them"
         )
     lengths, shares, *updates = zip(*found)
     lengths, shares = [int(length) for length in lengths], [float(share) for share in shares]
@@ -1943,7 +1973,7 @@ def build_parser() -> utils.ArgumentParser:
         "--stages",
         for_training=True,
         type=stages,
-        metavar="LENGTH:SHARE:UPDATES,...",
+        metavar="LENGTH:SHARE[:UPDATES],...",
         help="8:0.2:600,32:0.3:900 cuts rows into pieces of 8 tokens until 20 %% of the updates, and until update 600 "
         "at most, then into pieces of 32 until 30 %%, and update 900 at most, and leaves them whole then; 8:0.2,32:0.3 "
         "sets shares alone; each piece has positions of its own and sees no other; `none` leaves rows whole "
@@ -2142,9 +2172,11 @@ def use_fast_layers(model, device: str, precision: str, padded: bool):
 
     Ours hold the very same parameters, so names, checkpoints and tied weights stay. On a CPU they
     compute with oneDNN (utils.py), products in `precision`; elsewhere as Paddle does under auto_cast,
-    attention by FlashAttention where the device has it. `padded` says whether rows may hold <pad>.
+    attention by FlashAttention where the device has it. `padded` says whether rows may hold <pad>,
+    and so whether attention masks are looked at.
     """
     on_cpu = device == "cpu" and onednn() is not None
+    model.takes_attention_masks = padded
     for parent in reversed(model.sublayers(include_self=True)):  # children before their parents
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear:
@@ -2336,7 +2368,8 @@ class Function(paddle.autograd.PyLayer):
         gradients = gradients or [empty_tensor(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
         ctx.operation = None  # what it kept is free for the backward passes that follow
-        # Paddle wants None where a tensor has no gradient, as a weight that is frozen.
+        # Paddle wants None where a tensor has no gradient, as a weight that is frozen. (So paddle.grad(loss, x) alone
+        # fails: there it wants None for all weights, too, which cannot be told from here.)
         return tuple(None if frozen else gradient for gradient, frozen in zip(gradients, ctx.is_frozen))
 
 
@@ -2390,9 +2423,6 @@ class Embedding(nn.Embedding):
         self.tied_to = [output_layer]  # in a list, so that it is no sublayer
         output_layer.is_tied = True
 
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, padding_idx={self._padding_idx}, tied"
-
     def forward(self, ids):
         return TiedEmbedding.apply(ids, self.weight, self._padding_idx, self.tied_to[0])
 
@@ -2403,6 +2433,8 @@ class TiedEmbedding(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, ids, weight, padding_id: int, output_layer):
         ctx.ids, ctx.shape, ctx.padding_id, ctx.output_layer = ids, weight.shape, padding_id, output_layer
+        # A backward pass that ended before the embedding, at hidden states that were detached, would have left one.
+        output_layer.grad_weight = None
         return F.embedding(ids, weight, padding_idx=padding_id)
 
     @staticmethod

@@ -235,6 +235,7 @@ class UpdateSampler:
     """
 
     def __init__(self, num_rows, batch_size, rank=0, world_size=1, accumulation=1, seed=0):
+        """batch_size: rows of one rank and micro-batch; accumulation: micro-batches of an update."""
         self.num_rows, self.rank, self.seed = num_rows, rank, seed
         self.shape = accumulation, world_size, batch_size
         self.global_batch = math.prod(self.shape)
@@ -1156,7 +1157,8 @@ def atomic_directory(path: str):
     """Yields a new directory to fill; it becomes `path` if the block ends without an error.
 
     Whatever kills the process, `path` is as it was, or complete and on disk: an old one waits
-    beside until the new one has its name. What a kill leaves, the next call puts right.
+    beside until the new one has its name. What a kill leaves, the next call for `path` puts right.
+    UserError: another process writes it, or it holds the working directory.
     """
     path = os.path.realpath(path)
     beside, new, old = (f"{path}.being_written{name}" for name in ("", "/new", "/old"))
@@ -1164,14 +1166,8 @@ def atomic_directory(path: str):
     if holds_us:
         raise UserError(f"{path} holds the working directory: choose another --output_dir")
 
-    def recover():
-        if os.path.isdir(old) and not os.path.isdir(path):
-            os.rename(old, path)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
     with lock(beside):
-        recover()
+        put_right(path)
         try:
             os.mkdir(new)
             mode = os.stat(new).st_mode  # as the umask wants it
@@ -1185,8 +1181,24 @@ def atomic_directory(path: str):
             os.rename(new, path)
             fsync(os.path.dirname(path))
         finally:
-            recover()
+            put_right(path)
             shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
+
+
+def put_right(path: str):
+    """Gives an old directory its name back where a new one did not get it, and removes what else lies beside."""
+    new, old = f"{path}.being_written/new", f"{path}.being_written/old"
+    if os.path.isdir(old) and not os.path.isdir(path):
+        os.rename(old, path)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def put_right_directories(folder: str, pattern: str):
+    """Puts right what kills of atomic_directory() left in a folder, for names that no later call may write again."""
+    for beside in Path(folder).glob(f"{pattern}.being_written"):
+        put_right(str(beside).removesuffix(".being_written"))
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def fsync(path: str | Path):
@@ -1196,7 +1208,10 @@ def fsync(path: str | Path):
 
 
 def lock(folder: str):
-    """Locks a directory, which it creates, for `with` or until the process ends."""
+    """Locks a directory, which it creates, for `with`, or as long as what it returns lives.
+
+    UserError: another process has locked it, or it is no directory.
+    """
     try:
         return filelock.FileLock(f"{folder}/.lock", timeout=0).acquire()
     except (filelock.Timeout, FileNotFoundError, FileExistsError):  # the holder removes it
@@ -1260,10 +1275,13 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def explaining(what: str):
-    """Turns an error in the block into a UserError: what, and why; but a want of memory is left as it is."""
+    """Turns an error in the block into a UserError: what, and why.
+
+    A want of memory is left as it is, and so is a name that is not defined: a mistake in the code, and not in a file.
+    """
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, NameError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
@@ -1350,7 +1368,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
         return value
 
     parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
-    parse.low, parse.high = low, high
+    parse.high = high
     return parse
 
 
@@ -1563,7 +1581,7 @@ class OneDNN:
             function = self.function(name)
             function.argtypes, function.errcheck = types, self.check_status
         isa = self.library.dnnl_get_effective_cpu_isa()
-        self.has_avx512 = bool(isa & 0x20)  # from there on oneDNN multiplies bfloat16, if not natively
+        self.has_avx512 = bool(isa & 0x20)  # without it, some of 3.2's products are loops: see EncoderLayerOperation
         self.has_bfloat16 = bool(isa & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new(Engine, "engine_create", CPU, 0)
         self.stream = self.new(Stream, "stream_create", self.engine, 1)
@@ -1750,11 +1768,6 @@ class OneDNN:
         strides = numbers(*(stride // array.itemsize for stride in array.strides))
         arguments = array.ndim, numbers(*array.shape), DATA_TYPES[array.dtype.name], strides
         return self.new(Layout, "memory_desc_create_with_strides", *arguments)
-
-    def clear(self):
-        """Frees all that is prepared; what is used again is prepared again."""
-        while self.prepared:
-            self.free(*self.prepared.popitem()[1])
 
     def free(self, primitive: Primitive, arguments):
         self.library.dnnl_primitive_destroy(primitive)

@@ -339,6 +339,38 @@ def test_the_tied_weights_gradient_is_the_sum_of_all_its_uses(precision):
     loss_of(batches[0])  # a pass without a backward one leaves nothing behind
     loss_of(batches[1]).backward()
     assert distance(taken(), alone[1]) < 1e-6
+    # Nor does a backward pass that ends before the embedding.
+    batch = batch_of(batches[0])
+    labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
+    hidden = paddle.gather(ours.roberta(batch["input_ids"])[0].flatten(0, 1), batch["masked_positions"]).detach()
+    hidden.stop_gradient = False
+    ours.lm_head.loss(hidden, labels)[0].backward()
+    assert hidden.grad.abs().sum().item() > 0 and ours.lm_head.decoder.grad_weight is not None
+    ours.clear_gradients()
+    loss_of(batches[1]).backward()
+    assert distance(taken(), alone[1]) < 1e-6
+
+
+def test_an_attention_mask_is_looked_at_or_refused():
+    """One of two documents in a row, and one of a row's last places; with masked positions and without."""
+    model, ids = model_of(64, 2), rows_of(2, 12, False)
+    model.eval()
+    apart = np.zeros((2, 1, 12, 12), np.float32)
+    apart[:, :, :5, 5:] = apart[:, :, 5:, :5] = -1e4
+    ends = (np.arange(12) < 8).astype(np.float32)[None].repeat(2, 0)
+    positions = paddle.to_tensor(np.array([1, 4, 6, 14, 18]))
+    ours = with_cpu_layers(model, 64, 2, "float32", padded=True)
+    ours.eval()
+    for mask in map(paddle.to_tensor, (apart, ends)):
+        expected = model(ids, attention_mask=mask).numpy()
+        assert distance(model(ids).numpy(), expected) > 1e-3
+        assert distance(ours(ids, attention_mask=mask).numpy(), expected) < 1e-5
+        at_positions = expected.reshape(24, -1)[positions.numpy()]
+        assert distance(ours(ids, positions, attention_mask=mask).numpy(), at_positions) < 1e-5
+    unpadded = with_cpu_layers(model, 64, 2, "float32", padded=False)
+    for more in ({}, {"masked_positions": positions}):
+        with pytest.raises(ValueError, match="attention_mask: build the model with is_padded=True"):
+            unpadded(ids, attention_mask=mask, **more)
 
 
 def test_large_memory_is_lent_to_one_at_a_time_and_stays(monkeypatch):
@@ -485,7 +517,8 @@ def test_the_primitives_kept_are_bounded_and_the_others_freed(monkeypatch):
     real = dnn.free
     monkeypatch.setattr(utils, "PREPARED", 5)
     monkeypatch.setattr(dnn, "free", lambda *prepared: freed.append(prepared) or real(*prepared))
-    dnn.clear()
+    while dnn.prepared:
+        dnn.free(*dnn.prepared.popitem()[1])
     freed.clear()
     results = {}
     for _ in range(2):  # in the second turn, each is prepared anew

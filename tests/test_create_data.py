@@ -1589,6 +1589,25 @@ def test_the_last_lines_say_how_much_was_read(create, tmp_path, capsys):
     assert f"read: {first.stat().st_size:,} bytes of 1 file (of 2 given)\n" in capsys.readouterr().out
 
 
+def test_what_was_read_for_the_tokenizer_alone_is_not_said_to_be_in_the_rows(tmp_path, capsys):
+    """Learning it takes a share of each file, and so goes further than --max_documents does."""
+    first, second = write(tmp_path / "a.txt", made_up(50)), write(tmp_path / "b.txt", made_up(50))
+    out = tmp_path / "out"
+    options = "--tokenizer_name", "train", "--vocab_size", 400, "--max_seq_length", 32, "--max_documents", 60
+    main("--data_files", first, second, "--output_dir", out, *options)
+    assert [source["documents"] for source in card_of(out)["inputs"]["train"]] == [50, 10]
+    main("--data_files", first, second, "--output_dir", tmp_path / "fewer", *options[:-1], 40)
+    assert f"read: {first.stat().st_size:,} bytes of 1 file (of 2 given)\n" in capsys.readouterr().out
+    assert [source["documents"] for source in card_of(tmp_path / "fewer")["inputs"]["train"]] == [40, 0]
+
+
+def test_a_json_file_of_one_text_is_one_document(tmp_path, create):
+    (tmp_path / "one.json").write_text(json.dumps("The whole text of a small file. " * 200))
+    assert (
+        card_of(create(tmp_path / "one.json", "--validation_split_percentage", 0))["splits"]["train"]["documents"] == 1
+    )
+
+
 # ---------------------------------------------------------------- URLs
 
 

@@ -286,6 +286,18 @@ def test_ranks_that_start_from_different_weights_train_equal_ones(packed_data, t
     assert len({line.split()[-1] for line in first}) == 4  # and each update changed them
 
 
+def test_ranks_that_would_evaluate_different_weights_are_refused(packed_data, tmp_path):
+    """One loss of both would be that of no model."""
+    script = tmp_path / "elsewhere.py"
+    script.write_text(START_ELSEWHERE.format(root=str(ROOT)))
+    arguments = arguments_of(packed_data, tmp_path / "ckp", "--max_steps", 0)
+    assert launch(tmp_path / "logs", 2, script, *arguments).wait(timeout=300) != 0
+    for rank in range(2):
+        log = (tmp_path / f"logs/workerlog.{rank}").read_text()
+        assert "error: the processes have different weights: share one --model_name_or_path, or copy it" in log
+        assert "evaluation: loss" not in log
+
+
 def test_ranks_die_with_a_launcher_that_is_killed(packed_data, tmp_path):
     import psutil
 

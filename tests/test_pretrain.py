@@ -179,9 +179,7 @@ def test_attention_drops_as_often_as_asked_the_same_in_both_directions(build):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
 def test_recompute_gives_the_same_gradients(build, batch, padded, dropout, monkeypatch):
-    """With a GPU's layers: a CPU's are refused."""
-    with pytest.raises(UserError, match="recompute True is for GPUs"):
-        build("--recompute", "True")
+    """With a GPU's layers: for a CPU's the flag is refused."""
     monkeypatch.setattr(run_pretrain, "onednn", lambda: None)
     if dropout != "0" and paddle.__version__.startswith("2."):
         pytest.skip("Paddle 2 keeps a generator's state on GPUs only")
@@ -246,6 +244,13 @@ def test_a_want_of_memory_is_never_taken_for_damage():
         raise MemoryError
     with pytest.raises(UserError, match="damaged"), utils.explaining("damaged"):
         raise OSError
+
+
+def test_a_mistake_in_the_code_is_never_taken_for_damage(pretrain, monkeypatch):
+    """Whoever changes load_data() and mistypes a name sees where."""
+    monkeypatch.setattr(run_pretrain, "check_ids", lambda *_: of_no_such_name)  # noqa: F821
+    with pytest.raises(NameError, match="of_no_such_name"):
+        pretrain("--max_steps", "1")
 
 
 def test_a_want_of_memory_is_one_line_in_each_script(monkeypatch, capsys):

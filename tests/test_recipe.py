@@ -124,7 +124,7 @@ def test_robertas_own_initialization_is_one_flag_away(build_model):
 
 @pytest.mark.parametrize("killed_after", [1, 3, 5])  # inside the first stage, at its end, at the end of the second
 def test_a_run_resumed_inside_a_stage_or_at_its_boundary_is_exact(pretrain, monkeypatch, tmp_path, killed_after):
-    arguments = ["--max_steps", "10", "--save_steps", "1", "--stages", "8:0.3,16:0.5", *GROWING]
+    arguments = ["--max_steps", "10", "--save_steps", "1", "--stages", "8:0.3:3,16:0.9:5", *GROWING]
     expected = result(pretrain(*arguments, output=tmp_path / "whole"))
     kill_in_update(pretrain, monkeypatch, killed_after, *arguments)
     assert result(pretrain(*arguments, *RESUME)) == expected
@@ -177,7 +177,10 @@ def test_shares_are_said_to_three_digits(capsys):
     flags = "--recipe growing_rows --stages 8:0.125 --mlm_probability 0.002"
     run_pretrain.choose_recipe(run_pretrain.parse_arguments(flags.split()))
     line = capsys.readouterr().out
-    assert "until 12.5% of the updates" in line and " 0.2% of the tokens predicted" in line
+    assert (
+        "cut into pieces of 8 tokens until 12.5% of the updates, then whole; " in line
+        and " 0.2% of the tokens predicted" in line
+    )
 
 
 def test_a_resumed_run_keeps_the_recipe(pretrain):
@@ -187,10 +190,22 @@ def test_a_resumed_run_keeps_the_recipe(pretrain):
     for change, named in (
         (["--recipe", "roberta"], r"--stages \(was 8:0\.2:600,32:0\.3:900, is none\)"),
         (["--recipe", "growing_rows", "--stages", "8:0.4"], r"--stages \(was .*, is 8:0\.4\)"),
+        (["--recipe", "growing_rows", "--stages", "8:0.2:500,32:0.3:900"], r"is 8:0\.2:500,32:0\.3:900\)"),
         (["--recipe", "growing_rows", "--mlm_probability", "0.2"], r"--mlm_probability \(was 0\.4, is 0\.2\)"),
     ):
         with pytest.raises(UserError, match=named):
             pretrain("--max_steps", "2", *change, *RESUME)
+
+
+def test_a_checkpoint_from_before_stages_had_limits_resumes_with_the_flag_that_is_named(pretrain):
+    """Its identity has the stages as lengths and shares alone."""
+    options, former = ["--max_steps", "2", *GROWING], ["--stages", "8:0.2,32:0.3"]
+    output = pretrain(*options, *former)
+    identity = json.loads((output / "paddle_2/training_state/state.json").read_text())["identity"]
+    assert identity["stages"] == [[8, 0.2], [32, 0.3]]
+    with pytest.raises(UserError, match=r"--stages \(was 8:0\.2,32:0\.3, is 8:0\.2:600,32:0\.3:900\)"):
+        pretrain(*options, *RESUME)
+    pretrain(*options, *former, *RESUME)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +213,7 @@ def test_a_resumed_run_keeps_the_recipe(pretrain):
     [
         ("8", "give LENGTH:SHARE"),
         ("8:0.2,32", "give LENGTH:SHARE"),
-        ("8:0.2:600,32:0.3", "of each stage"),
+        ("8:0.2:600,32:0.3", "LENGTH:SHARE of each stage, or LENGTH:SHARE:UPDATES of each"),
         ("8:0.2:600:9", "give LENGTH:SHARE"),
         ("", "give LENGTH:SHARE"),
         ("8:2", "shares of the updates must rise, up to 1"),
@@ -211,8 +226,8 @@ def test_a_resumed_run_keeps_the_recipe(pretrain):
         ("0:0.5", "lengths"),
         ("8:0.2:600,32:0.3:600", "numbers of updates must rise"),
         ("8:0.2:0", "numbers of updates must rise"),
-        ("8:x", "8:x"),
-        ("8:0.2:1.5", "1.5"),
+        ("8:x", "invalid stages value"),
+        ("8:0.2:1.5", "invalid stages value"),
     ],
 )
 def test_stages_that_make_no_sense_are_one_line(text, said):
@@ -220,24 +235,52 @@ def test_stages_that_make_no_sense_are_one_line(text, said):
         run_pretrain.parse_arguments(["--stages", text])
 
 
-@pytest.mark.parametrize("text", ["none", "8:0.5", "8:0.2,32:0.3", "8:0.2:600,32:1.0:2000000"])
-def test_stages_are_shown_as_they_are_given(text):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("none", ()),
+        ("8:0.2,32:0.3", ((8, 0.2), (32, 0.3))),
+        ("8:0.2:600,32:1.0:2000000", ((8, 0.2, 600), (32, 1.0, 2000000))),
+    ],
+)
+def test_stages_are_read_and_shown_as_they_are_given(text, expected):
     found = run_pretrain.parse_arguments(["--stages", text]).stages
-    assert run_pretrain.stages_as_text(found) == text
+    assert found == expected and run_pretrain.stages_as_text(found) == text
     assert run_pretrain.stages_as_text(json.loads(json.dumps(found))) == text
 
 
 def test_stages_of_a_long_run_end_after_their_number_of_updates(pretrain, seen, capsys):
     """Short pieces have done their work after some hundred updates, however long the run is."""
-    options = ["--max_steps", "10", "--batch_size", "4", "--stages", "8:0.5:2,16:0.9:5"]
-    pretrain(*options, "--recipe", "growing_rows", "--learning_rate", "1e-3")
+    options = ["--max_steps", "10", "--save_steps", "5", "--batch_size", "4", "--stages", "8:0.5:2,16:0.9:5"]
+    pretrain(*options, *GROWING)
     assert [update[0]["input_ids"].shape[1] for update in seen] == [8] * 2 + [16] * 3 + [32] * 5
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe"))
-    assert "pieces of 8 tokens until 50% of the updates (at most 2), pieces of 16 tokens until 90% of" in line
-    short, long = (1000, [200, 300]), (100_000, [600, 900])
-    for planned, ends in (short, long):
-        stages = run_pretrain.RECIPES["growing_rows"].stages
-        assert [run_pretrain.end_of_stage(stage, planned) for stage in stages] == ends
+    [recipe] = lines_with("recipe growing_rows", capsys)
+    assert (
+        "rows cut into pieces of 8 tokens until 50% of the updates (at most 2), "
+        "pieces of 16 tokens until 90% of the updates (at most 5), then whole; 40%" in recipe
+    )
+
+
+@pytest.mark.parametrize(("planned", "ends"), [(1000, [200, 300]), (3000, [600, 900]), (100_000, [600, 900])])
+def test_the_recipes_own_stages_end_after_shares_or_numbers_of_updates(planned, ends):
+    stages = run_pretrain.RECIPES["growing_rows"].stages
+    assert [run_pretrain.end_of_stage(stage, planned) for stage in stages] == ends
+    assert [run_pretrain.end_of_stage(stage[:2], planned) for stage in stages] == [0.2 * planned, 0.3 * planned]
+
+
+def lines_with(text: str, capsys) -> list:
+    return [line for line in capsys.readouterr().out.splitlines() if text in line]
+
+
+def test_a_run_says_until_when_its_rows_are_cut_and_what_an_evaluation_until_then_is_worth(pretrain, capsys):
+    options = ["--max_steps", "10", "--save_steps", "5", *GROWING]
+    pretrain(*options, "--stages", "8:0.5:2,16:0.9:5,32:1:9")
+    lines = capsys.readouterr().out.splitlines()
+    [start] = [line for line in lines if line.startswith("data: ")]
+    assert start.endswith(" of them warmup; pieces of 8 tokens until update 2; pieces of 16 tokens until update 5")
+    inside, after = [line for line in lines if line.startswith("evaluation at step ")]
+    assert inside.endswith(" (so far it was trained on short pieces alone, and this is the loss on whole rows)")
+    assert "short pieces" not in after
 
 
 def test_rows_that_the_pieces_do_not_divide_are_padded(pretrain, corpus, tmp_path, seen):

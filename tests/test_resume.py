@@ -663,6 +663,31 @@ def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_of_a_step_is_gone_
     assert [*run_pretrain.checkpoints_in(str(output))] == [4, 6, 7]
 
 
+def test_what_a_kill_left_of_a_step_that_is_never_saved_again_is_put_right_at_the_next_start(pretrain, tmp_path):
+    output = pretrain("--max_steps", "2", "--save_steps", "1")
+    (output / "paddle_437.being_written/new/training_state").mkdir(parents=True)
+    (output / "paddle_2.being_written").mkdir()
+    (output / "paddle_2").rename(output / "paddle_2.being_written/old")  # the kill came before the new one had its name
+    (output / "paddles.being_written").mkdir()  # not ours
+    pretrain("--max_steps", "2", "--save_steps", "1", *RESUME)
+    assert sorted(path.name for path in output.glob("paddle*")) == ["paddle_1", "paddle_2", "paddles.being_written"]
+    utils.check_checksums(str(output / "paddle_2"))
+
+
+def test_a_stopped_run_names_its_checkpoint_where_auto_would_take_an_abandoned_ones(pretrain, monkeypatch, capsys):
+    options = ["--max_steps", "6", "--save_steps", "2"]
+    output = pretrain(*options)
+    expected = result(output)
+    stop_in_update(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    pretrain(*options, "--resume_from_checkpoint", str(output / "paddle_2"))
+    advice = capsys.readouterr().out.splitlines()[-1]
+    assert advice.startswith("stopped by a signal after step 3: ")
+    flags = re.search(r"add (--resume_from_checkpoint \S+) to go on$", advice)[1].split()
+    assert flags[1] == str(output / "paddle_3")
+    shutil.rmtree(output / "paddle_6")
+    assert result(pretrain(*options, *flags)) == expected
+
+
 def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch):
     real, losses = run_pretrain.evaluate, iter([3.0, 1.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr(run_pretrain, "evaluate", lambda *run: {**real(*run), "eval_loss": next(losses)})
