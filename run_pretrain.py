@@ -2368,8 +2368,8 @@ class Function(paddle.autograd.PyLayer):
         gradients = gradients or [empty_tensor(shape) for shape in ctx.shapes]
         ctx.operation.backward(array_of(grad_out), *map(array_of, gradients))
         ctx.operation = None  # what it kept is free for the backward passes that follow
-        # Paddle wants None where a tensor has no gradient, as a weight that is frozen. (So paddle.grad(loss, x) alone
-        # fails: there it wants None for all weights, too, which cannot be told from here.)
+        # Paddle wants None where a tensor has no gradient, as a weight that is frozen. (In paddle.grad(loss, x) it
+        # wants None for weights, too, which cannot be told from here: ask for theirs as well.)
         return tuple(None if frozen else gradient for gradient, frozen in zip(gradients, ctx.is_frozen))
 
 
@@ -2422,6 +2422,9 @@ class Embedding(nn.Embedding):
         self._sparse = False  # paddle.DataParallel asks each embedding
         self.tied_to = [output_layer]  # in a list, so that it is no sublayer
         output_layer.is_tied = True
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, padding_idx={self._padding_idx}, tied"
 
     def forward(self, ids):
         return TiedEmbedding.apply(ids, self.weight, self._padding_idx, self.tied_to[0])
