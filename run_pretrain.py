@@ -1649,11 +1649,7 @@ def load_data(args, recipe: Recipe) -> Data:
     if not validation:
         raise UserError(f"{named}: no rows to evaluate: hold out more text")
 
-    contents = [train_files(digests, i) for i in range(len(sets))]
-    for i, folder in enumerate(args.input_file):
-        if contents[i] in contents[:i] and len(sets[i]["train"]) > 0:
-            first = args.input_file[contents.index(contents[i])]
-            log(f"warning: {folder} holds the same rows as {first}: each is trained on as often as it is named")
+    warn_of_repeated_parts(args.input_file, sets, digests)
 
     splits = [train, *validation.values()]
     longest = max(rows.longest for rows in splits)
@@ -1683,6 +1679,15 @@ def load_data(args, recipe: Recipe) -> Data:
 def train_files(digests: dict[str, str], number_of_set: int) -> list[str]:
     """The digests of the files to train on of one data set of --input_file, in order."""
     return [digest for name, digest in digests.items() if name.startswith(f"{number_of_set}.train/")]
+
+
+def warn_of_repeated_parts(folders: list[str], sets: list, digests: dict[str, str]):
+    """Warns where two data sets of --input_file hold the same training rows."""
+    contents = [train_files(digests, i) for i in range(len(sets))]
+    for i, folder in enumerate(folders):
+        if contents[i] in contents[:i] and len(sets[i]["train"]) > 0:
+            first = folders[contents.index(contents[i])]
+            log(f"warning: {folder} holds the same rows as {first}: each is trained on as often as it is named")
 
 
 def names_of(sets: list) -> list[str]:
@@ -2375,10 +2380,12 @@ class Function(paddle.autograd.PyLayer):
 
 def empty_tensor(shape: list):
     """A float32 tensor; a large one in memory that stays (utils.Buffers)."""
-    if math.prod(shape) * 4 < utils.LARGE or paddle.__version__.startswith("2."):  # where from_dlpack makes a copy
+    if math.prod(shape) * 4 < utils.LARGE:
         return paddle.empty(shape)
     array = utils.BUFFERS.take(tuple(shape), np.float32)
-    return paddle.utils.dlpack.from_dlpack(array.__dlpack__())
+    # As paddle.to_tensor() makes one, without its copy: the tensor holds the array. (2.6.2's from_dlpack() copies.)
+    settings = {"place": paddle.CPUPlace(), "persistable": False, "stop_gradient": True, "name": "lent"}
+    return paddle.base.core.eager.Tensor(value=array, zero_copy=True, **settings)
 
 
 class MaskedLoss(Function):

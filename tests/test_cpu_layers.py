@@ -455,8 +455,7 @@ def test_large_gradients_are_in_memory_that_stays_and_right(monkeypatch):
                 assert distance(parameter.grad.numpy() / 2, expected[name]) < 1e-5, name
         for parameter in ours.parameters():
             parameter.clear_gradient(set_to_zero=False)
-    if not paddle.__version__.startswith("2."):
-        assert len(addresses) < 3
+    assert len(addresses) < 3
 
 
 def test_dropout_draws_as_often_as_asked_and_each_value_for_itself():

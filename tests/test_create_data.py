@@ -1602,10 +1602,11 @@ def test_what_was_read_for_the_tokenizer_alone_is_not_said_to_be_in_the_rows(tmp
 
 
 def test_a_json_file_of_one_text_is_one_document(tmp_path, create):
-    (tmp_path / "one.json").write_text(json.dumps("The whole text of a small file. " * 200))
-    assert (
-        card_of(create(tmp_path / "one.json", "--validation_split_percentage", 0))["splits"]["train"]["documents"] == 1
-    )
+    """And not as many as the text has letters."""
+    first, second = write(tmp_path / "a.txt", made_up(50)), tmp_path / "b.json"
+    second.write_text(json.dumps("The whole text of a small file."))
+    card = card_of(create(first, second))
+    assert [source["documents"] for source in card["inputs"]["train"]] == [50, 1]
 
 
 # ---------------------------------------------------------------- URLs
