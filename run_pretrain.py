@@ -1745,18 +1745,30 @@ def digest_of_names(digests: dict[str, str]) -> str:
 
 
 def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
-    """Raises UserError where the machine cannot hold what is certainly needed: better now than in an hour's time.
+    """Raises UserError where the machine cannot hold what is certainly needed: better now than in an hour's time."""
+    for_model, for_batch = least_memory(args, recipe, machine, data, config)
+    there = memory_of(machine.device)
+    if for_model + for_batch > there:
+        remedy = "lower --batch_size" if for_batch > for_model else "take a smaller model, or fewer positions"
+        raise UserError(
+            f"out of memory: {for_model / 1e9:,.1f} GB for the model and {for_batch / 1e9:,.1f} GB for --batch_size "
+            f"{args.batch_size} are needed, or more, and this machine has {there / 1e9:,.1f}: {remedy}"
+        )
 
-    A lower bound: weights, and in training their gradients and moments (two; of Muon one), in float32; and in half
-    precision, of one micro-batch, the logits and the widest activations of one layer (evaluation) or of all (training).
+
+def least_memory(args, recipe: Recipe, machine: Machine, data: Data, config) -> tuple[float, float]:
+    """The bytes that a model and one micro-batch need, each a lower bound.
+
+    The model: weights, and in training their gradients and moments (two; of Muon one), in float32. The batch, in half
+    precision: the widest activations of one layer (evaluation, recomputation) or of all, and the logits of what is
+    predicted, which an evaluation on a CPU never holds.
     """
     is_evaluation = args.max_steps == 0
     width, layers = config.hidden_size, config.num_hidden_layers
     embeddings = (config.vocab_size + config.max_position_embeddings) * width
     matrices = layers * (4 * width + 2 * config.intermediate_size) * width
-    parameters = embeddings + matrices
     if is_evaluation:
-        for_model = 4 * parameters
+        for_model = 4 * (embeddings + matrices)
     else:
         for_model = 4 * (4 * embeddings + (3 if recipe.optimizer == "muon" else 4) * matrices)
 
@@ -1765,15 +1777,10 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
     longest = max(split.longest for split in splits)
     kept_layers = 1 if is_evaluation or args.recompute else layers
     predicted = args.eval_mlm_probability if is_evaluation else recipe.mlm_probability
+    if is_evaluation and machine.device == "cpu":
+        predicted = 0
     for_batch = 2 * rows * longest * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
-
-    there = memory_of(machine.device)
-    if for_model + for_batch > there:
-        remedy = "lower --batch_size" if for_batch > for_model else "take a smaller model, or fewer positions"
-        raise UserError(
-            f"out of memory: {parameters:,} parameters and {rows:,} rows of {longest} tokens need "
-            f"{(for_model + for_batch) / 1e9:,.0f} GB or more, and this machine has {there / 1e9:,.0f}: {remedy}"
-        )
+    return for_model, for_batch
 
 
 def check_validation(args, data: Data, collator: DataCollatorMLM):

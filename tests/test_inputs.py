@@ -471,8 +471,8 @@ def test_an_absurd_number_is_one_line_or_trains(pretrain, monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max_seq_length", "1000000"], r"need [\d,]+ GB or more, and this machine has 1: take a smaller model"),
-        (["--batch_size", "2000"], r"2,000 rows of 32 tokens need [\d,]+ GB .*: lower --batch_size"),
+        (["--max_seq_length", "1000000"], r"[\d.]+ GB for the model and .*, and this machine has 1\.0: take a smaller"),
+        (["--batch_size", "2000"], r"and 0\.2 GB for --batch_size 2000 are needed, or more, .*: lower --batch_size"),
     ],
 )
 def test_memory_that_is_certainly_missing_is_foreseen(pretrain, monkeypatch, arguments, message):
@@ -480,31 +480,37 @@ def test_memory_that_is_certainly_missing_is_foreseen(pretrain, monkeypatch, arg
     monkeypatch.setattr(run_pretrain, "build_model", None)
     with pytest.raises(UserError, match=message):
         pretrain("--max_steps", "1", "--model_name_or_path", "roberta-en-tiny", *arguments)
-    assert run_pretrain.check_memory.__doc__
 
 
-def test_muon_which_keeps_one_tensor_less_for_a_matrix_is_foreseen_with_less_memory(pretrain, monkeypatch):
-    def needed(optimizer: str) -> float:
-        asked = []
-        monkeypatch.setattr(run_pretrain, "memory_of", lambda device: Memory(asked))
-        with pytest.raises(UserError, match="out of memory"):
-            pretrain("--max_steps", "1", "--model_name_or_path", "roberta-en-tiny", "--optimizer", optimizer)
-        return asked[0]
+@pytest.fixture
+def least_memory(packed_data):
+    """Of a run with these arguments: the bytes for the model and for a micro-batch."""
 
-    class Memory(float):
-        """None at all; it remembers what it was compared with."""
+    def least_memory(*arguments: str, device: str = "cpu") -> tuple:
+        arguments = [*training_arguments(packed_data, ROOT, "roberta-en-tiny"), *arguments]
+        args = run_pretrain.parse_arguments(arguments)
+        recipe = run_pretrain.choose_recipe(args)
+        data = run_pretrain.load_data(args, recipe)
+        config = run_pretrain.build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
+        machine = run_pretrain.Machine(device, "float32", "for a test")
+        return run_pretrain.least_memory(args, recipe, machine, data, config)
 
-        def __new__(cls, asked):
-            memory = super().__new__(cls, 0.0)
-            memory.asked = asked
-            return memory
+    return least_memory
 
-        def __lt__(self, other):
-            self.asked.append(other)
-            return True
 
+def test_muon_which_keeps_one_tensor_less_for_a_matrix_is_foreseen_with_less_memory(least_memory):
     matrices = 2 * (4 * 128 + 2 * 512) * 128
-    assert needed("adamw") - needed("muon") == pytest.approx(4 * matrices)
+    assert least_memory("--optimizer", "adamw")[0] - least_memory("--optimizer", "muon")[0] == 4 * matrices
+
+
+def test_an_evaluation_is_foreseen_with_less_memory_and_on_a_cpu_without_logits(least_memory):
+    embeddings, matrices = (400 + 514) * 128, 2 * (4 * 128 + 2 * 512) * 128
+    assert least_memory("--max_steps", "0") == (4 * (embeddings + matrices), 2 * 8 * 32 * 512)
+    for_model, for_batch = least_memory("--max_steps", "0", device="gpu")
+    assert for_batch == pytest.approx(2 * 8 * 32 * (512 + 0.15 * 400))
+    for_model, for_batch = least_memory("--optimizer", "adamw", "--recipe", "roberta")
+    assert for_model == 16 * (embeddings + matrices)
+    assert for_batch == pytest.approx(2 * 8 * 32 * (2 * 512 + 0.15 * 400))
 
 
 def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(packed_data, tmp_path):
