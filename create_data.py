@@ -121,6 +121,7 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     sys.setswitchinterval(5e-4)  # seconds, not 5e-3: the thread that encodes waits less for the others
     for source in chain(corpus, *held_out.values()):  # learning the tokenizer may have read further than the rows go
         source.was_read, source.bytes_read, source.documents = False, 0, 0
+        source.separated_by, source.is_wikiextractors = None, False
     share = share_held_out(args, held_out)
     drawn = [] if share is None else ["validation"]
     writers = create_writers(args, ["train", *sorted({*drawn, *held_out})], tokenizer, folder)
@@ -643,7 +644,7 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
                 if document:
                     source.documents += 1
                     yield document
-        except (UserError, MemoryError):
+        except (UserError, MemoryError, NameError):  # the last is a mistake in a reader, and not in the file
             raise
         except Exception as error:  # unpacking and fetching raise errors of many kinds
             remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"

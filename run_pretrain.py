@@ -185,7 +185,8 @@ def main(argv: list | None = None):
     )
     with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
         if machine.rank == 0:
-            utils.put_right_directories(args.output_dir, "paddle_*")  # of runs that were killed while they saved
+            utils.put_right_checkpoints(args.output_dir)  # of runs that were killed while they saved
+        wait_for_all_ranks()
         run = start_or_resume(args, recipe, machine, data, config, identity, sampler, report)
         run.stop.catch_signals()
         training_masks = build_collator(args, data, recipe.mlm_probability)
@@ -554,7 +555,7 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 
         With labels (int64 [n], -100 where masked_positions is filled up) the loss: the sum of the
         cross entropies, float32, and how many labels have the highest logit, int64 (None where
-        gradients are recorded, as in training). What else PaddleNLP's model takes, it takes, too.
+        gradients are recorded, as in training). kwargs: attention_mask, token_type_ids and position_ids.
         ValueError: an attention mask for a model that was built for rows without padding, which looks at none.
         """
         if kwargs.get("attention_mask") is not None and not self.takes_attention_masks:
@@ -1080,8 +1081,10 @@ def check_ranks_agree_on_checkpoint(machine: Machine, checkpoint: str | None):
 def check_ranks_agree_on_weights(machine: Machine, model):
     """Raises UserError where an evaluation's ranks have different weights; training gives all the first one's."""
     if machine.world_size > 1:
-        weights = digest_of({name: tensor.numpy().tobytes() for name, tensor in model.named_parameters()})
-        compare_over_ranks(machine, {"weights: share one --model_name_or_path, or copy it": weights})
+        weights = hashlib.sha256()
+        for parameter in model.parameters():
+            weights.update(parameter.numpy().tobytes())
+        compare_over_ranks(machine, {"weights: share one --model_name_or_path, or copy it": weights.hexdigest()})
 
 
 def compare_over_ranks(machine: Machine, values: dict):
@@ -1404,7 +1407,7 @@ class Report:
             numbers = f"{loss_and_perplexity(evaluation)}, accuracy {evaluation['accuracy']:.2%}"
             verdict = where_it_stands(records[name])
             if is_training and piece_length_at(step, run) is not None:
-                verdict += " (so far it was trained on short pieces alone, and this is the loss on whole rows)"
+                verdict += " (so far this run has trained on short pieces alone; this is the loss on whole rows)"
             log(f"evaluation{place}: {numbers}: {verdict}")
         first, *others = records
         if is_on_plateau(run, records[first]):
@@ -1429,8 +1432,9 @@ class Report:
         progress = run.progress
         if evaluations is None:
             step, found = progress.global_step, checkpoints_in(self.output_dir)
-            is_newest = step == max(found, default=step)  # or auto would take one of an abandoned run
-            way = "auto" if is_newest else shlex.quote(str(found[step]))
+            way = "auto"
+            if step != max(found, default=None):  # then auto would take that of an abandoned run, or none
+                way = shlex.quote(found.get(step, run.args.resume_from_checkpoint))
             log(f"stopped by a signal after step {step}: add --resume_from_checkpoint {way} to go on")
             return
         log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**progress.best))
@@ -1487,7 +1491,7 @@ def describe_stages(run: Run) -> str:
     return "".join(
         f"; pieces of {stage[0]} tokens until update {math.floor(end_of_stage(stage, planned_steps)):,}"
         for stage in run.recipe.stages
-        if stage[0] < longest
+        if stage[0] < longest and end_of_stage(stage, planned_steps) >= 1
     )
 
 
@@ -1752,7 +1756,7 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
         remedy = "lower --batch_size" if for_batch > for_model else "take a smaller model, or fewer positions"
         raise UserError(
             f"out of memory: {for_model / 1e9:,.1f} GB for the model and {for_batch / 1e9:,.1f} GB for --batch_size "
-            f"{args.batch_size} are needed, or more, and this machine has {there / 1e9:,.1f}: {remedy}"
+            f"{args.batch_size} are needed, or more, and this machine has {there / 1e9:,.1f} GB: {remedy}"
         )
 
 
@@ -2271,7 +2275,7 @@ def drawn_seed() -> int:
 
 
 class Attention(nn.MultiHeadAttention):
-    """Self-attention of hidden [batch, seq, width]; attn_mask is [batch, 1, 1, seq], added to the scores.
+    """Self-attention of hidden [batch, seq, width]; attn_mask, [batch or 1, 1, 1 or seq, seq], is added to the scores.
 
     A CPU's EncoderLayer holds one for its parameters and computes attention itself.
     """
@@ -2318,11 +2322,13 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         return is_standard and layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
 
     def forward(self, src, src_mask=None, cache=None, output_attentions=False):
-        """src and the result are [batch, seq, width]; src_mask is [batch, 1, 1, seq], added to the scores."""
+        """src and the result are [batch, seq, width]; src_mask is as Attention's."""
         if cache is not None or output_attentions:
             return super().forward(src, src_mask, cache, output_attentions)
         attention = self.self_attn
-        mask = src_mask.numpy() if self.padded and src_mask is not None else None
+        mask = None
+        if self.padded and src_mask is not None:
+            mask = src_mask.expand([len(src), *src_mask.shape[1:]]).numpy()
         dropouts = (self.dropout1.p, attention.dropout) if self.training else (0.0, 0.0)
         seeds = [drawn_seed() for _ in range(3)] if any(dropouts) else [0, 0, 0]
         epsilon = self.norm1._epsilon
@@ -2391,8 +2397,9 @@ def empty_tensor(shape: list):
         return paddle.empty(shape)
     array = utils.BUFFERS.take(tuple(shape), np.float32)
     # As paddle.to_tensor() makes one, without its copy: the tensor holds the array. (2.6.2's from_dlpack() copies.)
-    settings = {"place": paddle.CPUPlace(), "persistable": False, "stop_gradient": True, "name": "lent"}
-    return paddle.base.core.eager.Tensor(value=array, zero_copy=True, **settings)
+    settings = {"place": paddle.CPUPlace(), "persistable": False, "stop_gradient": True}
+    name = paddle.utils.unique_name.generate("lent")
+    return paddle.base.core.eager.Tensor(value=array, zero_copy=True, name=name, **settings)
 
 
 class MaskedLoss(Function):
@@ -2450,8 +2457,6 @@ class TiedEmbedding(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, ids, weight, padding_id: int, output_layer):
         ctx.ids, ctx.shape, ctx.padding_id, ctx.output_layer = ids, weight.shape, padding_id, output_layer
-        # A backward pass that ended before the embedding, at hidden states that were detached, would have left one.
-        output_layer.grad_weight = None
         return F.embedding(ids, weight, padding_idx=padding_id)
 
     @staticmethod

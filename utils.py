@@ -1194,11 +1194,14 @@ def put_right(path: str):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def put_right_directories(folder: str, pattern: str):
-    """Puts right what kills of atomic_directory() left in a folder, for names that no later call may write again."""
-    for beside in Path(folder).glob(f"{pattern}.being_written"):
-        put_right(str(beside).removesuffix(".being_written"))
-        shutil.rmtree(beside, ignore_errors=True)
+def put_right_checkpoints(output_dir: str):
+    """Puts right what kills left of checkpoints, whose steps may never be saved again; not what is being written."""
+    for beside in Path(output_dir).glob("paddle_*.being_written"):
+        path = str(beside).removesuffix(".being_written")
+        if path.rpartition("_")[2].isdecimal():
+            with contextlib.suppress(UserError), lock(str(beside)):
+                put_right(path)
+                shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
 
 
 def fsync(path: str | Path):
@@ -1975,7 +1978,7 @@ class EncoderLayerOperation:
     def __init__(
         self, dnn: OneDNN, precision: str, num_heads: int, epsilon: float, mask, dropout, attention_dropout, seeds
     ):
-        """mask is [batch, 1, 1, seq], added to the scores, or None; seeds: of the attention's and the two dropouts."""
+        """mask, [batch, 1, 1 or seq, seq], is added to the scores, or None; seeds: of the attention's and the two dropouts."""
         self.dnn, self.precision, self.epsilon = dnn, precision, epsilon
         self.type = np.uint16 if precision == "bfloat16" else np.float32  # of what products read
         self.dropout, self.seeds = dropout, seeds

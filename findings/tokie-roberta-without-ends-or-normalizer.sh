@@ -9,8 +9,8 @@
 #
 # Behaviour: with RobertaProcessing there is neither <s> nor </s>, in pairs or in single texts, though
 # add_special_tokens=True. The same as a TemplateProcessing gives <s>, but no </s>. Lowercase takes accents off, too;
-# Replace and NFKC do nothing, of a Sequence of NFC and Lowercase only NFC is done, and add_prefix_space=True does
-# nothing. Nothing warns. Plain text and a <mask> behind a space are right, so a look at some tokens may not show it.
+# Replace does nothing, of a Sequence of NFC and Lowercase the latter is not done, and add_prefix_space=True does
+# nothing. No error tells. Plain text is right, so a look at some tokens may not show it.
 #
 # Source: detect_post_processor() in crates/tokie/src/hf.rs of chonkie-inc/tokie knows TemplateProcessing and
 # Sequence, and takes all others for none; parse_template_post_processor() knows an end by the name "[SEP]" only.

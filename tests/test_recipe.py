@@ -279,7 +279,7 @@ def test_a_run_says_until_when_its_rows_are_cut_and_what_an_evaluation_until_the
     [start] = [line for line in lines if line.startswith("data: ")]
     assert start.endswith(" of them warmup; pieces of 8 tokens until update 2; pieces of 16 tokens until update 5")
     inside, after = [line for line in lines if line.startswith("evaluation at step ")]
-    assert inside.endswith(" (so far it was trained on short pieces alone, and this is the loss on whole rows)")
+    assert inside.endswith(" (so far this run has trained on short pieces alone; this is the loss on whole rows)")
     assert "short pieces" not in after
 
 

@@ -668,9 +668,14 @@ def test_what_a_kill_left_of_a_step_that_is_never_saved_again_is_put_right_at_th
     (output / "paddle_437.being_written/new/training_state").mkdir(parents=True)
     (output / "paddle_2.being_written").mkdir()
     (output / "paddle_2").rename(output / "paddle_2.being_written/old")  # the kill came before the new one had its name
-    (output / "paddles.being_written").mkdir()  # not ours
-    pretrain("--max_steps", "2", "--save_steps", "1", *RESUME)
-    assert sorted(path.name for path in output.glob("paddle*")) == ["paddle_1", "paddle_2", "paddles.being_written"]
+    (output / "paddle_2_hf.being_written/new").mkdir(parents=True)  # an export's
+    (output / "paddle_9.being_written/new").mkdir(parents=True)
+    with utils.lock(str(output / "paddle_9.being_written")):  # somebody writes there
+        pretrain("--max_steps", "2", "--save_steps", "1", *RESUME)
+        assert (output / "paddle_9.being_written/new").exists()
+    assert (output / "paddle_2_hf.being_written/new").exists()
+    others = ["paddle_2_hf.being_written", "paddle_9.being_written"]
+    assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_1", "paddle_2", *others]
     utils.check_checksums(str(output / "paddle_2"))
 
 
@@ -686,6 +691,16 @@ def test_a_stopped_run_names_its_checkpoint_where_auto_would_take_an_abandoned_o
     assert flags[1] == str(output / "paddle_3")
     shutil.rmtree(output / "paddle_6")
     assert result(pretrain(*options, *flags)) == expected
+
+
+def test_a_run_that_is_stopped_before_it_saves_names_the_checkpoint_of_another_directory(
+    pretrain, monkeypatch, capsys, tmp_path
+):
+    options = ["--max_steps", "4", "--save_steps", "2"]
+    start = pretrain(*options, output=tmp_path / "first") / "paddle_2"
+    around_losses(monkeypatch, before=lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # the repeated evaluation
+    pretrain(*options, "--resume_from_checkpoint", str(start), output=tmp_path / "second")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"add --resume_from_checkpoint {start} to go on")
 
 
 def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch):
