@@ -1978,7 +1978,7 @@ class EncoderLayerOperation:
     def __init__(
         self, dnn: OneDNN, precision: str, num_heads: int, epsilon: float, mask, dropout, attention_dropout, seeds
     ):
-        """mask, [batch, 1, 1 or seq, seq], is added to the scores, or None; seeds: of the attention's and the two dropouts."""
+        """mask: [batch, 1, 1 or seq, seq], added to the scores, or None; seeds: attention's and the two dropouts'."""
         self.dnn, self.precision, self.epsilon = dnn, precision, epsilon
         self.type = np.uint16 if precision == "bfloat16" else np.float32  # of what products read
         self.dropout, self.seeds = dropout, seeds
