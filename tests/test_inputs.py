@@ -471,7 +471,7 @@ def test_an_absurd_number_is_one_line_or_trains(pretrain, monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max_seq_length", "1000000"], r"[\d.]+ GB for the model and .*, and this machine has 1\.0: take a smaller"),
+        (["--max_seq_length", "1000000"], r"[\d.]+ GB for the model and .*, and this machine has 1\.0 GB: take a"),
         (["--batch_size", "2000"], r"and 0\.2 GB for --batch_size 2000 are needed, or more, .*: lower --batch_size"),
     ],
 )
