@@ -353,8 +353,16 @@ def test_the_tied_weights_gradient_is_the_sum_of_all_its_uses(precision):
     assert distance(taken(), alone[0]) < 1e-6
 
 
-def test_an_attention_mask_is_looked_at_or_refused():
+def test_an_attention_mask_is_looked_at_or_refused(monkeypatch):
     """One of two documents in a row, and one of a row's last places; with masked positions and without."""
+    monkeypatch.setattr(utils, "ATTENTION_CHUNK", 1)  # a row at a time
+    real = utils.AttentionOperation.forward
+
+    def forward(self, context, projected):
+        assert self.mask is None or len(self.mask) == len(context)  # each chunk of rows takes its part
+        real(self, context, projected)
+
+    monkeypatch.setattr(utils.AttentionOperation, "forward", forward)
     model, ids = model_of(64, 2), rows_of(2, 12, False)
     model.eval()
     apart = np.zeros((2, 1, 12, 12), np.float32)

@@ -1589,15 +1589,18 @@ def test_the_last_lines_say_how_much_was_read(create, tmp_path, capsys):
     assert f"read: {first.stat().st_size:,} bytes of 1 file (of 2 given)\n" in capsys.readouterr().out
 
 
-def test_what_was_read_for_the_tokenizer_alone_is_not_said_to_be_in_the_rows(tmp_path, capsys):
+def test_what_was_read_for_the_tokenizer_alone_is_not_said_to_be_in_the_rows(tmp_path, capsys, monkeypatch):
     """Learning it takes a share of each file, and so goes further than --max_documents does."""
+    monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 4000)
     first, second = write(tmp_path / "a.txt", made_up(50)), write(tmp_path / "b.txt", made_up(50))
     out = tmp_path / "out"
     options = "--tokenizer_name", "train", "--vocab_size", 400, "--max_seq_length", 32, "--max_documents", 60
     main("--data_files", first, second, "--output_dir", out, *options)
     assert [source["documents"] for source in card_of(out)["inputs"]["train"]] == [50, 10]
     main("--data_files", first, second, "--output_dir", tmp_path / "fewer", *options[:-1], 40)
-    assert f"read: {first.stat().st_size:,} bytes of 1 file (of 2 given)\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"read: {first.stat().st_size:,} bytes of 1 file (of 2 given)\n" in shown
+    assert "1 text file read with" in shown
     assert [source["documents"] for source in card_of(tmp_path / "fewer")["inputs"]["train"]] == [40, 0]
 
 
