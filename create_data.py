@@ -31,7 +31,7 @@ import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, dropwhile, groupby, islice, pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -119,9 +119,6 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     """Writes all splits; prints and returns what it counted in each."""
     gc.freeze()  # the collector need not walk what the imports made: 0.1 s
     sys.setswitchinterval(5e-4)  # seconds, not 5e-3: the thread that encodes waits less for the others
-    for source in chain(corpus, *held_out.values()):  # learning the tokenizer may have read further than the rows go
-        source.was_read, source.bytes_read, source.documents = False, 0, 0
-        source.separated_by, source.is_wikiextractors = None, False
     share = share_held_out(args, held_out)
     drawn = [] if share is None else ["validation"]
     writers = create_writers(args, ["train", *sorted({*drawn, *held_out})], tokenizer, folder)
@@ -563,7 +560,7 @@ def first_documents(corpus: list[Source]) -> Iterator[str]:
     it left of theirs."""
     used = 0
     for number_of_source, source in enumerate(corpus, start=1):
-        for document in read_documents([source]):
+        for document in read_documents([replace(source)]):  # a copy: what it counts is not in the rows
             if used >= TRAINING_SAMPLE * number_of_source / len(corpus):
                 break
             yield document.decode()

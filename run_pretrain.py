@@ -1780,9 +1780,10 @@ def least_memory(args, recipe: Recipe, machine: Machine, data: Data, config) -> 
     rows = min(args.batch_size, max(len(split) for split in splits))
     longest = max(split.longest for split in splits)
     kept_layers = 1 if is_evaluation or args.recompute else layers
-    predicted = args.eval_mlm_probability if is_evaluation else recipe.mlm_probability
-    if is_evaluation and machine.device == "cpu":
-        predicted = 0
+    if is_evaluation:
+        predicted = 0 if machine.device == "cpu" else args.eval_mlm_probability
+    else:
+        predicted = recipe.mlm_probability
     for_batch = 2 * rows * longest * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
     return for_model, for_batch
 

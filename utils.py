@@ -1584,7 +1584,9 @@ class OneDNN:
             function = self.function(name)
             function.argtypes, function.errcheck = types, self.check_status
         isa = self.library.dnnl_get_effective_cpu_isa()
-        self.has_avx512 = bool(isa & 0x20)  # without it, some of 3.2's products are loops: see EncoderLayerOperation
+        # From AVX-512 on oneDNN multiplies bfloat16, if not natively; without it, some of 3.2's products are loops
+        # (EncoderLayerOperation.forward).
+        self.has_avx512 = bool(isa & 0x20)
         self.has_bfloat16 = bool(isa & 0x80)  # AVX512_BF16 or AMX
         self.engine = self.new(Engine, "engine_create", CPU, 0)
         self.stream = self.new(Stream, "stream_create", self.engine, 1)

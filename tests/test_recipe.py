@@ -250,11 +250,10 @@ def test_stages_are_read_and_shown_as_they_are_given(text, expected):
 
 
 def test_stages_of_a_long_run_end_after_their_number_of_updates(pretrain, seen, capsys):
-    """Short pieces have done their work after some hundred updates, however long the run is."""
     options = ["--max_steps", "10", "--save_steps", "5", "--batch_size", "4", "--stages", "8:0.5:2,16:0.9:5"]
     pretrain(*options, *GROWING)
     assert [update[0]["input_ids"].shape[1] for update in seen] == [8] * 2 + [16] * 3 + [32] * 5
-    [recipe] = lines_with("recipe growing_rows", capsys)
+    [recipe] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recipe growing_rows: ")]
     assert (
         "rows cut into pieces of 8 tokens until 50% of the updates (at most 2), "
         "pieces of 16 tokens until 90% of the updates (at most 5), then whole; 40%" in recipe
@@ -266,10 +265,6 @@ def test_the_recipes_own_stages_end_after_shares_or_numbers_of_updates(planned, 
     stages = run_pretrain.RECIPES["growing_rows"].stages
     assert [run_pretrain.end_of_stage(stage, planned) for stage in stages] == ends
     assert [run_pretrain.end_of_stage(stage[:2], planned) for stage in stages] == [0.2 * planned, 0.3 * planned]
-
-
-def lines_with(text: str, capsys) -> list:
-    return [line for line in capsys.readouterr().out.splitlines() if text in line]
 
 
 def test_a_run_says_until_when_its_rows_are_cut_and_what_an_evaluation_until_then_is_worth(pretrain, capsys):
