@@ -10,9 +10,7 @@ input_ids and special_tokens_mask. Beside them are the tokenizer and data_card.j
 
 from __future__ import annotations
 
-import array
 import ast
-import bisect
 import bz2
 import contextlib
 import csv
@@ -43,7 +41,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet
 import zstandard
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers.implementations import ByteLevelBPETokenizer
 from tqdm import tqdm
 
@@ -76,6 +74,7 @@ SILENCE = 60  # seconds without a byte from a server until it is given up
 #   0xa8, 0xa9    U+2028, U+2029
 #   0xaf          U+202F
 PIECES = re.compile(rb"(?s).{250000}.*?[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf](?=\s)|.+")
+QUOTED = re.compile(rb'"(?:[^"]|"")*"')
 BLANK = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+")  # with the no-break and the ideographic space
 
 # What tokenizers are taught from cuts longer words, as each step of training takes time with the square
@@ -99,6 +98,7 @@ def main(argv: list | None = None):
             tokenizer = load_tokenizer(args.tokenizer_name)
         check_tokenizer(args.tokenizer_name, tokenizer)
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
+        name_contents(splits, folder)
         save_tokenizer(tokenizer, f"{folder}/tokenizer", model_max_length=max(512, args.max_seq_length))
         inputs = {"train": corpus, **held_out}
         files = sorted(Path(folder).glob("*/*"))
@@ -189,21 +189,18 @@ def assign_splits(
 
 
 class HeldOutTexts:
-    """Knows held-out documents by a hash of 8 bytes each, and counts those that stand in the text to train on."""
+    """Knows held-out documents by their hashes, and counts those that stand in the text to train on."""
 
     def __init__(self):
-        self.hashes, self.found = array.array("q"), 0
+        self.hashes, self.found = set(), 0
 
     def add(self, document: bytes):
-        self.hashes.append(hash(document))
+        self.hashes.add(hash(document))
 
     def left_out_of(self, documents: Iterator[bytes]) -> Iterator[bytes]:
         """The documents that were not added."""
-        hashes = self.hashes
-        np.frombuffer(hashes, np.int64).sort()  # in place
         for document in documents:
-            place = bisect.bisect_left(hashes, hash(document))
-            if place < len(hashes) and hashes[place] == hash(document):
+            if hash(document) in self.hashes:
                 self.found += 1
             else:
                 yield document
@@ -297,6 +294,16 @@ def create_writers(args, splits: list[str], tokenizer: Tokenizer, folder: str) -
     }
 
 
+def name_contents(splits: Iterable[str], folder: str):
+    """Has the `_fingerprint` of each split, by which `datasets` keeps results of map(), tell its rows.
+
+    That of the placeholder would be the same in all data sets, and give results of another one's rows.
+    """
+    for split in splits:
+        digest = utils.sha256_of(f"{folder}/{split}/data-00000-of-00001.arrow")
+        utils.update_json(f"{folder}/{split}/state.json", _fingerprint=digest[:16])
+
+
 class SplitWriter:
     """Makes rows of a split's tokens, and writes them to an Arrow stream.
 
@@ -324,13 +331,14 @@ class SplitWriter:
         self.rest = np.empty(0, dtype)  # tokens that wait until a row is full, or a line has ended
         self.texts = "documents" if packed else "lines"  # what add() gets
         self.counts = dict.fromkeys((self.texts, "tokens", "rows", "dropped_tokens"), 0)
-        self.special_in_rows = self.special_in_text = 0  # tokens; the latter is known when all rows are written
+        self.special_in_text = 0  # tokens
         self.first_row = []  # ids
 
     def add(self, ids: np.ndarray, ends: np.ndarray):
         """Takes token ids (integers [tokens]), and where in them documents or lines end (int [number])."""
         self.counts[self.texts] += len(ends)
         self.counts["tokens"] += len(ids)
+        self.special_in_text += np.count_nonzero(self.is_special[ids])
         texts = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
         text_ends = len(self.rest) + ends
         if self.packed:
@@ -348,7 +356,6 @@ class SplitWriter:
         is_special = self.is_special[rows.values.to_numpy()]
         columns = [rows, pyarrow.ListArray.from_arrays(rows.offsets, is_special)]
         self.stream.write_table(pyarrow.table(columns, names=self.schema.names).cast(self.schema))
-        self.special_in_rows += np.count_nonzero(is_special)
         if not self.first_row and len(rows):
             self.first_row = rows[0].as_py()
 
@@ -356,9 +363,6 @@ class SplitWriter:
         """Finishes the file and the counts."""
         self.stream.close()
         self.counts["dropped_tokens"] += len(self.rest)
-        # What stands in the text itself is all but the <s> and </s> of rows, and the </s> of packed documents.
-        added = 2 * self.counts["rows"] + (self.counts[self.texts] if self.packed else 0)
-        self.special_in_text = self.special_in_rows + np.count_nonzero(self.is_special[self.rest]) - added
 
 
 def join_documents(tokens: np.ndarray, ends: np.ndarray, eos: int) -> np.ndarray:
@@ -474,14 +478,20 @@ def load_tokenizer_of_hub(name: str, remedy: str) -> Tokenizer:
 
 def load_vocab_and_merges(folder: str) -> Tokenizer:
     """A tokenizer as RoBERTa's was published: vocab.json and merges.txt."""
-    if os.path.exists(f"{folder}/vocab.txt") and not os.path.exists(f"{folder}/merges.txt"):
-        raise UserError(f"{folder} holds BERT's vocab.txt (WordPiece), no byte-level BPE: give --tokenizer_name train")
+    if not os.path.exists(f"{folder}/merges.txt"):
+        for name, kind in utils.OTHER_TOKENIZERS.items():
+            if os.path.exists(f"{folder}/{name}"):
+                raise UserError(f"{folder} holds {name} ({kind}), no byte-level BPE: give --tokenizer_name train")
+        if os.path.isdir(f"{folder}/tokenizer"):
+            raise UserError(f"--tokenizer_name {folder} holds no tokenizer: did you mean {folder}/tokenizer?")
     for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
         if os.path.exists(f"{folder}/{name}"):
             settings = json.loads(Path(folder, name).read_bytes())
-            tokens = settings if name == "added_tokens.json" else settings.get("additional_special_tokens", [])
+            tokens = settings if name == "added_tokens.json" else settings.get("additional_special_tokens") or []
             if any(token not in SPECIAL for token in tokens):
                 raise UserError(f"{folder}/{name} adds tokens: give a directory that has its tokenizer.json, too")
+            if name == "tokenizer_config.json" and settings.get("add_prefix_space"):
+                raise UserError(f"{folder}/{name} has, unlike RoBERTa's, add_prefix_space: choose another")
     return as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"))
 
 
@@ -502,20 +512,25 @@ def check_tokenizer(name: str, tokenizer: Tokenizer):
     """Refuses settings that gigatoken ignores, that let tokens reach across the cuts of PIECES, or that readers of
     the tokenizer's files take in different ways."""
     splitter, ids = tokenizer.pre_tokenizer, range(tokenizer.get_vocab_size())
+    if not (isinstance(tokenizer.model, models.BPE) and isinstance(splitter, pre_tokenizers.ByteLevel)):
+        kind = f"{type(tokenizer.model).__name__}, {type(splitter).__name__}"
+        raise UserError(f"{name} is no byte-level BPE like RoBERTa's ({kind}): choose another, or give `train`")
     added = tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
-    expected = {
-        "ByteLevel with use_regex": getattr(splitter, "use_regex", False),
-        "no add_prefix_space": not getattr(splitter, "add_prefix_space", True),
-        "no normalizer": tokenizer.normalizer is None,
-        "no single_word": not any(token.single_word for token in added),
-        "no rstrip": not any(token.rstrip for token in added),
-        "ids without gaps": None not in map(tokenizer.id_to_token, ids),
-        f"{' '.join(SPECIAL)} as special tokens": special.issuperset(SPECIAL),
+    missing = [token for token in SPECIAL if token not in special]
+    differences = {
+        "a ByteLevel without use_regex": not splitter.use_regex,
+        "add_prefix_space": splitter.add_prefix_space,
+        "a normalizer": tokenizer.normalizer is not None,
+        "an added token with single_word": any(token.single_word for token in added),
+        "an added token with rstrip": any(token.rstrip for token in added),
+        "an added token with white space in it": any(re.search(r"\s", token.content) for token in added),
+        "gaps between its ids": None in map(tokenizer.id_to_token, ids),
+        f"no {' '.join(missing)} as special tokens": bool(missing),
     }
-    lacking = [what for what, is_there in expected.items() if not is_there]
-    if lacking:
-        raise UserError(f"{name} is not like RoBERTa's ({', '.join(lacking)}): choose another")
+    found = [what for what, is_there in differences.items() if is_there]
+    if found:
+        raise UserError(f"{name} has, unlike RoBERTa's, {', '.join(found)}: choose another")
     regular = [token.content for token in added if not token.special]
     if regular:
         # PaddleNLP knows vocab.json and special tokens alone: it would split these.
@@ -646,7 +661,7 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
         except Exception as error:  # unpacking and fetching raise errors of many kinds
             remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
             if not source.is_file:
-                remedy = "check --dataset_config_name and --split, or use --data_files"
+                remedy = "check --dataset_config_name, --split and --text_column, or use --data_files"
             elif source.is_wikiextractors and source.reader is read_txt:
                 remedy = "it begins as WikiExtractor's output does: give --document_separator if it is something else"
             elif is_url(source.path) and not source.documents:
@@ -661,14 +676,17 @@ def text_of(record: bytes | str | dict | None, column: str) -> bytes:
 
     Its lines end with a line feed, whatever they end with in the record.
     """
-    text = record.get(column, record) if isinstance(record, dict) else record
+    text = record
+    if isinstance(record, dict):
+        if column not in record:
+            raise ValueError(f"no column {column!r}, but {', '.join(map(repr, record)):.300}")
+        text = record[column]
     if text is None:
         return b""
     if isinstance(text, str):
         text = text.encode(errors="replace")  # lone surrogates, which JSON can hold and UTF-8 cannot: ?
     if not isinstance(text, bytes):
-        found = ", ".join(text) if isinstance(text, dict) else type(text).__name__
-        raise ValueError(f"no text in column {column!r}, but {found:.300}")
+        raise ValueError(f"no text in column {column!r}, but {type(text).__name__}")
     # The condition is quicker than to look for two characters.
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -719,8 +737,8 @@ def read_json_lines(source: Source) -> Iterable:
     lines = filter(bytes.strip, lines_of(source))
     first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        return parse_json(b"\n".join([first, *lines]))
-    return map(parse_json, chain([first], lines))
+        return parse_json(b"\n".join([first, *lines]), source.text_column)
+    return (parse_json(line, source.text_column) for line in chain([first], lines))
 
 
 def read_json(source: Source) -> Iterable:
@@ -728,8 +746,8 @@ def read_json(source: Source) -> Iterable:
     lines = filter(bytes.strip, lines_of(source))
     first, second = next(lines, b"[]"), next(lines, None)
     if second is not None and is_record(first):
-        return map(parse_json, chain([first, second], lines))
-    value = parse_json(b"\n".join([first, second or b"", *lines]))
+        return (parse_json(line, source.text_column) for line in chain([first, second], lines))
+    value = parse_json(b"\n".join([first, second or b"", *lines]), source.text_column)
     if isinstance(value, str):  # the only record, and not as many as it has characters
         return [value]
     return records_of(value, source.text_column) if isinstance(value, dict) else value
@@ -760,15 +778,15 @@ def records_of(value: dict, column: str) -> Iterable:
     return lists[0] if is_all or holds_objects else [value]
 
 
-def parse_json(text: bytes):
-    return json.loads(text, object_pairs_hook=as_record)
+def parse_json(text: bytes, column: str):
+    """A JSON value. ValueError: the column stands twice in an object, and one of them would be lost."""
+    may_repeat = text.count(f'"{column}"'.encode()) > 1  # looking at each object takes a third longer
+    return json.loads(text, object_pairs_hook=functools.partial(as_record, column) if may_repeat else None)
 
 
-def as_record(pairs: list[tuple]) -> dict:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        refuse_repeated([name for name, _ in pairs])
-    return record
+def as_record(column: str, pairs: list[tuple]) -> dict:
+    refuse_repeated([name for name, _ in pairs if name == column])
+    return dict(pairs)
 
 
 def refuse_repeated(columns: list[str]):
@@ -778,10 +796,36 @@ def refuse_repeated(columns: list[str]):
         raise ValueError(f"several columns are called {repeated[0]!r}: rename all but one")
 
 
-def read_csv(source: Source, delimiter: str = ",") -> Iterator[dict]:
+def read_csv(source: Source) -> Iterator[dict]:
+    return records_of_table(lines_of(source), delimiter=",")
+
+
+def read_tsv(source: Source) -> Iterator[dict]:
+    """Some are quoted as .csv is (pandas, Excel); in others (GLUE's) a quotation mark is one more character."""
+    lines = lines_of(source)
+    first_lines = take(lines, most=GUESSED_FROM, most_bytes=10 * BUFFER)
+    quoting = csv.QUOTE_MINIMAL if is_quoted(first_lines) else csv.QUOTE_NONE
+    return records_of_table(chain(first_lines, lines), delimiter="\t", quoting=quoting)
+
+
+def is_quoted(lines: list[bytes]) -> bool:
+    """Whether fields of a .tsv that begin with a quotation mark are quoted.
+
+    They are not where one has no mark at its end, and yet each line has as many fields as the first one: a quoted field
+    that goes on in the next line would leave its line short. (One column alone cannot tell, and is read as quoted.)
+    """
+    rows = [line.split(b"\t") for line in lines if line.strip()]
+    numbers_of_fields = {len(row) for row in rows}
+    if len(numbers_of_fields) != 1 or numbers_of_fields == {1}:
+        return True
+    return all(QUOTED.fullmatch(field) for row in rows for field in row if field.startswith(b'"'))
+
+
+def records_of_table(lines: Iterator[bytes], **dialect) -> Iterator[dict]:
+    """The records of lines of fields, whose names are in the first one."""
     csv.field_size_limit(2**31 - 1)
-    lines = (line.decode() + "\n" for line in lines_of(source))
-    reader = csv.DictReader(dropwhile(str.isspace, lines), delimiter=delimiter, strict=True)
+    texts = (line.decode() + "\n" for line in lines)
+    reader = csv.DictReader(dropwhile(str.isspace, texts), strict=True, **dialect)
     refuse_repeated(reader.fieldnames or [])
     for record in reader:
         if None in record or None in record.values():
@@ -828,7 +872,7 @@ def documents_of_wikiextractor(source: Source, lines: Iterator[bytes]) -> Iterat
     first = next(lines)
     if first.startswith(b"{"):
         for line in chain([first], filter(bytes.strip, lines)):
-            yield unescaped(text_of(parse_json(line), source.text_column))
+            yield unescaped(text_of(parse_json(line, source.text_column), source.text_column))
         return
     document = None  # lines
     for line in chain([first], lines):
@@ -895,7 +939,7 @@ READERS = {  # of the types of files
     ".jsonl": read_json_lines,
     ".json": read_json,
     ".csv": read_csv,
-    ".tsv": functools.partial(read_csv, delimiter="\t"),
+    ".tsv": read_tsv,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
@@ -907,7 +951,6 @@ STREAMS = {  # what unpacks one stream of a compressed file, which may hold seve
     # `zstd --long=31` makes windows of 2 GB, of which memory is taken as far as the text reaches.
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
 }
-PADDED = (".gz", ".xz")  # may have zeros behind a stream
 TYPES = f"{', '.join(READERS)}, all but the last two also as {', '.join(STREAMS)}, and WikiExtractor's wiki_00"
 
 
@@ -929,12 +972,15 @@ def find_files(patterns: list[str], text_column: str, separator: str | None, may
     for pattern in patterns:
         is_known = is_url(pattern) or os.path.exists(pattern)
         matches = [pattern] if is_known else glob.glob(pattern, recursive=True)
+        if not matches:
+            raise UserError(f"there is nothing at {pattern}: give paths, globs, directories or URLs of {TYPES}")
         files = sorted(path for match in matches for path in ([match] if is_url(match) else files_below(match)))
-        readable = [path for path in files if reader_of(path)]
-        if not readable:
+        if not any(map(reader_of, files)):
             raise UserError(f"nothing to read at {pattern}: give {TYPES}")
-        found |= {path if is_url(path) else os.path.realpath(path): path for path in readable}
-        left_out |= {os.path.realpath(path): path for path in files if not reader_of(path)}
+        for path in files:
+            (found if reader_of(path) else left_out)[place_of(path)] = path
+    # A hub's cache names each file twice: readable is the link, and not what it leads to.
+    left_out = {place: path for place, path in left_out.items() if place not in found}
     tell_left_out(list(left_out.values()), list(found.values()), may_leave_out)
     return [Source(path, reader_of(path), text_column, separator) for path in found.values()]
 
@@ -964,16 +1010,18 @@ def is_made_by_datasets(path: str) -> bool:
         return any(Path(folder).glob("*/state.json"))
     if name in ("dataset_info.json", "state.json"):
         return any(Path(folder).glob("*.arrow"))
-    return re.fullmatch(r"cache-\w+\.arrow", name) is not None and os.path.exists(f"{folder}/state.json")
+    # save_to_disk() writes the first of these beside the rows, the cache of load_dataset() the second.
+    is_beside_rows = any(os.path.exists(f"{folder}/{other}") for other in ("state.json", "dataset_info.json"))
+    return is_beside_rows and re.fullmatch(r"cache-\w+\.arrow", name) is not None
 
 
 def check_complete(folder: str):
     """Refuses a directory of save_to_disk() that lacks one of its files."""
-    try:
-        files = json.loads(Path(folder, "state.json").read_bytes())["_data_files"]
-    except (OSError, ValueError, LookupError, TypeError):  # no such directory
+    if not (os.path.exists(f"{folder}/state.json") and any(Path(folder).glob("*.arrow"))):
         return
-    missing = [file["filename"] for file in files if not Path(folder, file["filename"]).exists()]
+    with explaining(f"{folder}/state.json, of a data set that save_to_disk() wrote, is damaged: save it anew"):
+        files = json.loads(Path(folder, "state.json").read_bytes())["_data_files"]
+        missing = [file["filename"] for file in files if not Path(folder, file["filename"]).exists()]
     if missing:
         raise UserError(f"{folder} lacks {missing[0]}, which its state.json names: save it anew")
 
@@ -1000,6 +1048,11 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None and not os.path.exists(path)
 
 
+def place_of(path: str) -> str:
+    """What two names of one file have in common."""
+    return path if is_url(path) else os.path.realpath(path)
+
+
 def path_of(path: str) -> str:
     """A path, or that in a URL, without what follows a question mark."""
     return unquote(urlsplit(path).path) if is_url(path) else path
@@ -1017,7 +1070,7 @@ def text_blocks(source: Source) -> Iterator[bytes]:
     suffix = os.path.splitext(path_of(source.path))[1].lower()
     if suffix not in STREAMS:
         return stored_blocks(source)
-    return unpack(stored_blocks(source), STREAMS[suffix], is_padded=suffix in PADDED)
+    return unpack(stored_blocks(source), STREAMS[suffix])
 
 
 def stored_blocks(source: Source) -> Iterator[bytes]:
@@ -1067,8 +1120,8 @@ def open_table(source: Source) -> Iterator:
             yield file
 
 
-def unpack(blocks: Iterator[bytes], new_stream: Callable, is_padded: bool) -> Iterator[bytes]:
-    """Unpacks streams that stand one after another; EOFError where the last one does not end.
+def unpack(blocks: Iterator[bytes], new_stream: Callable) -> Iterator[bytes]:
+    """Unpacks streams that stand one after another, with zeros behind them; EOFError where the last one does not end.
 
     Not by gzip's, bz2's, lzma's and zstandard's own files: at damage behind the first stream those of bz2 and
     lzma end as at the file's end, and that of zstandard does wherever a file is cut.
@@ -1080,7 +1133,7 @@ def unpack(blocks: Iterator[bytes], new_stream: Callable, is_padded: bool) -> It
             packed = block[start : start + UNPACKED]
             while packed:
                 if stream is None or stream.eof:
-                    packed = packed.lstrip(b"\0") if stream and is_padded else packed
+                    packed = packed.lstrip(b"\0") if stream else packed
                     if not packed:
                         break
                     stream = new_stream()
@@ -1134,8 +1187,8 @@ def find_text(args) -> tuple[list[Source], dict[str, list[Source]]]:
         patterns[split].append(path)
     held_out = {split: find(paths) for split, paths in patterns.items()}
     sources = find(args.data_files) if args.data_files else [data_set_of(args)]
-    places = {place_of(source) for source in chain(*held_out.values())}
-    corpus = [source for source in sources if place_of(source) not in places]
+    places = {place_of(source.path) for source in chain(*held_out.values())}
+    corpus = [source for source in sources if not source.is_file or place_of(source.path) not in places]
     if not corpus:
         raise UserError("--data_files and --validation_files are the same files: nothing is left to train on")
     if len(corpus) < len(sources):
@@ -1156,11 +1209,6 @@ def named_pattern(pattern: str) -> tuple[str, str]:
     if not is_name or os.path.exists(pattern) or glob.glob(pattern, recursive=True):
         return "validation", pattern
     return f"validation_{name}", path
-
-
-def place_of(source: Source) -> str:
-    """What two names of one file have in common."""
-    return source.path if is_url(source.path) or not source.is_file else os.path.realpath(source.path)
 
 
 def data_set_of(args) -> Source:

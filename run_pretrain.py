@@ -593,13 +593,19 @@ def build_config(args, tokenizer, seq_length: int, dropout: float | None = None)
 def new_config(name: str, tokenizer, seq_length: int):
     """RoBERTa's configuration with the sizes of ARCHITECTURES; PaddleNLP's defaults are BERT's."""
     layers, width, heads = ARCHITECTURES[name]
+    first_position = tokenizer.pad_token_id + 1
+    if first_position > 100:  # as of GPT-2's vocabulary with <pad> added behind it; RoBERTa's is 2
+        log(
+            f"warning: <pad> is token {tokenizer.pad_token_id:,}, and RoBERTa counts positions from it: the model gets "
+            f"{first_position:,} positions more that nothing uses; --tokenizer_name train has <pad> at the beginning"
+        )
     return transformers.RobertaConfig(
         num_hidden_layers=layers,
         hidden_size=width,
         num_attention_heads=heads,
         intermediate_size=4 * width,
         vocab_size=utils.vocabulary_size(tokenizer),
-        max_position_embeddings=max(512, seq_length) + tokenizer.pad_token_id + 1,  # counted from pad + 1
+        max_position_embeddings=max(512, seq_length) + first_position,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
         pad_token_id=tokenizer.pad_token_id,

@@ -88,7 +88,13 @@ CONVERSIONS = {  # endings of weights that are not read, and what turns them int
     "w = [torch.load(f, weights_only=True) for f in glob.glob('pytorch_model*.bin')]; "
     "s.save_file({n: x[n].clone().contiguous() for x in w for n in x}, 'model.safetensors', {'format': 'pt'})\"",
 }
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "vocab.txt")
+OTHER_TOKENIZERS = {  # files of tokenizers that are no byte-level BPE; the first that is there tells the kind
+    "bpe.codes": "a BPE of characters",
+    "sentencepiece.bpe.model": "SentencePiece's",
+    "spiece.model": "SentencePiece's",
+    "vocab.txt": "BERT's WordPiece",
+}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", *OTHER_TOKENIZERS)
 SENTENCE_TRANSFORMERS = [  # its modules: the encoder, and the mean of the hidden states that are no padding
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -159,7 +165,8 @@ class DataCollatorMLM:
 
         # The row's own random numbers, from a counter (Salmon et al., 2011): no stream to keep
         # in step or to save, and the same whichever process asks for the row
-        row, is_hash = example.get("row"), "row" not in example
+        row = example.get("row")
+        is_hash = row is None
         if is_hash:
             row = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
         counter = [0, is_hash, row, example.get("epoch", self.epoch)]
@@ -281,6 +288,8 @@ class TokenRows:
 
     def __init__(self, *splits):
         names = ["input_ids", "special_tokens_mask"]
+        # What select() and shuffle() of `datasets` left is a list of indices, beside all rows.
+        splits = [split if split._indices is None else split.flatten_indices() for split in splits]
         tables = [split.data.table.select(names) for split in splits]
         # "permissive" joins packed rows, which are lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
@@ -727,6 +736,8 @@ def main(argv: list | None = None):
     if Path(args.output_dir).resolve().is_relative_to(Path(args.checkpoint).resolve()):
         raise UserError(f"--output_dir {args.output_dir} lies in the checkpoint: choose a directory outside of it")
     check_model_directory(args.checkpoint, "--checkpoint")
+    if not Path(args.checkpoint, "tokenizer_config.json").exists():
+        raise UserError(f"--checkpoint {args.checkpoint} holds no tokenizer_config.json: copy its tokenizer there")
     if args.onnx:
         check_onnx()
     with atomic_directory(args.output_dir) as folder:
@@ -903,27 +914,30 @@ def grow_weights(weights: dict, shapes: dict, pad_token_id: int) -> tuple:
 
 
 def read_tokenizer(folder: str) -> tuple | None:
-    """The vocabulary {token: id} and merges [(left, right)] of a byte-level BPE in a directory, or None."""
-    files = {name: Path(folder, name) for name in TOKENIZER_FILES}
+    """The vocabulary {token: id} and merges [(left, right)] of a byte-level BPE in a directory, or None.
+
+    `tokenizers` reads the files: roberta-base's tokenizer.json, as published, does not say that its model is a BPE.
+    """
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
+
+    found = {name for name in TOKENIZER_FILES if Path(folder, name).exists()}
+    added = {}
     with explaining(f"cannot read the tokenizer of {folder}"):
-        if files["tokenizer.json"].exists():
-            content = json.loads(files["tokenizer.json"].read_bytes())
-            if content["model"]["type"] != "BPE":
-                raise UserError(f"the tokenizer of {folder} is no byte-level BPE, but {content['model']['type']}")
-            merges = content["model"]["merges"]  # "left right", or since tokenizers 0.20 [left, right]
-            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-            added = {token["content"]: token["id"] for token in content["added_tokens"]}
-            return content["model"]["vocab"] | added, merges
-        if files["vocab.json"].exists() and files["merges.txt"].exists():
-            vocab = json.loads(files["vocab.json"].read_bytes())
-            if files["added_tokens.json"].exists():
-                vocab |= json.loads(files["added_tokens.json"].read_bytes())
-            lines = files["merges.txt"].read_text("utf-8").rstrip("\n").split("\n")
-            lines = lines[1:] if lines[0].startswith("#version") else lines
-            return vocab, [tuple(line.split(" ")) for line in lines]
-    if files["vocab.txt"].exists():
-        raise UserError(f"the tokenizer of {folder} is BERT's (vocab.txt), no byte-level BPE: take another model")
-    return None
+        if "tokenizer.json" in found:
+            tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+        elif found >= {"vocab.json", "merges.txt"}:
+            tokenizer = ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt")
+            if "added_tokens.json" in found:
+                added = json.loads(Path(folder, "added_tokens.json").read_bytes())
+        elif other := sorted(found & OTHER_TOKENIZERS.keys()):
+            kind = f"{OTHER_TOKENIZERS[other[0]]} ({other[0]})"
+            raise UserError(f"the tokenizer of {folder} is {kind}, no byte-level BPE: take another model")
+        else:
+            return None
+        model = json.loads(tokenizer.to_str())["model"]
+    if model["type"] != "BPE":
+        raise UserError(f"the tokenizer of {folder} is {model['type']}, no byte-level BPE: take another model")
+    return tokenizer.get_vocab() | added, [tuple(pair) for pair in model["merges"]]
 
 
 def check_model_directory(folder: str, flag: str):
@@ -1158,13 +1172,14 @@ def atomic_directory(path: str):
 
     Whatever kills the process, `path` is as it was, or complete and on disk: an old one waits
     beside until the new one has its name. What a kill leaves, the next call for `path` puts right.
-    UserError: another process writes it, or it holds the working directory.
+    UserError: another process writes it, it holds the working directory, or something is mounted there.
     """
     path = os.path.realpath(path)
     beside, new, old = (f"{path}.being_written{name}" for name in ("", "/new", "/old"))
-    holds_us = Path.cwd().is_relative_to(path)
-    if holds_us:
+    if Path.cwd().is_relative_to(path):
         raise UserError(f"{path} holds the working directory: choose another --output_dir")
+    if os.path.ismount(path):  # which cannot be renamed
+        raise UserError(f"{path} is a mount point: choose a directory below it as --output_dir")
 
     with lock(beside):
         put_right(path)

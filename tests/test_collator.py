@@ -164,6 +164,15 @@ def yardsticks_of(ids: list, vocab_size: int, special: list) -> tuple:
     return yardsticks(rows_of(ids), Ids(size=vocab_size, all_special_ids=special))
 
 
+def test_rows_that_were_selected_or_shuffled_are_those_alone_and_in_that_order():
+    data = datasets.Dataset.from_dict(
+        {"input_ids": [[i, i + 1] for i in range(9)], "special_tokens_mask": [[0, 0]] * 9}
+    )
+    rows = TokenRows(data.select([5, 3]), data)
+    assert [rows[0, i]["input_ids"].tolist() for i in range(len(rows))][:3] == [[5, 6], [3, 4], [0, 1]]
+    assert len(rows) == 11
+
+
 def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_place_shows():
     words = np.arange(4, 54)  # of a vocabulary of 50 words, whose frequencies are known
     tokenizer = Ids(mask_token_id=54, pad_token_id=PAD, size=55, all_special_ids=[0, 1, 2, 3, 54])

@@ -713,7 +713,7 @@ def test_a_tokenizer_that_truncates_and_pads_gives_every_token(create, tmp_path)
 def test_text_column_names_the_column_and_the_error_lists_what_there_is(create, tmp_path, kind):
     path = write(tmp_path / f"a.{kind}", ["one", "two"], "body")
     assert all_documents(create(path, "--text_column", "body")) == ["one", "two"]
-    with pytest.raises(UserError, match=rf"a.{kind}\b.* 'text'.*\btitle, body\b.*--text_column"):
+    with pytest.raises(UserError, match=rf"a.{kind}\b.*no column 'text', but 'title', 'body'.*--text_column"):
         create(path, name="none")
     assert not list(tmp_path.glob("none*"))
 
@@ -726,6 +726,16 @@ def test_csv_is_read_as_it_is_commonly_written(create, tmp_path):
     (tmp_path / "c.csv").write_bytes(b"text")
     out = create(tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv")
     assert all_documents(out) == sorted(['two\nlines, "quoted"', "NULL", long, "last"])
+
+
+def test_a_tsv_is_read_with_quotation_marks_as_quotes_or_as_characters(create, tmp_path):
+    """As pandas writes it, and as GLUE's files are; lines of quoted fields may stand in several."""
+    (tmp_path / "plain.tsv").write_text('id\ttext\n1\t"We were wrong , he said .\n2\tHarmless .\n3\t"\n4\t"so" it is\n')
+    out = create(tmp_path / "plain.tsv", name="plain")
+    assert all_documents(out) == ['"', '"We were wrong , he said .', '"so" it is', "Harmless ."]
+    texts = ['"quoted"', "two\nlines", 'a "word"', "a\ttab", "plain"]
+    pandas.DataFrame({"id": range(5), "text": texts}).to_csv(tmp_path / "quoted.tsv", sep="\t", index=False)
+    assert all_documents(create(tmp_path / "quoted.tsv", name="quoted")) == sorted(texts)
 
 
 def test_the_demo_needs_no_network(create, tmp_path, tokenizer):
@@ -814,7 +824,7 @@ def test_an_error_of_the_hub_keeps_its_remedy(hub, tmp_path, tokenizer):
     content = shard.read_bytes()
     shard.write_bytes(content[:50] + bytes(len(content) // 2) + content[50 + len(content) // 2 :])
     with pytest.raises(
-        UserError, match=r"cannot read .*/hub after record \d+ .*check --dataset_config_name and --split"
+        UserError, match=r"cannot read .*/hub after record \d+ .*check --dataset_config_name, --split and --text_column"
     ):
         main(*options, "--dataset_config_name", "latin", "--split", "test")
 
@@ -902,8 +912,8 @@ LINES = b'{"text": "one"}\n\n{"text": "two"}\n'
 LONG_LINE = b'"one"\n"' + b"x" * (2**20 - 2) + "é".encode() + b"\xe9"  # a character across a megabyte's end
 # What goes wrong: (files, of which the first is read unless there are arguments; arguments; parts of the message)
 ERRORS = {
-    "no such file": ({}, "--data_files absent.txt", ["absent.txt"]),
-    "no file for a glob": ({}, "--data_files *.csv", ["*.csv"]),
+    "no such file": ({}, "--data_files absent.txt", ["there is nothing at absent.txt"]),
+    "no file for a glob": ({}, "--data_files *.csv", ["there is nothing at *.csv"]),
     "unknown type": ({"a.docx": b"x"}, "", ["a.docx", ".parquet"]),
     "directory without text": ({"sub/a.png": b"x"}, "--data_files sub", ["sub", ".parquet"]),
     "not UTF-8": ({"a.txt": b"12345\n\n\xff"}, "", ["a.txt after record 1", "utf-8", "in UTF-8"]),
@@ -973,28 +983,36 @@ ERRORS = {
     "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "from 4"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),
     "tokenizer broken": ({}, "--tokenizer_name {bad}/broken", ["/broken"]),
-    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["--tokenizer_name", "not like RoBERTa", "BPE"]),
+    "tokenizer of another kind": ({}, "--tokenizer_name {bad}/words", ["/words is no byte-level BPE", "(WordLevel, "]),
     "tokenizer that splits otherwise": (
         {},
         "--tokenizer_name {bad}/otherwise",
-        ["/otherwise", "not like RoBERTa", "ByteLevel with use_regex"],
+        ["/otherwise is no byte-level BPE", "(BPE, Whitespace)"],
     ),
     "tokenizer with a normalizer": (
         {},
         "--tokenizer_name {bad}/normalizer",
-        ["/normalizer", "not like RoBERTa", "no normalizer"],
+        ["/normalizer has, unlike RoBERTa's, a normalizer: "],
     ),
-    "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap", "ids without gaps"]),
-    "token of a single word": ({}, "--tokenizer_name {bad}/single_word", ["/single_word", "no single_word"]),
+    "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap has, unlike RoBERTa's, gaps between its ids: "]),
+    "token of a single word": ({}, "--tokenizer_name {bad}/single_word", ["an added token with single_word: "]),
+    "token of two words": ({}, "--tokenizer_name {bad}/two_words", ["an added token with white space in it: "]),
+    "space before, in the configuration": (
+        {},
+        "--tokenizer_name {bad}/configured",
+        ["has, unlike", "add_prefix_space"],
+    ),
+    "tokenizer of a data set": ({}, "--tokenizer_name {bad}/data", ["did you mean", "/data/tokenizer?"]),
     "a missing column": (
         {"a.jsonl": LINES + b'{"body": "x"}'},
         "",
-        ["a.jsonl", "record 2", "'text', but body", "--text_column"],
+        ["a.jsonl", "record 2", "no column 'text', but 'body'", "--text_column"],
     ),
     "tokenizer at random": ({}, "--tokenizer_name {bad}/dropout", ["gigatoken differs at"]),
     "tokenizer with a space before": ({}, "--tokenizer_name {bad}/prefix", ["/prefix", "add_prefix_space"]),
-    "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "<mask>"]),
+    "tokenizer without <mask>": ({}, "--tokenizer_name {bad}/maskless", ["/maskless", "no <mask> as special tokens"]),
     "hub tokenizer out of reach": ({}, "--tokenizer_name someone/something", ["someone/something", "`train`"]),
+    "output is a mount point": ({}, "--output_dir /proc", ["/proc is a mount point: choose a directory below it"]),
     "output below a file": ({}, "--output_dir good.jsonl/out", ["good.jsonl/out"]),
     "output name too long": ({}, f"--output_dir {'n' * 300}", ["n" * 300]),
     "output is a file": ({}, "--output_dir good.jsonl", ["good.jsonl exists", "choose another"]),
@@ -1033,6 +1051,8 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
     token.update(dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
     token["single_word"] = True
     changed["single_word"] = {**definition, "added_tokens": [*definition["added_tokens"], token]}
+    two_words = token | {"content": "<two words>", "single_word": False}
+    changed["two_words"] = {**definition, "added_tokens": [*definition["added_tokens"], two_words]}
     for name, file, content in (
         *((name, "tokenizer.json", json.dumps(content)) for name, content in changed.items()),
         ("empty", "README.md", "nothing"),
@@ -1043,6 +1063,10 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
     ):
         (folder / name).mkdir()
         (folder / name / file).write_text(content)
+    shutil.copytree(tokenizer, folder / "data/tokenizer")
+    shutil.copytree(tokenizer, folder / "configured")
+    (folder / "configured/tokenizer.json").unlink()
+    (folder / "configured/tokenizer_config.json").write_text('{"add_prefix_space": true}')
     return folder
 
 
@@ -1372,6 +1396,36 @@ def test_a_data_set_of_save_to_disk_is_read_whole_or_refused(create, tmp_path, c
     (saved / "data-00002-of-00004.arrow").unlink()
     with pytest.raises(UserError, match=r"lacks data-00002-of-00004\.arrow"):
         create(saved, name="missing")
+    (saved / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state\.json, of a data set that save_to_disk\(\) wrote, is damaged"):
+        create(saved, name="untold")
+
+
+def test_what_map_left_in_a_cache_of_load_dataset_is_not_read(create, tmp_path):
+    texts = made_up(40)
+    data = datasets.load_dataset(
+        "json", data_files=str(write(tmp_path / "a.jsonl", texts)), cache_dir=str(tmp_path / "c")
+    )
+    data["train"].map(lambda row: {"text": row["text"].upper()})
+    assert len([*(tmp_path / "c").rglob("cache-*.arrow")]) == 1
+    assert all_documents(create(tmp_path / "c")) == sorted(texts)
+
+
+def test_a_hubs_cache_is_read_though_each_file_stands_there_under_two_names(create, tmp_path):
+    (tmp_path / "hub/snapshots/1").mkdir(parents=True)
+    (tmp_path / "hub/blobs").mkdir()
+    write(tmp_path / "a.jsonl", made_up(40)).rename(tmp_path / "hub/blobs/0123")
+    (tmp_path / "hub/snapshots/1/a.jsonl").symlink_to("../../blobs/0123")
+    assert all_documents(create(tmp_path / "hub")) == sorted(made_up(40))
+
+
+def test_results_that_datasets_keeps_of_one_data_set_are_not_taken_for_another(create):
+    """It knows them by the data's fingerprint."""
+    first, same, other = (
+        datasets.load_from_disk(str(create(made_up(40, seed=seed), name=name)))["train"]
+        for name, seed in (("first", 0), ("same", 0), ("other", 1))
+    )
+    assert first._fingerprint == same._fingerprint != other._fingerprint
 
 
 @pytest.mark.parametrize("form", ["json", "doc"])
@@ -1430,7 +1484,7 @@ def test_a_json_file_that_is_one_object_is_read(create, tmp_path, value, indent)
 def test_a_list_beside_the_text_of_a_json_object_is_no_text(create, tmp_path):
     (tmp_path / "a.json").write_text('{"title": "A", "body": "one", "tags": ["two", "three"]}')
     write(tmp_path / "b.txt", ["four", "five"])
-    with pytest.raises(UserError, match=r"a.json .*no text in column 'text', but title, body, tags"):
+    with pytest.raises(UserError, match=r"a.json .*no column 'text', but 'title', 'body', 'tags'"):
         create(tmp_path / "a.json", tmp_path / "b.txt")
     (tmp_path / "a.json").write_text('{"text": null, "tags": ["two", "three"]}')
     assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["five", "four"]
@@ -1477,6 +1531,11 @@ def test_two_columns_of_one_name_are_refused(create, tmp_path):
     for kind in ("csv", "tsv", "jsonl", "json", "parquet", "arrow"):
         with pytest.raises(UserError, match=rf"a\.{kind} .*several columns are called 'text': rename"):
             create(tmp_path / f"a.{kind}")
+
+
+def test_members_of_one_name_beside_the_text_lose_nothing(create, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1, "id": 2}\n{"x": {"id": 1, "id": 2}, "text": "two"}\n')
+    assert all_documents(create(tmp_path / "a.jsonl")) == ["one", "two"]
 
 
 def test_local_names_that_look_like_urls_are_local(create, tmp_path, monkeypatch):
@@ -1861,7 +1920,7 @@ def test_a_long_message_is_cut_and_says_so(create, tmp_path):
     with pytest.raises(UserError, match=r"\[\.\.\. [\d,]+ characters left out \.\.\.\]") as error:
         create_data.parse_arguments(["--" + "x" * 50_000])
     assert len(str(error.value)) <= 1000 and str(error.value).endswith("(--help lists the arguments)")
-    with pytest.raises(UserError, match=r"nothing to read at a\\nb") as error:
+    with pytest.raises(UserError, match=r"there is nothing at a\\nb") as error:
         create("a\nb")
     assert "\n" not in str(error.value)
 
@@ -2043,7 +2102,7 @@ def test_the_remedy_for_added_tokens_works(create, tokenizer, tmp_path):
 def test_a_directory_with_berts_vocabulary_names_train(create, tmp_path):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert/vocab.txt").write_text("[PAD]\n[UNK]\n")
-    with pytest.raises(UserError, match=r"bert holds BERT's vocab\.txt .*--tokenizer_name train"):
+    with pytest.raises(UserError, match=r"bert holds vocab\.txt \(BERT's WordPiece\).*--tokenizer_name train"):
         create(made_up(20), "--tokenizer_name", tmp_path / "bert")
 
 

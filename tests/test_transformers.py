@@ -267,16 +267,17 @@ def test_an_export_says_that_sentences_are_the_means_of_their_tokens(exported):
     assert [name for name, is_used in pooling.items() if is_used] == ["pooling_mode_mean_tokens"]
 
 
-@pytest.mark.parametrize("pad_token_id", [1, 3])
+@pytest.mark.parametrize("pad_token_id", [1, 3, 300])
 @pytest.mark.parametrize("seq_length", [32, 600])
 def test_positions_are_enough_for_the_longest_text_that_a_tokenizer_lets_through(
-    pad_token_id, seq_length, checkpoint, tmp_path
+    pad_token_id, seq_length, checkpoint, tmp_path, capsys
 ):
-    """Positions are counted from pad_token_id + 1."""
+    """Positions are counted from pad_token_id + 1; many before it are said."""
     special = dict(bos_token_id=0, cls_token_id=0, eos_token_id=2, pad_token_id=pad_token_id, vocab_size=400)
     args = run_pretrain.parse_arguments(["--model_name_or_path", "roberta-en-tiny"])
     config = run_pretrain.build_config(args, SimpleNamespace(**special), seq_length)
     assert config.max_position_embeddings == max(512, seq_length) + pad_token_id + 1
+    assert ("301 positions more that nothing uses" in capsys.readouterr().out) == (pad_token_id == 300)
     config.save_pretrained(str(tmp_path))
     for model_max_length in (256, 10**30):
         shutil.copy(checkpoint / "tokenizer_config.json", tmp_path)
@@ -354,11 +355,12 @@ def tokenizer_json_alone(folder, change: bool) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def merges_as_text(folder, change: bool) -> None:
-    """As tokenizers before 0.20 saved them."""
+def as_roberta_base_is_published(folder, change: bool) -> None:
+    """As tokenizers saved them before 0.9: merges as text, and no word on the kind of model."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     merges = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
     tokenizer["model"]["merges"] = merges[::-1] if change else merges
+    del tokenizer["model"]["type"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
@@ -388,7 +390,7 @@ def as_paddlenlp_saves_it(folder, change: bool) -> None:
 
 @pytest.mark.parametrize("change", [True, False], ids=["changed", "same"])
 @pytest.mark.parametrize(
-    "form", [tokenizer_json_alone, merges_as_text, other_vocabulary, other_merges, as_paddlenlp_saves_it]
+    "form", [tokenizer_json_alone, as_roberta_base_is_published, other_vocabulary, other_merges, as_paddlenlp_saves_it]
 )
 def test_another_tokenizer_than_the_datas_is_refused_in_whatever_form(
     checkpoint, pretrain, tmp_path, form, change, capsys
@@ -406,8 +408,18 @@ def test_a_model_without_a_tokenizer_is_said_to_be_uncompared(exported, pretrain
     pretrain("--max_steps", "0", "--model_name_or_path", str(exported), output=tmp_path / "never")
     assert f"warning: {exported} holds no tokenizer to compare with the data's" in capsys.readouterr().out
     (exported / "vocab.txt").write_text("[PAD]\n[UNK]\n")
-    with pytest.raises(UserError, match=r"is BERT's \(vocab.txt\), no byte-level BPE"):
+    with pytest.raises(UserError, match=r"is BERT's WordPiece \(vocab.txt\), no byte-level BPE"):
         pretrain("--max_steps", "0", "--model_name_or_path", str(exported), output=tmp_path / "never")
+    (exported / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is SentencePiece's \(sentencepiece.bpe.model\), no byte-level BPE"):
+        pretrain("--max_steps", "0", "--model_name_or_path", str(exported), output=tmp_path / "never")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_not_exported(checkpoint, tmp_path):
+    (checkpoint / "SHA256SUMS").unlink()
+    (checkpoint / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"--checkpoint .* holds no tokenizer_config\.json: copy its tokenizer there"):
+        utils.main(["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "never")])
 
 
 def test_an_untied_model_is_exported_with_its_decoder(exported, pretrain, tmp_path):
