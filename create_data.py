@@ -140,13 +140,7 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
         log_rows(split, writer, tokenizer)
         may_be_empty = split == "train" and share == 1
         if not writer.counts["rows"] and not may_be_empty:
-            has_text_files = any(source.separated_by for source in [*corpus, *chain(*held_out.values())])
-            remedy = "set --document_separator, lower" if has_text_files else "lower"
-            more = "add text" if args.max_documents is None else "raise --max_documents"
-            if split == "train" and drawn and not writer.counts["tokens"] and writers["validation"].counts["tokens"]:
-                remedy = f"lower --validation_split_percentage, or {more}"
-                raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
-            raise UserError(f"{split}: {counted(writer.counts)}: {remedy} --max_seq_length, or {more}")
+            raise_empty(args, split, writers, [*corpus, *chain(*held_out.values())], is_drawn=share is not None)
     return {split: writer.counts for split, writer in writers.items()}
 
 
@@ -389,6 +383,18 @@ def add_special_tokens(pieces: pyarrow.ListArray, bos: int, eos: int) -> pyarrow
     tokens = np.insert(pieces.flatten().to_numpy(), places, np.tile([bos, eos], len(pieces)))
     offsets = np.append(0, np.cumsum(lengths + 2)).astype(np.int32)
     return pyarrow.ListArray.from_arrays(offsets, tokens)
+
+
+def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn: bool):
+    """Raises UserError for a split that has no rows, with what may help."""
+    more = "add text" if args.max_documents is None else "raise --max_documents"
+    counts = writers[split].counts
+    if split == "train" and is_drawn and not counts["tokens"] and writers["validation"].counts["tokens"]:
+        remedy = f"lower --validation_split_percentage, or {more}"
+        raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
+    has_text_files = any(source.separated_by for source in sources)
+    remedy = "set --document_separator, lower" if has_text_files else "lower"
+    raise UserError(f"{split}: {counted(counts)}: {remedy} --max_seq_length, or {more}")
 
 
 def log_how_read(sources: list[Source]):
