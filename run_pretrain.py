@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -52,10 +52,12 @@ import paddle.nn.functional as F
 import psutil  # which VisualDL brings along
 from paddle import nn
 
-utils.import_paddlenlp()  # a second sooner; leave it out to use other parts of PaddleNLP, as its trainer
+if __name__ == "__main__":
+    utils.import_paddlenlp()  # a second sooner; leave it out to use other parts of PaddleNLP, as its trainer
 from paddlenlp import transformers
 from paddlenlp.transformers.roberta.modeling import RobertaLMHead, TransposedLinear
 from paddlenlp.utils.log import logger as paddlenlp_logger
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 from visualdl import LogWriter
@@ -80,6 +82,10 @@ SUPPORTED_SETTINGS = {  # of config.json, where it changes what is computed; oth
 }
 PLATEAU_UPDATES = 2000  # after which a model that does not use the context yet gets a word of advice
 EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
+TAKES_LESS_MEMORY = (
+    "halve --batch_size and double --gradient_accumulation_steps: the updates stay the same but for dropout, and you "
+    "may do it on resuming; on a GPU, --recompute True takes less, too"
+)
 WORDS_UNKNOWN = "--whole_word_masking True cannot tell the words of this text: do as follows, or leave it out"
 
 
@@ -170,8 +176,9 @@ def main(argv: list | None = None):
         check_ranks_agree_on_weights(machine, model)
         warn_of_longer_rows(args.model_name_or_path, data)
         run = Run(args, machine, model, report)
-        run.stop.catch_signals()
-        if evaluate_all(run, validation) is None:
+        with run.stop.catching_signals():
+            evaluations = evaluate_all(run, validation)
+        if evaluations is None:
             raise UserError("stopped by a signal before the evaluation was complete: start it again")
         return
 
@@ -188,12 +195,12 @@ def main(argv: list | None = None):
             utils.put_right_checkpoints(args.output_dir)  # of runs that were killed while they saved
         wait_for_all_ranks()
         run = start_or_resume(args, recipe, machine, data, config, identity, sampler, report)
-        run.stop.catch_signals()
-        training_masks = build_collator(args, data, recipe.mlm_probability)
-        show_masking(training_masks, data)
-        batches = training_batches(run, sampler, training_masks)
-        evaluations = train(run, batches, validation)
-        report.log_end(run, evaluations)
+        with run.stop.catching_signals():
+            training_masks = build_collator(args, data, recipe.mlm_probability)
+            show_masking(training_masks, data)
+            batches = training_batches(run, sampler, training_masks)
+            evaluations = train(run, batches, validation)
+            report.log_end(run, evaluations)
 
 
 def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
@@ -314,7 +321,7 @@ def masked_loss(model, batch: dict) -> tuple:
     batch: input_ids and labels, int64 [batch, seq], and masked_positions, int64 [n].
     """
     labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
-    return model(batch["input_ids"], batch["masked_positions"], labels)
+    return model(batch["input_ids"], masked_positions=batch["masked_positions"], labels=labels)
 
 
 @paddle.no_grad()
@@ -418,7 +425,6 @@ class Machine:
 
     device: str  # "cpu", "gpu" or "xpu"
     precision: str  # of matrix products: "float32", "bfloat16" or "float16"
-    reason: str  # why this precision
     rank: int = 0  # of this process
     world_size: int = 1  # processes in all
 
@@ -432,7 +438,7 @@ class Data:
     train: TokenRows
     validation: dict[str, TokenRows]  # by the split's name: "validation", "validation_german", ...
     seq_length: int  # positions that the model needs: the longest row's, or --max_seq_length
-    is_padded: bool  # whether rows have different lengths
+    is_padded: bool  # whether rows have different lengths, or hold <pad> themselves
     digests: dict[str, str]  # of each Arrow file of rows: its size and SHA-256
     description: str  # directories and numbers of rows, for people
 
@@ -550,16 +556,16 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
 
     takes_attention_masks = True  # see use_fast_layers()
 
-    def forward(self, input_ids, masked_positions=None, labels=None, **kwargs):
+    def forward(self, input_ids, *, masked_positions=None, labels=None, **kwargs):
         """Logits [batch, seq, vocab]; with masked_positions (flat indices [n]) logits [n, vocab].
 
         With labels (int64 [n], -100 where masked_positions is filled up) the loss: the sum of the
         cross entropies, float32, and how many labels have the highest logit, int64 (None where
         gradients are recorded, as in training). kwargs: attention_mask, token_type_ids and position_ids.
-        ValueError: an attention mask for a model that was built for rows without padding, which looks at none.
+        ValueError: an attention mask for a model whose fast layers are for rows without padding, and look at none.
         """
         if kwargs.get("attention_mask") is not None and not self.takes_attention_masks:
-            raise ValueError("attention_mask: build the model with is_padded=True, or it is not looked at")
+            raise ValueError("attention_mask: call use_fast_layers() with is_padded=True, or it is not looked at")
         if masked_positions is None:
             return super().forward(input_ids, labels=labels, **kwargs)
         hidden = paddle.gather(self.roberta(input_ids, **kwargs)[0].flatten(0, 1), masked_positions)
@@ -570,6 +576,11 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
             return logits
         num_correct = None if paddle.is_grad_enabled() else (logits.argmax(-1) == labels).sum()
         return cross_entropy(logits.astype("float32"), labels), num_correct
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        if isinstance(self.lm_head, LMHead):
+            raise ValueError("resize before use_fast_layers(), which ties the embedding to the output layer in its way")
+        return super().resize_token_embeddings(*args, **kwargs)
 
 
 def cross_entropy(logits, labels):
@@ -1294,31 +1305,40 @@ def optimizer_arrays(model, optimizer) -> dict[str, np.ndarray]:
 
 def save_checkpoint(run: Run):
     """Rank 0 writes a checkpoint, whole or not at all, and deletes those beyond --save_total_limit."""
-    args, progress = run.args, run.progress
     if run.machine.rank == 0:
-        with utils.atomic_directory(f"{args.output_dir}/paddle_{progress.global_step}") as folder:
-            training_state = Path(folder, "training_state")
-            training_state.mkdir()
-            run.model.save_pretrained(folder, safe_serialization=True)
-            for name, content in run.data.tokenizer_files.items():
-                Path(folder, name).write_bytes(content)
-            utils.limit_length(folder)
-            arrays = optimizer_arrays(run.model, run.optimizer)
-            save_file(arrays, training_state / "optimizer.safetensors")
-            state = asdict(progress) | {
-                "identity": run.identity,
-                "data": run.data.description,
-                "row_length": run.data.train.longest,
-                "scaler": run.scaler.state_dict(),
-                "optimizer": type(run.optimizer).__name__,
-                "num_moments": len(arrays),
-                "arguments": vars(args),
-            }
-            text = json.dumps(state, indent=2, default=np.ndarray.tolist)  # the scaler's scale is an array
-            (training_state / "state.json").write_text(text)
-            utils.write_checksums(folder)
+        path = f"{run.args.output_dir}/paddle_{run.progress.global_step}"
+        try:
+            with utils.atomic_directory(path) as folder:
+                write_checkpoint(run, folder)
+        except (OSError, SafetensorError) as error:
+            remedy = "make room there; --resume_from_checkpoint auto goes on from the checkpoint before it"
+            raise UserError(f"cannot write {path} ({error}): {remedy}") from error
         delete_old_checkpoints(run)
     wait_for_all_ranks()  # a rank that ends, and is started again, must find the checkpoint
+
+
+def write_checkpoint(run: Run, folder: str):
+    """Fills a directory with all that a checkpoint holds."""
+    training_state = Path(folder, "training_state")
+    training_state.mkdir()
+    run.model.save_pretrained(folder, safe_serialization=True)
+    for name, content in run.data.tokenizer_files.items():
+        Path(folder, name).write_bytes(content)
+    utils.limit_length(folder)
+    arrays = optimizer_arrays(run.model, run.optimizer)
+    save_file(arrays, training_state / "optimizer.safetensors")
+    state = asdict(run.progress) | {
+        "identity": run.identity,
+        "data": run.data.description,
+        "row_length": run.data.train.longest,
+        "scaler": run.scaler.state_dict(),
+        "optimizer": type(run.optimizer).__name__,
+        "num_moments": len(arrays),
+        "arguments": vars(run.args),
+    }
+    text = json.dumps(state, indent=2, default=np.ndarray.tolist)  # the scaler's scale is an array
+    (training_state / "state.json").write_text(text)
+    utils.write_checksums(folder)
 
 
 def delete_old_checkpoints(run: Run):
@@ -1329,8 +1349,15 @@ def delete_old_checkpoints(run: Run):
     # Those beyond this step are of an abandoned run; the one just written counts.
     steps = [step for step in found if step <= run.progress.global_step]
     for step in steps[:-limit]:
-        if step != run.progress.best.get("step"):
-            shutil.rmtree(found[step])
+        if step == run.progress.best.get("step"):
+            continue
+        try:
+            if os.path.islink(found[step]):  # of one that was moved elsewhere, where it stays
+                os.unlink(found[step])
+            else:
+                shutil.rmtree(found[step])
+        except OSError as error:
+            log(f"warning: an old checkpoint could not be deleted: {error}")
 
 
 # -------- the report
@@ -1430,8 +1457,10 @@ class Report:
             record["model"] = run.args.model_name_or_path
         self.write("evaluation", step, record)
         if is_training and run.machine.rank == 0:
-            records = utils.read_metrics(f"{self.output_dir}/metrics.jsonl")
-            utils.draw_curve(records, f"{self.output_dir}/curve.png")
+            try:
+                utils.draw_curve(utils.read_metrics(f"{self.output_dir}/metrics.jsonl"), f"{self.output_dir}/curve.png")
+            except ValueError as error:  # somebody else wrote into metrics.jsonl: no reason to end a training
+                log(f"warning: no curve is drawn: {error}")
 
     def log_end(self, run: Run, evaluations: dict[str, dict] | None):
         """Says where the run ended, and what is best; None stands for an end by a signal."""
@@ -1510,16 +1539,24 @@ def is_on_plateau(run: Run, evaluation: dict) -> bool:
 
 
 class StopSignal:
-    """Whether the run is asked to end: by SIGTERM, SIGHUP or SIGINT, once catch_signals() was called."""
+    """Whether the run is asked to end: by SIGTERM, SIGHUP or SIGINT, within catching_signals()."""
 
     def __init__(self):
         self.requested = False
 
-    def catch_signals(self):
-        """From now on these signals set `requested`; a second SIGINT ends the process."""
-        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP, and so does the run then
+    @contextmanager
+    def catching_signals(self):
+        """In the block these signals set `requested`; a second SIGINT ends the process."""
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+        for signum, handler in before.items():
+            if handler != signal.SIG_IGN:  # nohup ignores SIGHUP, and so does the run then
                 signal.signal(signum, self.handle)
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                if handler is not None:  # one that was not set in Python
+                    signal.signal(signum, handler)
 
     def handle(self, signum, frame):
         self.requested = True  # and nothing else: the launcher sends SIGTERM up to three times
@@ -1548,7 +1585,7 @@ def start_machine(args) -> Machine:
     precision, reason = choose_precision(args, device)
     if args.recompute and args.max_steps != 0 and device == "cpu" and onednn() is not None:
         raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
-    machine = Machine(device, precision, reason, dist.get_rank(), dist.get_world_size())
+    machine = Machine(device, precision, dist.get_rank(), dist.get_world_size())
     log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
     log_unused_flags(args, machine)
     return machine
@@ -1668,7 +1705,7 @@ def load_data(args, recipe: Recipe) -> Data:
         raise UserError(
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
-    is_padded = any(rows.shortest < rows.longest for rows in splits)
+    is_padded = any(rows.shortest < rows.longest or rows.holds(tokenizer.pad_token_id) for rows in splits)
     # Rows whose length is no multiple of a stage's pieces are padded, too.
     is_padded = is_padded or any(length < train.longest and train.longest % length for length, *_ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
@@ -1812,21 +1849,6 @@ def memory_of(device: str) -> int:
     if device == "gpu":
         return paddle.device.cuda.get_device_properties().total_memory
     return psutil.virtual_memory().total
-
-
-def explaining_out_of_memory(function: Callable) -> Callable:
-    """The function; where memory runs out in it, it raises a UserError that says what takes less."""
-
-    def call():
-        try:
-            return function()
-        except MemoryError as error:  # Paddle's too, on whatever device
-            raise UserError(
-                "out of memory: halve --batch_size and double --gradient_accumulation_steps: the updates stay the same "
-                "but for dropout, and you may do it on resuming; on a GPU, --recompute True takes less, too"
-            ) from error
-
-    return call
 
 
 def parse_arguments(argv: list | None) -> argparse.Namespace:
@@ -2190,45 +2212,47 @@ def build_parser() -> utils.ArgumentParser:
 
 
 # -------- layers in the place of PaddleNLP's (skip on first reading)
-def use_fast_layers(model, device: str, precision: str, padded: bool):
-    """Puts our layers in the place of the model's own, once; leave it out for PaddleNLP's, and the same numbers.
+def use_fast_layers(model, device: str, precision: str, is_padded: bool):
+    """Has the model's layers compute in our ways, once; leave it out for PaddleNLP's, and the same numbers.
 
-    Ours hold the very same parameters, so names, checkpoints and tied weights stay. On a CPU they
-    compute with oneDNN (utils.py), products in `precision`; elsewhere as Paddle does under auto_cast,
-    attention by FlashAttention where the device has it. `padded` says whether rows may hold <pad>,
-    and so whether attention masks are looked at.
+    A layer becomes one of another class, and keeps all it has: parameters and their names, hooks, whether it is in
+    training. On a CPU it computes with oneDNN then (utils.py), products in `precision` ("float32" or "bfloat16");
+    elsewhere as Paddle does under auto_cast, attention by FlashAttention where the device has it. `is_padded` says
+    whether rows may hold <pad>, and so whether attention masks are looked at. Layers that ours do not cover stay as
+    they are: see `suits`.
+
+    ValueError: another precision, or a second call.
     """
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"precision is {precision!r}, and none of float32, bfloat16, float16")
     on_cpu = device == "cpu" and onednn() is not None
-    model.takes_attention_masks = padded
-    for parent in reversed(model.sublayers(include_self=True)):  # children before their parents
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear:
-                setattr(parent, name, Linear(layer, on_cpu, precision))
-            elif type(layer) is TransposedLinear:
-                setattr(parent, name, OutputLayer(layer, on_cpu, precision))
-            elif type(layer) is nn.MultiHeadAttention:
-                setattr(parent, name, Attention(layer, padded))
-            elif on_cpu and type(layer) is nn.LayerNorm:
-                setattr(parent, name, LayerNorm(layer))
-            elif on_cpu and type(layer) is nn.Dropout:
-                setattr(parent, name, Dropout(layer.p))
-            elif on_cpu and type(layer) is nn.TransformerEncoderLayer and EncoderLayer.suits(layer):
-                setattr(parent, name, EncoderLayer(layer, precision, padded))
-            elif on_cpu and type(layer) is RobertaLMHead:
-                setattr(parent, name, LMHead(layer, precision))
+    classes = {nn.Linear: Linear, TransposedLinear: OutputLayer, nn.MultiHeadAttention: Attention}
+    if on_cpu:
+        classes |= {nn.LayerNorm: LayerNorm, nn.Dropout: Dropout}
+        classes |= {nn.TransformerEncoderLayer: EncoderLayer, RobertaLMHead: LMHead}
+    layers = model.sublayers(include_self=True)
+    if any(type(layer) in classes.values() for layer in layers):
+        raise ValueError("use_fast_layers() was called for this model before")
+    for layer in layers:
+        faster = classes.get(type(layer))
+        if faster is not None and faster.suits(layer):
+            layer.__class__ = faster
+            layer.on_cpu, layer.precision, layer.is_padded = on_cpu, precision, is_padded
+    model.takes_attention_masks = is_padded
     if on_cpu and isinstance(getattr(model, "lm_head", None), LMHead):
-        embeddings, output_layer = model.roberta.embeddings, model.lm_head.decoder
-        if embeddings.word_embeddings.weight is output_layer.weight:
-            embeddings.word_embeddings = Embedding(embeddings.word_embeddings, output_layer)
+        embedding, output_layer = model.roberta.embeddings.word_embeddings, model.lm_head.decoder
+        if embedding.weight is output_layer.weight:
+            embedding.__class__ = Embedding
+            embedding.tied_to = [output_layer]  # in a list, so that it is no sublayer
+            output_layer.is_tied, output_layer.grad_weight = True, None
 
 
 class Linear(nn.Linear):
-    """nn.Linear with the parameters of another one: [..., in] to [..., out] with a weight [in, out]."""
+    """[..., in] to [..., out] with a weight [in, out]."""
 
-    def __init__(self, replaced: nn.Linear, on_cpu: bool, precision: str):
-        nn.Layer.__init__(self)
-        self.weight, self.bias, self.name = replaced.weight, replaced.bias, None
-        self.on_cpu, self.precision = on_cpu, precision
+    @staticmethod
+    def suits(layer: nn.Linear) -> bool:
+        return layer.bias is not None
 
     def forward(self, x):
         return linear(self, x, transposed=False)
@@ -2237,11 +2261,12 @@ class Linear(nn.Linear):
 class OutputLayer(TransposedLinear):
     """PaddleNLP's linear layer whose weight [out, in] is the embedding's, which PaddleNLP would copy."""
 
-    def __init__(self, replaced: TransposedLinear, on_cpu: bool, precision: str):
-        nn.Layer.__init__(self)
-        self.weight, self.bias, self.name = replaced.weight, replaced.bias, None
-        self.on_cpu, self.precision = on_cpu, precision
-        self.is_tied, self.grad_weight = False, None  # what the loss leaves for the embedding's backward pass
+    # Whether the embedding's backward pass takes the weight's gradient, which the loss leaves in `grad_weight` for it.
+    is_tied = False
+
+    @staticmethod
+    def suits(layer: TransposedLinear) -> bool:
+        return layer.bias is not None
 
     def forward(self, x):
         return linear(self, x, transposed=True)
@@ -2259,10 +2284,9 @@ def linear(layer, x, transposed: bool):
 class LayerNorm(nn.LayerNorm):
     """On a CPU, over the last axis."""
 
-    def __init__(self, replaced: nn.LayerNorm):
-        nn.Layer.__init__(self)
-        self.weight, self.bias = replaced.weight, replaced.bias
-        self._epsilon, self._normalized_shape = replaced._epsilon, replaced._normalized_shape
+    @staticmethod
+    def suits(layer: nn.LayerNorm) -> bool:
+        return len(layer._normalized_shape) == 1 and layer.weight is not None and layer.bias is not None
 
     def forward(self, x):
         return Function.apply(utils.LayerNormOperation(onednn(), self._epsilon), x.shape, x, self.weight, self.bias)
@@ -2270,6 +2294,10 @@ class LayerNorm(nn.LayerNorm):
 
 class Dropout(nn.Dropout):
     """On a CPU; it follows paddle.seed()."""
+
+    @staticmethod
+    def suits(layer: nn.Dropout) -> bool:
+        return layer.axis is None and layer.mode == "upscale_in_train"
 
     def forward(self, x):
         if not (self.training and self.p):
@@ -2282,23 +2310,22 @@ def drawn_seed() -> int:
 
 
 class Attention(nn.MultiHeadAttention):
-    """Self-attention of hidden [batch, seq, width]; attn_mask, [batch or 1, 1, 1 or seq, seq], is added to the scores.
+    """Attention of hidden [batch, seq, width]; attn_mask, [batch or 1, 1, 1 or seq, seq], is added to the scores.
 
     A CPU's EncoderLayer holds one for its parameters and computes attention itself.
     """
 
-    def __init__(self, replaced: nn.MultiHeadAttention, padded: bool):
-        nn.Layer.__init__(self)
-        for name in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "need_weights"):
-            setattr(self, name, getattr(replaced, name))
-        for name, layer in replaced.named_children():  # q_proj, k_proj, v_proj, out_proj
-            setattr(self, name, layer)
-        self.padded = padded
+    @staticmethod
+    def suits(layer: nn.MultiHeadAttention) -> bool:
+        return True
 
     def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
-        mask = attn_mask if self.padded else None  # PaddleNLP makes one in any case
+        if cache is not None or self.need_weights:
+            return super().forward(hidden, key, value, attn_mask, cache)
+        key, value = (hidden if given is None else given for given in (key, value))
+        mask = attn_mask if self.is_padded else None  # PaddleNLP makes one in any case
         dropout = self.dropout if self.training else 0.0
-        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        query, key, value = self.q_proj(hidden), self.k_proj(key), self.v_proj(value)
         heads = [x.reshape([*x.shape[:2], self.num_heads, -1]) for x in (query, key, value)]
         if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
             context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
@@ -2315,18 +2342,13 @@ class Attention(nn.MultiHeadAttention):
 class EncoderLayer(nn.TransformerEncoderLayer):
     """On a CPU, a whole layer of the encoder at once; its sublayers hold the parameters and PaddleNLP's names."""
 
-    def __init__(self, replaced: nn.TransformerEncoderLayer, precision: str, padded: bool):
-        nn.Layer.__init__(self)
-        self.normalize_before, self.activation = replaced.normalize_before, replaced.activation
-        for name, layer in replaced.named_children():
-            setattr(self, name, layer)
-        self.precision, self.padded = precision, padded
-
     @staticmethod
     def suits(layer: nn.TransformerEncoderLayer) -> bool:
         """Whether it is as BERT's and RoBERTa's are."""
         is_standard = layer.activation is F.gelu and not layer.normalize_before and not layer.dropout.p
-        return is_standard and layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
+        is_even = layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
+        has_all = all(parameter is not None for parameter in EncoderLayer.parameters_of(layer))
+        return is_standard and is_even and has_all
 
     def forward(self, src, src_mask=None, cache=None, output_attentions=False):
         """src and the result are [batch, seq, width]; src_mask is as Attention's."""
@@ -2334,7 +2356,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
             return super().forward(src, src_mask, cache, output_attentions)
         attention = self.self_attn
         mask = None
-        if self.padded and src_mask is not None:
+        if self.is_padded and src_mask is not None:
             mask = src_mask.expand([len(src), *src_mask.shape[1:]]).numpy()
         dropouts = (self.dropout1.p, attention.dropout) if self.training else (0.0, 0.0)
         seeds = [drawn_seed() for _ in range(3)] if any(dropouts) else [0, 0, 0]
@@ -2342,22 +2364,23 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         operation = utils.EncoderLayerOperation(
             onednn(), self.precision, attention.num_heads, epsilon, mask, *dropouts, seeds
         )
-        layers = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, self.norm1
-        layers += self.linear1, self.linear2, self.norm2
-        parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-        return Function.apply(operation, src.shape, src, *parameters)
+        return Function.apply(operation, src.shape, src, *EncoderLayer.parameters_of(self))
+
+    @staticmethod
+    def parameters_of(layer: nn.TransformerEncoderLayer) -> list:
+        """In the order of utils.EncoderParameters; None where a layer has none."""
+        attention = layer.self_attn
+        layers = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.norm1
+        layers += layer.linear1, layer.linear2, layer.norm2
+        return [parameter for each in layers for parameter in (each.weight, each.bias)]
 
 
 class LMHead(RobertaLMHead):
     """PaddleNLP's head of the language model on a CPU, with a loss that never holds all logits."""
 
-    def __init__(self, replaced: RobertaLMHead, precision: str):
-        nn.Layer.__init__(self)
-        for name, parameter in replaced.named_parameters(include_sublayers=False):
-            setattr(self, name, parameter)
-        for name, layer in replaced.named_children():  # dense, layer_norm, decoder
-            setattr(self, name, layer)
-        self.precision = precision
+    @staticmethod
+    def suits(head: RobertaLMHead) -> bool:
+        return True
 
     def forward(self, features, **kwargs):
         return self.decoder(self.transform(features))
@@ -2444,16 +2467,6 @@ class MaskedLoss(Function):
 class Embedding(nn.Embedding):
     """The word embedding whose weight is the output layer's, too, on a CPU."""
 
-    def __init__(self, replaced: nn.Embedding, output_layer: OutputLayer):
-        nn.Layer.__init__(self)
-        self.weight, self._padding_idx = replaced.weight, replaced._padding_idx
-        self._sparse = False  # paddle.DataParallel asks each embedding
-        self.tied_to = [output_layer]  # in a list, so that it is no sublayer
-        output_layer.is_tied = True
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, padding_idx={self._padding_idx}, tied"
-
     def forward(self, ids):
         return TiedEmbedding.apply(ids, self.weight, self._padding_idx, self.tied_to[0])
 
@@ -2487,4 +2500,4 @@ def array_of(tensor):
 
 
 if __name__ == "__main__":
-    utils.command_line(explaining_out_of_memory(main))
+    utils.command_line(main, TAKES_LESS_MEMORY)

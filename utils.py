@@ -300,6 +300,11 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def holds(self, token_id: int) -> bool:
+        """Whether a token stands in some row."""
+        ids = pc.list_flatten(self.input_ids)
+        return pc.index(ids, pyarrow.scalar(token_id, ids.type)).as_py() >= 0
+
     def __getitem__(self, key: tuple) -> dict:
         epoch, row = key
         ids = self.input_ids[row].values.to_numpy()
@@ -1044,9 +1049,14 @@ def read_metrics(path: str | Path) -> list[dict]:
     """
     lines = Path(path).read_text("utf-8").split("\n")
     del lines[-1]  # empty, or cut off
-    records = [json.loads(line) for line in lines]
-    if not all(isinstance(record, dict) and "event" in record and "step" in record for record in records):
+    try:
+        records = [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError:
+        records = [None]
+    if not all(isinstance(record, dict) and "event" in record for record in records):
         raise ValueError(f"{path} holds lines that are no records of a run")
+    if not all(isinstance(record.get("step"), int) for record in records):
+        raise ValueError(f"{path} holds records whose step is no number")
     return records
 
 
@@ -1390,8 +1400,11 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf):
     return parse
 
 
-def command_line(main):
-    """Runs main() and exits: with 2 and a line for a user's error, with 1 for a bug."""
+def command_line(main, takes_less: str = ""):
+    """Runs main() and exits: with 2 and a line for a user's error, with 1 for a bug.
+
+    takes_less: what the user may do where memory runs out.
+    """
     open_standard_streams()
     try:
         status = int(main() or 0)
@@ -1401,10 +1414,13 @@ def command_line(main):
     except SystemExit:  # --help
         raise
     except BaseException as error:
+        # Of what an operation of ours raises in a backward pass Paddle makes an OSError, "(External) ... Type: ...".
+        is_paddles = str(error).startswith("(External)")
+        is_memory = isinstance(error, MemoryError) or (is_paddles and "MemoryError: " in str(error))
         # OSError: as on a full disk; Rust's libraries have types of their own.
-        is_users = isinstance(error, UserError | OSError | MemoryError)
-        is_users = is_users or "(os error " in str(error) or is_panic(error)
-        message = f"out of memory: {error}".strip(": ") if isinstance(error, MemoryError) else str(error)
+        is_users = isinstance(error, UserError | OSError) and not is_paddles
+        is_users = is_users or is_memory or "(os error " in str(error) or is_panic(error)
+        message = f"out of memory: {takes_less or error}".strip(": ") if is_memory else str(error)
         text = f"error: {one_line(message)}" if is_users else traceback.format_exc().rstrip()
         print(text, file=sys.stderr)
         status = 2 if is_users else 1
@@ -1460,8 +1476,8 @@ def import_paddlenlp():
 
     Its __init__.py imports the code of every task, and with it FastAPI and scikit-learn. Here the package is entered
     without running that file, after `import paddle`. The parts import each other, and find themselves half made where
-    that file's order is not kept. So whoever wants others, as paddlenlp.trainer, leaves this call out, or, in a script
-    that imports run_pretrain.py, writes `import paddlenlp` before it.
+    that file's order is not kept. So run_pretrain.py calls this where it is the script itself, and not where it is
+    imported; whoever wants other parts in the script, as paddlenlp.trainer, leaves the call out.
     """
     if "paddlenlp" in sys.modules:
         return
@@ -1784,9 +1800,15 @@ class OneDNN:
     def layout_of(self, array) -> Layout:
         if not isinstance(array, np.ndarray) or array.dtype.name not in DATA_TYPES:
             raise TypeError(f"neither float32, uint16 (bfloat16) nor uint8: {getattr(array, 'dtype', type(array))}")
+        strides = [stride // array.itemsize for stride in array.strides]
+        # An axis of one value has whatever stride its history left. In [1, n] with strides of 1 and 1 (a column,
+        # transposed) oneDNN 3.6 sees a matrix of no rows, and its product writes nothing.
+        if array.shape[-1] == 1:
+            strides[-1] = 1
+        if array.ndim > 1 and array.shape[-2] == 1:
+            strides[-2] = strides[-1] * array.shape[-1]
         numbers = ctypes.c_int64 * array.ndim
-        strides = numbers(*(stride // array.itemsize for stride in array.strides))
-        arguments = array.ndim, numbers(*array.shape), DATA_TYPES[array.dtype.name], strides
+        arguments = array.ndim, numbers(*array.shape), DATA_TYPES[array.dtype.name], numbers(*strides)
         return self.new(Layout, "memory_desc_create_with_strides", *arguments)
 
     def free(self, primitive: Primitive, arguments):
@@ -1874,7 +1896,7 @@ class GeluOperation:
         self.dnn = dnn
 
     def forward(self, out, x):
-        self.x = x.copy()
+        self.x = x
         self.dnn.gelu(x, out)
 
     def backward(self, grad_out, grad_x):
@@ -2196,6 +2218,8 @@ class MaskedLossOperation:
     """
 
     def __init__(self, dnn: OneDNN, precision: str, labels, needs_gradient: bool):
+        if np.any((labels < 0) & (labels != IGNORE_INDEX)):
+            raise ValueError(f"a label is negative, and not {IGNORE_INDEX}")
         self.dnn, self.precision, self.labels, self.needs_gradient = dnn, precision, labels, needs_gradient
         self.memory = None  # of the weight's gradient to come, if it is there already: the forward pass works in it
         self.num_correct = 0  # labels with the highest logit; counted where no gradient is needed, as in evaluations

@@ -181,7 +181,7 @@ def run_of(model, *arguments: str, precision: str = "float32", **progress):
     import run_pretrain
 
     args = run_pretrain.parse_arguments([*arguments])
-    machine = run_pretrain.Machine("cpu", precision, "for a test")
+    machine = run_pretrain.Machine("cpu", precision)
     recipe = run_pretrain.choose_recipe(args)
     optimizer = scaler = None
     if model is not None:

@@ -1,5 +1,6 @@
 """The CPU's layers: the numbers of PaddleNLP's own, in float32 to rounding and in bfloat16 to bfloat16's."""
 
+import copy
 import ctypes
 import itertools
 import os
@@ -132,7 +133,7 @@ def as_bfloat16(array):
 
 def fast(layer, precision: str = "float32", padded: bool = False):
     """Our layer in the place of this one."""
-    model = paddle.nn.Sequential(layer)
+    model = paddle.nn.Sequential(copy.deepcopy(layer))
     run_pretrain.use_fast_layers(model, "cpu", precision, padded)
     assert type(model[0]) is not type(layer)
     return model[0]
@@ -140,7 +141,9 @@ def fast(layer, precision: str = "float32", padded: bool = False):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["linear", "tied"])
-@pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 1, 1), (3, 5, 2), (64, 33, 7), (1, 64, 500), (35, 48, 80)])
+@pytest.mark.parametrize(
+    ("rows", "width", "outputs"), [(1, 1, 1), (3, 5, 2), (8, 137, 1), (64, 33, 7), (1, 64, 500), (35, 48, 80)]
+)
 def test_a_layer_and_its_gradients_are_those_of_its_rounded_operands(rows, width, outputs, kind, precision):
     paddle.seed(rows)
     layer = TransposedLinear(width, outputs) if kind == "tied" else paddle.nn.Linear(width, outputs)
@@ -376,10 +379,10 @@ def test_an_attention_mask_is_looked_at_or_refused(monkeypatch):
         assert distance(model(ids).numpy(), expected) > 1e-3
         assert distance(ours(ids, attention_mask=mask).numpy(), expected) < 1e-5
         at_positions = expected.reshape(24, -1)[positions.numpy()]
-        assert distance(ours(ids, positions, attention_mask=mask).numpy(), at_positions) < 1e-5
+        assert distance(ours(ids, masked_positions=positions, attention_mask=mask).numpy(), at_positions) < 1e-5
     unpadded = with_cpu_layers(model, 64, 2, "float32", padded=False)
     for more in ({}, {"masked_positions": positions}):
-        with pytest.raises(ValueError, match="attention_mask: build the model with is_padded=True"):
+        with pytest.raises(ValueError, match=r"attention_mask: call use_fast_layers\(\) with is_padded=True"):
             unpadded(ids, attention_mask=mask, **more)
 
 
@@ -629,7 +632,7 @@ def test_dropout_keeps_the_mean_and_its_gradient_the_mask():
     paddle.seed(3)
     x = paddle.ones([500, 1001])
     x.stop_gradient = False
-    y = run_pretrain.Dropout(0.1)(x)
+    y = fast(paddle.nn.Dropout(0.1))(x)
     y.sum().backward()
     assert (y == 0).astype("float32").mean().item() == pytest.approx(0.1, abs=2e-3)
     assert y.mean().item() == pytest.approx(1, abs=3e-3)
@@ -660,9 +663,89 @@ def test_an_encoder_layer_with_dropout_has_the_gradient_of_what_it_computed():
 def test_an_encoder_layer_of_another_kind_stays_paddles(change):
     settings = {"dropout": 0.1, "activation": "gelu", "act_dropout": 0.0, **change}
     model = paddle.nn.Sequential(paddle.nn.TransformerEncoderLayer(32, 2, 64, **settings))
-    run_pretrain.use_fast_layers(model, "cpu", "float32", padded=False)
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=False)
     assert type(model[0]) is paddle.nn.TransformerEncoderLayer and isinstance(model[0].linear1, run_pretrain.Linear)
     assert model(paddle.randn([2, 5, 32])).shape == [2, 5, 32]
+
+
+class OneOfEach(paddle.nn.Layer):
+    """Layers that ours do not cover, each beside one that they do."""
+
+    def __init__(self):
+        super().__init__()
+        self.others = paddle.nn.LayerList(
+            [
+                paddle.nn.Linear(8, 8, bias_attr=False),
+                paddle.nn.LayerNorm([6, 8]),
+                paddle.nn.LayerNorm(8, weight_attr=False, bias_attr=False),
+                paddle.nn.Dropout(0.5, axis=0),
+                paddle.nn.Dropout(0.5, mode="downscale_in_infer"),
+            ]
+        )
+        self.covered = paddle.nn.LayerList([paddle.nn.Linear(8, 8), paddle.nn.LayerNorm(8), paddle.nn.Dropout(0.5)])
+
+
+def test_layers_that_ours_do_not_cover_stay_as_they_are():
+    model = OneOfEach()
+    types = [type(layer) for layer in model.others]
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=False)
+    assert [type(layer) for layer in model.others] == types
+    assert [type(layer).__module__ for layer in model.covered] == ["run_pretrain"] * 3
+
+
+def test_a_model_keeps_its_mode_and_its_hooks():
+    model, seen = model_of(64, 2, dropout=0.3), []
+    model.eval()
+    layer = model.roberta.encoder.layers[0].linear1
+    handle = model.roberta.encoder.layers[1].register_forward_post_hook(lambda *_: seen.append(1))
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=True)
+    assert not any(layer.training for layer in model.sublayers()) and isinstance(layer, run_pretrain.Linear)
+    ids = rows_of(2, 8, False)
+    assert np.array_equal(model(ids).numpy(), model(ids).numpy()) and len(seen) == 2
+    handle.remove()
+
+
+def test_attention_to_another_text_is_paddles():
+    """As of a decoder that somebody puts on the encoder."""
+    paddle.seed(5)
+    decoder = paddle.nn.TransformerDecoderLayer(32, 2, 64, 0.0, "gelu")
+    inputs = paddle.randn([2, 7, 32]), paddle.randn([2, 9, 32])
+    expected = decoder(*inputs).numpy()
+    run_pretrain.use_fast_layers(decoder, "cpu", "float32", is_padded=True)
+    assert isinstance(decoder.cross_attn, run_pretrain.Attention)
+    np.testing.assert_allclose(decoder(*inputs).numpy(), expected, atol=1e-5)
+
+
+def test_attention_weights_are_given_where_they_are_asked_for():
+    model, ids = model_of(64, 2), rows_of(2, 8, False)
+    model.eval()
+    expected = model.roberta(ids, output_attentions=True)[-1]
+    ours = with_cpu_layers(model, 64, 2, "float32")
+    ours.eval()
+    found = ours.roberta(ids, output_attentions=True)[-1]
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected):
+        assert one.shape == [2, 2, 8, 8]
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6)
+    assert distance(ours(ids).numpy(), model(ids).numpy()) < 1e-5  # and afterwards without them
+
+
+def test_what_a_fast_model_cannot_do_is_refused():
+    ours, ids = with_cpu_layers(model_of(64, 2), 64, 2, "float32"), rows_of(2, 8, False)
+    with pytest.raises(ValueError, match=r"use_fast_layers\(\) was called for this model before"):
+        run_pretrain.use_fast_layers(ours, "cpu", "float32", is_padded=False)
+    with pytest.raises(ValueError, match="precision is 'bf16', and none of float32, bfloat16, float16"):
+        run_pretrain.use_fast_layers(model_of(64, 2), "cpu", "bf16", is_padded=False)
+    with pytest.raises(ValueError, match=r"resize before use_fast_layers\(\)"):
+        ours.resize_token_embeddings(600)
+    with pytest.raises(TypeError, match="positional"):  # PaddleNLP's second argument is another
+        ours(ids, ids)
+    labels = paddle.to_tensor([-1, 5])
+    with pytest.raises(ValueError, match="a label is negative, and not -100"):
+        ours(ids, masked_positions=paddle.to_tensor([1, 2]), labels=labels)
+    plain = model_of(64, 2)
+    plain.resize_token_embeddings(600)
+    assert plain(ids).shape == [2, 8, 600]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -759,7 +842,7 @@ def test_arrays_of_different_shapes_are_an_error(method):
 @pytest.mark.parametrize("shape", [(64, 64), (32, 128)])
 def test_muons_steps_keep_the_directions_and_have_singular_values_of_about_one(shape, on_cpu, precision):
     """On a CPU by oneDNN, elsewhere by Paddle."""
-    machine = run_pretrain.Machine("cpu", precision, "for a test")
+    machine = run_pretrain.Machine("cpu", precision)
     optimizer = run_pretrain.Muon(set(), machine, parameters=[paddle.create_parameter([1], "float32")])
     optimizer.on_cpu = on_cpu
     generator = np.random.default_rng(0)
@@ -780,7 +863,7 @@ def test_muons_steps_keep_the_directions_and_have_singular_values_of_about_one(s
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_muons_steps_stay_bounded_at_the_polynomials_steep_edges(precision):
     """Singular values of exactly the norm, as of one predicted token, and where a polynomial has its maximum."""
-    machine = run_pretrain.Machine("cpu", precision, "for a test")
+    machine = run_pretrain.Machine("cpu", precision)
     optimizer = run_pretrain.Muon(set(), machine, parameters=[paddle.create_parameter([1], "float32")])
     generator = np.random.default_rng(0)
     left, right = (np.linalg.qr(generator.normal(size=(length, 64)))[0] for length in (64, 256))

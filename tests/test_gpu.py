@@ -47,7 +47,7 @@ def float16(monkeypatch):
     real = run_pretrain.choose_precision
 
     def choose_precision(args, device):
-        return ("float16", "as on a GPU") if args.amp else real(args, device)
+        return ("float16") if args.amp else real(args, device)
 
     monkeypatch.setattr(run_pretrain, "choose_precision", choose_precision)
 
@@ -236,7 +236,7 @@ def test_the_precision_on_a_gpu(monkeypatch, arguments, capability, precision, s
     pretend_gpu(monkeypatch, capability)
     monkeypatch.setattr(grad_scaler, "_dygraph_tracer", gpu_tracer)
     args, cast = run_pretrain.parse_arguments(["--device", "gpu", *arguments.split()]), []
-    machine = run_pretrain.Machine("gpu", *run_pretrain.choose_precision(args, "gpu"))
+    machine = run_pretrain.Machine("gpu", run_pretrain.choose_precision(args, "gpu")[0])
     recipe = run_pretrain.RECIPES["roberta"]
     _, scaler = run_pretrain.build_optimizer(TinyModel(), args, recipe, machine)
     assert (machine.precision, scaler.is_enable()) == (precision, scaled)
@@ -270,11 +270,11 @@ auto_cast._dygraph_tracer = Tracer
 auto_cast._is_gpu_float16_supported = auto_cast._is_gpu_bfloat16_supported = lambda: True
 run_pretrain.ARCHITECTURES["tiny"] = (1, 32, 2)
 args = run_pretrain.parse_arguments(["--model_name_or_path", "tiny", "--max_seq_length", "32"])
-machine = run_pretrain.Machine("gpu", {precision!r}, "as on a GPU")
+machine = run_pretrain.Machine("gpu", {precision!r})
 run_pretrain.onednn = lambda: None  # the cross entropy of a GPU
 tokenizer = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, vocab_size=400)
 model = run_pretrain.RobertaForMaskedLM(run_pretrain.build_config(args, SimpleNamespace(**tokenizer), 32))
-run_pretrain.use_fast_layers(model, machine.device, machine.precision, padded={padded})
+run_pretrain.use_fast_layers(model, machine.device, machine.precision, is_padded={padded})
 ids = paddle.to_tensor(np.arange(64).reshape(2, 32) + 3)
 batch = dict(input_ids=ids, labels=ids, masked_positions=paddle.arange(128) % 64)
 optimizer, _ = run_pretrain.build_optimizer(model, args, run_pretrain.choose_recipe(args), machine)

@@ -92,7 +92,7 @@ def test_a_run_that_is_constructed_changes_nothing(monkeypatch):
     one, other = (run_pretrain.Run(None, None, None, None) for _ in range(2))
     assert one.progress is not other.progress and one.stop is not other.stop and not one.stop.requested
     with pytest.raises(AttributeError):  # frozen
-        run_pretrain.Machine("cpu", "float32", "for a test").rank = 1
+        run_pretrain.Machine("cpu", "float32").rank = 1
 
 
 # ---------------------------------------------------------------- data: read once, compared with its sums
@@ -347,7 +347,7 @@ def outcome(*names: str) -> str:
     lines = []
     try:
         args = run_pretrain.parse_arguments(arguments)
-        machine = run_pretrain.Machine("cpu", *run_pretrain.choose_precision(args, "cpu"))
+        machine = run_pretrain.Machine("cpu", run_pretrain.choose_precision(args, "cpu")[0])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_pretrain, "log", lines.append)
             run_pretrain.log_unused_flags(args, machine)
@@ -492,7 +492,7 @@ def least_memory(packed_data):
         recipe = run_pretrain.choose_recipe(args)
         data = run_pretrain.load_data(args, recipe)
         config = run_pretrain.build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
-        machine = run_pretrain.Machine(device, "float32", "for a test")
+        machine = run_pretrain.Machine(device, "float32")
         return run_pretrain.least_memory(args, recipe, machine, data, config)
 
     return least_memory
@@ -513,19 +513,36 @@ def test_an_evaluation_is_foreseen_with_less_memory_and_on_a_cpu_without_logits(
     assert for_batch == pytest.approx(2 * 8 * 32 * (2 * 512 + 0.15 * 400))
 
 
-def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(packed_data, tmp_path):
-    """Paddle's own error, of a tensor that no machine can hold."""
-    code = f"""
-import run_pretrain, utils
-import paddle
-run_pretrain.ARCHITECTURES["{TINY}"] = (2, 32, 2)
-run_pretrain.masked_loss = lambda model, batch: paddle.empty([2**45])
-utils.command_line(run_pretrain.explaining_out_of_memory(run_pretrain.main))
-"""
+@pytest.mark.parametrize("where", ["in Paddle", "in a backward pass"])
+def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(packed_data, tmp_path, where):
+    """Paddle's own error, of a tensor that no machine can hold, and what it makes of ours."""
+    change = {
+        "in Paddle": "run_pretrain.masked_loss = lambda model, batch: paddle.empty([2**45])",
+        "in a backward pass": "utils.EncoderLayerOperation.backward = lambda *_: numpy.empty(2**60)",
+    }
     arguments = [*training_arguments(packed_data, tmp_path / "ckp"), "--max_steps", "1"]
-    process = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    process = run_changed(change[where], arguments)
     assert process.returncode == 2 and len(process.stderr.splitlines()) == 1, process.stderr
     assert "out of memory: halve --batch_size and double --gradient_accumulation_steps" in process.stderr
+
+
+def test_a_mistake_in_a_backward_pass_is_a_traceback(packed_data, tmp_path):
+    """Paddle makes an OSError of it, which is not the user's here."""
+    arguments = [*training_arguments(packed_data, tmp_path / "ckp"), "--max_steps", "1"]
+    process = run_changed("utils.EncoderLayerOperation.backward = lambda *_: 1 / 0", arguments)
+    assert process.returncode == 1 and "Traceback" in process.stderr and "ZeroDivisionError" in process.stderr
+
+
+def run_changed(change: str, arguments: list):
+    """Runs the training script with a change made to it."""
+    code = f"""
+import numpy, run_pretrain, utils
+import paddle
+run_pretrain.ARCHITECTURES["{TINY}"] = (2, 32, 2)
+{change}
+utils.command_line(run_pretrain.main, run_pretrain.TAKES_LESS_MEMORY)
+"""
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 # ---------------------------------------------------------------- the refusals of a resumed run
@@ -582,7 +599,7 @@ def test_ranks_that_differ_are_refused_on_each_of_them(monkeypatch):
     ):
         identities = [{"precision": "bfloat16", "data.0.train": "x", "tokenizer": "y"} | c for c in ({}, change, {})]
         digests = []
-        machine = run_pretrain.Machine("cpu", "float32", "for a test", world_size=3)
+        machine = run_pretrain.Machine("cpu", "float32", world_size=3)
         monkeypatch.setattr(run_pretrain, "sum_over_ranks", lambda x, to=digests: to.append(x.numpy()) or 3 * x)
         for identity in identities:
             run_pretrain.check_ranks_agree(args, machine, identity)  # all alike

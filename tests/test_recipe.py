@@ -76,7 +76,7 @@ def build_model(packed_data, monkeypatch):
         recipe = run_pretrain.choose_recipe(args)
         data = run_pretrain.load_data(args, recipe)
         config = run_pretrain.build_config(args, data.tokenizer, data.seq_length, recipe.dropout)
-        machine = run_pretrain.Machine("cpu", "float32", "for a test")
+        machine = run_pretrain.Machine("cpu", "float32")
         initialize = None
         if recipe.initialization == "sinusoids":
             counts = utils.token_counts(data.train, data.tokenizer)

@@ -145,6 +145,25 @@ def is_drawn(path) -> bool:
 
 
 @pytest.mark.draws
+@pytest.mark.draws
+@pytest.mark.parametrize(
+    ("line", "warned"), [("", False), ("by hand", True), ('{"event": "train", "step": "3"}', True)]
+)
+def test_a_line_of_somebody_elses_in_the_metrics_ends_no_training(pretrain, monkeypatch, capsys, line, warned):
+    def add_line(run, result):
+        if run.progress.global_step == 3:
+            with open(f"{run.args.output_dir}/metrics.jsonl", "a") as file:
+                file.write(f"{line}\n")
+
+    around_updates(monkeypatch, after=add_line)
+    output = pretrain("--max_steps", "4", "--save_steps", "2")
+    assert (output / "paddle_4").exists()
+    assert ("warning: no curve is drawn: " in capsys.readouterr().out) is warned
+    if warned:
+        with pytest.raises(UserError, match=r"metrics\.jsonl: no metrics of a run: move it elsewhere"):
+            pretrain("--max_steps", "4", "--save_steps", "2", *RESUME)
+
+
 def test_the_curve_is_drawn_anew_at_each_evaluation(pretrain, monkeypatch):
     images, real = [], run_pretrain.Report.log_evaluations
 

@@ -188,7 +188,9 @@ utils.command_line(run_pretrain.main)
 """
     process = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2, process.stderr
-    assert len(process.stderr.splitlines()) == 1 and "File too large" in process.stderr, process.stderr
+    [error] = process.stderr.splitlines()
+    assert error.startswith(f"error: cannot write {tmp_path}/ckp/paddle_4 (") and "File too large" in error
+    assert error.endswith("make room there; --resume_from_checkpoint auto goes on from the checkpoint before it")
     utils.check_checksums(str(tmp_path / "ckp/paddle_2"))
     assert sorted(path.name for path in (tmp_path / "ckp").glob("paddle_*")) == ["paddle_2"]
 
@@ -711,6 +713,21 @@ def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch):
     assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_2", "paddle_5"]
 
 
+def test_an_old_checkpoint_that_was_moved_and_linked_is_unlinked_and_stays_where_it_is(pretrain, monkeypatch, tmp_path):
+    def evaluate(run, _):
+        return {"eval_loss": 9.0 - run.progress.global_step, "perplexity": 1.0, "accuracy": 0.5}
+
+    monkeypatch.setattr(run_pretrain, "evaluate", evaluate)
+    options = ["--max_steps", "5", "--save_steps", "1", "--save_total_limit", "1"]
+    kill_in_update(pretrain, monkeypatch, 2, *options)
+    output = tmp_path / "ckp"
+    (output / "paddle_2").rename(tmp_path / "elsewhere")
+    (output / "paddle_2").symlink_to(tmp_path / "elsewhere")
+    pretrain(*options, *RESUME)
+    assert sorted(path.name for path in output.glob("paddle_*")) == ["paddle_4", "paddle_5"]
+    utils.check_checksums(str(tmp_path / "elsewhere"))
+
+
 @pytest.mark.parametrize("changed", [("--max_steps", "9"), ("--max_steps", "9", "--save_steps", "2")], ids=" ".join)
 def test_a_best_checkpoint_at_the_former_end_stays_where_a_run_grows(pretrain, monkeypatch, changed):
     """Its evaluation, which is not in it, is repeated though none is due at that step any more."""
@@ -805,18 +822,26 @@ def test_a_checkpoint_from_before_the_first_good_update_resumes(pretrain, monkey
 
 
 def test_a_second_interrupt_ends_the_process_at_once():
-    stop = run_pretrain.StopSignal()
-    stop.catch_signals()
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.requested and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    before, stop = signal.getsignal(signal.SIGINT), run_pretrain.StopSignal()
+    with stop.catching_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_run_gives_the_signals_back(pretrain):
+    """As in a notebook, whose next cell is to be interrupted as ever."""
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    pretrain("--max_steps", "1")
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == before
 
 
 def test_a_signal_that_is_ignored_stays_so():
     """nohup ignores SIGHUP."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = run_pretrain.StopSignal()
-    stop.catch_signals()
-    os.kill(os.getpid(), signal.SIGHUP)
+    with stop.catching_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
     assert not stop.requested
 
 

@@ -35,7 +35,7 @@ load = AutoModelForSequenceClassification.from_pretrained
 def load_with_fast_layers(*arguments, **options):
     model = load(*arguments, **options)
     precision, _ = run_pretrain.choose_precision(run_pretrain.parse_arguments([]), "cpu")
-    run_pretrain.use_fast_layers(model, "cpu", precision, padded=True)
+    run_pretrain.use_fast_layers(model, "cpu", precision, is_padded=True)
     return model
 
 AutoModelForSequenceClassification.from_pretrained = load_with_fast_layers

@@ -135,12 +135,12 @@ def check_flash(machine: Machine) -> dict:
     paddle.seed(0)
     attention = paddle.nn.MultiHeadAttention(768, 12)
     model, args = paddle.nn.Sequential(attention), SimpleNamespace(precision="bfloat16", device="gpu")
-    use_fast_layers(model, "gpu", "bfloat16", padded=False)
+    use_fast_layers(model, "gpu", "bfloat16", is_padded=False)
     flash = model[0]
     hidden, weight = paddle.randn([4, 512, 768]), paddle.randn([4, 512, 768])
     real, calls, results = F.scaled_dot_product_attention, [], []
     F.scaled_dot_product_attention = lambda *qkv, **more: calls.append(qkv[0].dtype) or real(*qkv, **more)
-    for flash.padded in (False, True):  # which takes the plain way
+    for flash.is_padded in (False, True):  # which takes the plain way
         with auto_cast(args):
             output = flash(hidden, attn_mask=paddle.zeros([4, 1, 1, 512]))
         (output.astype("float32") * weight).mean().backward()
