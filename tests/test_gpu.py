@@ -47,7 +47,7 @@ def float16(monkeypatch):
     real = run_pretrain.choose_precision
 
     def choose_precision(args, device):
-        return ("float16") if args.amp else real(args, device)
+        return ("float16", "as on a GPU") if args.amp else real(args, device)
 
     monkeypatch.setattr(run_pretrain, "choose_precision", choose_precision)
 

@@ -145,7 +145,7 @@ def test_flash_attention_computes_the_same_and_is_for_half_precision_without_pad
     ):
         monkeypatch.setattr(run_pretrain, "has_ampere", lambda ampere=ampere: ampere)
         attention.to(dtype=dtype)
-        attention.padded = padded
+        attention.is_padded = padded
         results.append((attention(hidden.astype(dtype), attn_mask=mask).numpy(), len(used)))
     assert [uses for _, uses in results] == [0, 0, 0, 1]
     for result, _ in results:
@@ -420,7 +420,7 @@ def test_each_micro_batch_of_each_rank_and_update_has_dropout_of_its_own(build, 
     monkeypatch.setattr(paddle, "seed", lambda seed: seeds.append(seed) or real(seed))
     for run.progress.global_step in (0, 1):
         for rank in (0, 1):
-            run.machine = Machine("cpu", "float32", "for a test", rank)
+            run.machine = Machine("cpu", "float32", rank)
             run_pretrain.train_update(run, [batch, batch])
     assert len(seeds) == len(set(seeds)) == 8
 

@@ -145,7 +145,6 @@ def is_drawn(path) -> bool:
 
 
 @pytest.mark.draws
-@pytest.mark.draws
 @pytest.mark.parametrize(
     ("line", "warned"), [("", False), ("by hand", True), ('{"event": "train", "step": "3"}', True)]
 )
@@ -164,6 +163,7 @@ def test_a_line_of_somebody_elses_in_the_metrics_ends_no_training(pretrain, monk
             pretrain("--max_steps", "4", "--save_steps", "2", *RESUME)
 
 
+@pytest.mark.draws
 def test_the_curve_is_drawn_anew_at_each_evaluation(pretrain, monkeypatch):
     images, real = [], run_pretrain.Report.log_evaluations
 
