@@ -74,7 +74,8 @@ SILENCE = 60  # seconds without a byte from a server until it is given up
 #   0xa8, 0xa9    U+2028, U+2029
 #   0xaf          U+202F
 PIECES = re.compile(rb"(?s).{250000}.*?[!-~\x8b-\x8d\x8f-\x9e\xa1-\xa7\xaa-\xae\xb0-\xbf](?=\s)|.+")
-QUOTED = re.compile(rb'"(?:[^"]|"")*"')
+QUOTED = re.compile(rb'"[^"]*(?:""[^"]*)*"')
+BEGINS_WITH_MARK = re.compile(rb'(?:^|\t)"')  # a field of a .tsv
 BLANK = re.compile(rb"(?:\s|\xc2\xa0|\xe3\x80\x80)*+")  # with the no-break and the ideographic space
 
 # What tokenizers are taught from cuts longer words, as each step of training takes time with the square
@@ -289,9 +290,9 @@ def create_writers(args, splits: list[str], tokenizer: Tokenizer, folder: str) -
 
 
 def name_contents(splits: Iterable[str], folder: str):
-    """Has the `_fingerprint` of each split, by which `datasets` keeps results of map(), tell its rows.
+    """Sets each split's `_fingerprint`, by which `datasets` keeps results of map(), from its rows.
 
-    That of the placeholder would be the same in all data sets, and give results of another one's rows.
+    That of the placeholder is the same in all data sets: results of joined ones would be taken for one another's.
     """
     for split in splits:
         digest = utils.sha256_of(f"{folder}/{split}/data-00000-of-00001.arrow")
@@ -743,7 +744,7 @@ def read_json_lines(source: Source) -> Iterable:
     lines = filter(bytes.strip, lines_of(source))
     first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        return parse_json(b"\n".join([first, *lines]), source.text_column)
+        return parse_json(b"\n".join([first, *lines]))
     return (parse_json(line, source.text_column) for line in chain([first], lines))
 
 
@@ -753,7 +754,7 @@ def read_json(source: Source) -> Iterable:
     first, second = next(lines, b"[]"), next(lines, None)
     if second is not None and is_record(first):
         return (parse_json(line, source.text_column) for line in chain([first, second], lines))
-    value = parse_json(b"\n".join([first, second or b"", *lines]), source.text_column)
+    value = parse_json(b"\n".join([first, second or b"", *lines]))
     if isinstance(value, str):  # the only record, and not as many as it has characters
         return [value]
     return records_of(value, source.text_column) if isinstance(value, dict) else value
@@ -784,14 +785,18 @@ def records_of(value: dict, column: str) -> Iterable:
     return lists[0] if is_all or holds_objects else [value]
 
 
-def parse_json(text: bytes, column: str):
-    """A JSON value. ValueError: the column stands twice in an object, and one of them would be lost."""
-    may_repeat = text.count(f'"{column}"'.encode()) > 1  # looking at each object takes a third longer
-    return json.loads(text, object_pairs_hook=functools.partial(as_record, column) if may_repeat else None)
+def parse_json(text: bytes, column: str | None = None):
+    """A JSON value. ValueError: two members of an object are called alike, and one of them would be lost.
+
+    Where a column is given, of a record with others that are not read, that is the only name that counts.
+    """
+    # Looking at each object takes a third longer. A name may be written with \\u, too.
+    is_looked_at = column is None or text.count(f'"{column}"'.encode()) > 1 or b"\\u" in text
+    return json.loads(text, object_pairs_hook=functools.partial(as_record, column) if is_looked_at else None)
 
 
-def as_record(column: str, pairs: list[tuple]) -> dict:
-    refuse_repeated([name for name, _ in pairs if name == column])
+def as_record(column: str | None, pairs: list[tuple]) -> dict:
+    refuse_repeated([name for name, _ in pairs if column in (None, name)])
     return dict(pairs)
 
 
@@ -807,11 +812,26 @@ def read_csv(source: Source) -> Iterator[dict]:
 
 
 def read_tsv(source: Source) -> Iterator[dict]:
-    """Some are quoted as .csv is (pandas, Excel); in others (GLUE's) a quotation mark is one more character."""
-    lines = lines_of(source)
-    first_lines = take(lines, most=GUESSED_FROM, most_bytes=10 * BUFFER)
-    quoting = csv.QUOTE_MINIMAL if is_quoted(first_lines) else csv.QUOTE_NONE
-    return records_of_table(chain(first_lines, lines), delimiter="\t", quoting=quoting)
+    """Some are quoted as .csv is (pandas, Excel); in others (GLUE's) a quotation mark is one more character.
+
+    Until a field begins with one, both are read alike; then the lines that follow tell.
+    """
+    lines = dropwhile(is_blank, lines_of(source))
+    header, marked = next(lines, b""), []
+
+    def unmarked_lines() -> Iterator[bytes]:
+        for line in chain([header], lines):
+            if BEGINS_WITH_MARK.search(line):
+                marked.append(line)
+                return
+            yield line
+
+    yield from records_of_table(unmarked_lines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    if marked:
+        first_lines = [header] if marked[0] is header else [header, *marked]
+        first_lines += take(lines, most=GUESSED_FROM, most_bytes=10 * BUFFER)
+        quoting = csv.QUOTE_MINIMAL if is_quoted(first_lines) else csv.QUOTE_NONE
+        yield from records_of_table(chain(first_lines, lines), delimiter="\t", quoting=quoting)
 
 
 def is_quoted(lines: list[bytes]) -> bool:
@@ -832,11 +852,14 @@ def records_of_table(lines: Iterator[bytes], **dialect) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
     texts = (line.decode() + "\n" for line in lines)
     reader = csv.DictReader(dropwhile(str.isspace, texts), strict=True, **dialect)
-    refuse_repeated(reader.fieldnames or [])
-    for record in reader:
-        if None in record or None in record.values():
-            raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} fields")
-        yield record
+    try:
+        refuse_repeated(reader.fieldnames or [])
+        for record in reader:
+            if None in record or None in record.values():
+                raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} fields")
+            yield record
+    except csv.Error as error:
+        raise ValueError(f"{error}, where fields that begin with a quotation mark are quoted") from error
 
 
 def read_parquet(source: Source) -> Iterator[dict]:
@@ -1025,9 +1048,10 @@ def check_complete(folder: str):
     """Refuses a directory of save_to_disk() that lacks one of its files."""
     if not (os.path.exists(f"{folder}/state.json") and any(Path(folder).glob("*.arrow"))):
         return
-    with explaining(f"{folder}/state.json, of a data set that save_to_disk() wrote, is damaged: save it anew"):
-        files = json.loads(Path(folder, "state.json").read_bytes())["_data_files"]
-        missing = [file["filename"] for file in files if not Path(folder, file["filename"]).exists()]
+    with explaining(f"{folder}/state.json, which save_to_disk() writes beside rows, is damaged: save them anew"):
+        state = json.loads(Path(folder, "state.json").read_bytes())
+    files = state.get("_data_files", []) if isinstance(state, dict) else []  # none: somebody else's state
+    missing = [file["filename"] for file in files if not Path(folder, file["filename"]).exists()]
     if missing:
         raise UserError(f"{folder} lacks {missing[0]}, which its state.json names: save it anew")
 

@@ -438,7 +438,7 @@ class Data:
     train: TokenRows
     validation: dict[str, TokenRows]  # by the split's name: "validation", "validation_german", ...
     seq_length: int  # positions that the model needs: the longest row's, or --max_seq_length
-    is_padded: bool  # whether rows have different lengths, or hold <pad> themselves
+    is_padded: bool  # whether rows have different lengths, or end with <pad> themselves
     digests: dict[str, str]  # of each Arrow file of rows: its size and SHA-256
     description: str  # directories and numbers of rows, for people
 
@@ -1311,8 +1311,9 @@ def save_checkpoint(run: Run):
             with utils.atomic_directory(path) as folder:
                 write_checkpoint(run, folder)
         except (OSError, SafetensorError) as error:
-            remedy = "make room there; --resume_from_checkpoint auto goes on from the checkpoint before it"
-            raise UserError(f"cannot write {path} ({error}): {remedy}") from error
+            found = list(checkpoints_in(run.args.output_dir).values())
+            remedy = f"; --resume_from_checkpoint auto goes on from {found[-1]}" if found else ""
+            raise UserError(f"cannot write {path} ({error}): see to the disk{remedy}") from error
         delete_old_checkpoints(run)
     wait_for_all_ranks()  # a rank that ends, and is started again, must find the checkpoint
 
@@ -1705,7 +1706,7 @@ def load_data(args, recipe: Recipe) -> Data:
         raise UserError(
             f"{named}: rows of {longest} tokens, --max_seq_length {limit}: raise it, or prepare shorter ones"
         )
-    is_padded = any(rows.shortest < rows.longest or rows.holds(tokenizer.pad_token_id) for rows in splits)
+    is_padded = any(rows.shortest < rows.longest or rows.ends_with(tokenizer.pad_token_id) for rows in splits)
     # Rows whose length is no multiple of a stage's pieces are padded, too.
     is_padded = is_padded or any(length < train.longest and train.longest % length for length, *_ in recipe.stages)
     counts = [f"{len(one['train']):,} rows of {folder}" for folder, one in zip(args.input_file, sets)]
@@ -2219,12 +2220,13 @@ def use_fast_layers(model, device: str, precision: str, is_padded: bool):
     training. On a CPU it computes with oneDNN then (utils.py), products in `precision` ("float32" or "bfloat16");
     elsewhere as Paddle does under auto_cast, attention by FlashAttention where the device has it. `is_padded` says
     whether rows may hold <pad>, and so whether attention masks are looked at. Layers that ours do not cover stay as
-    they are: see `suits`.
+    they are: see `suits`. So adapters and hooks inside an encoder's layer come first, and this call last.
 
     ValueError: another precision, or a second call.
     """
-    if precision not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"precision is {precision!r}, and none of float32, bfloat16, float16")
+    precisions = ("float32", "bfloat16") if device == "cpu" else ("float32", "bfloat16", "float16")
+    if precision not in precisions:
+        raise ValueError(f"precision is {precision!r}, and none of {', '.join(precisions)}")
     on_cpu = device == "cpu" and onednn() is not None
     classes = {nn.Linear: Linear, TransposedLinear: OutputLayer, nn.MultiHeadAttention: Attention}
     if on_cpu:
@@ -2310,9 +2312,10 @@ def drawn_seed() -> int:
 
 
 class Attention(nn.MultiHeadAttention):
-    """Attention of hidden [batch, seq, width]; attn_mask, [batch or 1, 1, 1 or seq, seq], is added to the scores.
+    """Self-attention of hidden [batch, seq, width]; attn_mask, [batch or 1, 1, 1, seq], is added to the scores.
 
-    A CPU's EncoderLayer holds one for its parameters and computes attention itself.
+    Anything else that nn.MultiHeadAttention does is left to it. A CPU's EncoderLayer holds one for its parameters and
+    computes attention itself.
     """
 
     @staticmethod
@@ -2320,12 +2323,14 @@ class Attention(nn.MultiHeadAttention):
         return True
 
     def forward(self, hidden, key=None, value=None, attn_mask=None, cache=None):
-        if cache is not None or self.need_weights:
+        is_self_attention = all(given is None or given is hidden for given in (key, value))
+        # PaddleNLP makes a mask of <pad> in any case, [batch, 1, 1, seq]. Others are somebody's own.
+        is_padding = attn_mask is None or (attn_mask.dtype != paddle.bool and attn_mask.shape[-2] == 1)
+        if cache is not None or self.need_weights or not is_self_attention or not is_padding:
             return super().forward(hidden, key, value, attn_mask, cache)
-        key, value = (hidden if given is None else given for given in (key, value))
-        mask = attn_mask if self.is_padded else None  # PaddleNLP makes one in any case
+        mask = attn_mask if self.is_padded else None
         dropout = self.dropout if self.training else 0.0
-        query, key, value = self.q_proj(hidden), self.k_proj(key), self.v_proj(value)
+        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         heads = [x.reshape([*x.shape[:2], self.num_heads, -1]) for x in (query, key, value)]
         if mask is None and query.dtype != paddle.float32 and has_ampere():  # FlashAttention
             context = F.scaled_dot_product_attention(*heads, dropout_p=dropout)
@@ -2344,19 +2349,23 @@ class EncoderLayer(nn.TransformerEncoderLayer):
 
     @staticmethod
     def suits(layer: nn.TransformerEncoderLayer) -> bool:
-        """Whether it is as BERT's and RoBERTa's are."""
+        """Whether it is as BERT's and RoBERTa's are, with nothing in it that would have to be called."""
         is_standard = layer.activation is F.gelu and not layer.normalize_before and not layer.dropout.p
         is_even = layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
-        has_all = all(parameter is not None for parameter in EncoderLayer.parameters_of(layer))
-        return is_standard and is_even and has_all
+        parts = [*EncoderLayer.parts_of(layer), layer.self_attn]
+        is_plain = all(type(part) in (nn.Linear, nn.LayerNorm, nn.MultiHeadAttention) for part in parts)
+        has_hooks = any(part._forward_pre_hooks or part._forward_post_hooks for part in parts)
+        if not (is_standard and is_even and is_plain) or has_hooks:
+            return False
+        return all(part.weight is not None and part.bias is not None for part in EncoderLayer.parts_of(layer))
 
     def forward(self, src, src_mask=None, cache=None, output_attentions=False):
-        """src and the result are [batch, seq, width]; src_mask is as Attention's."""
+        """src and the result are [batch, seq, width]; src_mask is as Attention's, or [..., seq, seq]."""
         if cache is not None or output_attentions:
             return super().forward(src, src_mask, cache, output_attentions)
         attention = self.self_attn
         mask = None
-        if self.is_padded and src_mask is not None:
+        if src_mask is not None and (self.is_padded or src_mask.shape[-2] > 1):  # see Attention
             mask = src_mask.expand([len(src), *src_mask.shape[1:]]).numpy()
         dropouts = (self.dropout1.p, attention.dropout) if self.training else (0.0, 0.0)
         seeds = [drawn_seed() for _ in range(3)] if any(dropouts) else [0, 0, 0]
@@ -2364,15 +2373,15 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         operation = utils.EncoderLayerOperation(
             onednn(), self.precision, attention.num_heads, epsilon, mask, *dropouts, seeds
         )
-        return Function.apply(operation, src.shape, src, *EncoderLayer.parameters_of(self))
+        parameters = [parameter for part in EncoderLayer.parts_of(self) for parameter in (part.weight, part.bias)]
+        return Function.apply(operation, src.shape, src, *parameters)
 
     @staticmethod
-    def parameters_of(layer: nn.TransformerEncoderLayer) -> list:
-        """In the order of utils.EncoderParameters; None where a layer has none."""
+    def parts_of(layer: nn.TransformerEncoderLayer) -> list:
+        """The layers that hold its parameters, in the order of utils.EncoderParameters."""
         attention = layer.self_attn
-        layers = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.norm1
-        layers += layer.linear1, layer.linear2, layer.norm2
-        return [parameter for each in layers for parameter in (each.weight, each.bias)]
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
+        return [*projections, layer.norm1, layer.linear1, layer.linear2, layer.norm2]
 
 
 class LMHead(RobertaLMHead):
@@ -2380,7 +2389,8 @@ class LMHead(RobertaLMHead):
 
     @staticmethod
     def suits(head: RobertaLMHead) -> bool:
-        return True
+        decoder = head.decoder  # whose parameters the loss takes, without a call
+        return type(decoder) is TransposedLinear and not (decoder._forward_pre_hooks or decoder._forward_post_hooks)
 
     def forward(self, features, **kwargs):
         return self.decoder(self.transform(features))

@@ -289,7 +289,7 @@ class TokenRows:
     def __init__(self, *splits):
         names = ["input_ids", "special_tokens_mask"]
         # What select() and shuffle() of `datasets` left is a list of indices, beside all rows.
-        splits = [split if split._indices is None else split.flatten_indices() for split in splits]
+        splits = [split if split._indices is None else split.flatten_indices(keep_in_memory=True) for split in splits]
         tables = [split.data.table.select(names) for split in splits]
         # "permissive" joins packed rows, which are lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
@@ -300,10 +300,14 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def holds(self, token_id: int) -> bool:
-        """Whether a token stands in some row."""
-        ids = pc.list_flatten(self.input_ids)
-        return pc.index(ids, pyarrow.scalar(token_id, ids.type)).as_py() >= 0
+    def ends_with(self, token_id: int) -> bool:
+        """Whether some row ends with a token, as padded ones do with <pad>."""
+        for chunk in self.input_ids.chunks:
+            ids, lengths = chunk.flatten().to_numpy(), pc.list_value_length(chunk).to_numpy()
+            last = np.cumsum(lengths)[lengths > 0] - 1
+            if (ids[last] == token_id).any():
+                return True
+        return False
 
     def __getitem__(self, key: tuple) -> dict:
         epoch, row = key
@@ -1414,11 +1418,11 @@ def command_line(main, takes_less: str = ""):
     except SystemExit:  # --help
         raise
     except BaseException as error:
-        # Of what an operation of ours raises in a backward pass Paddle makes an OSError, "(External) ... Type: ...".
-        is_paddles = str(error).startswith("(External)")
-        is_memory = isinstance(error, MemoryError) or (is_paddles and "MemoryError: " in str(error))
+        # Of what an operation of ours raises in a backward pass Paddle makes an OSError, with our error in its text.
+        is_ours = any(place in str(error) for place in ("GradNodePyLayer", "py_layer_node.cc"))
+        is_memory = isinstance(error, MemoryError) or (is_ours and "MemoryError: " in str(error))
         # OSError: as on a full disk; Rust's libraries have types of their own.
-        is_users = isinstance(error, UserError | OSError) and not is_paddles
+        is_users = isinstance(error, UserError | OSError) and not is_ours
         is_users = is_users or is_memory or "(os error " in str(error) or is_panic(error)
         message = f"out of memory: {takes_less or error}".strip(": ") if is_memory else str(error)
         text = f"error: {one_line(message)}" if is_users else traceback.format_exc().rstrip()

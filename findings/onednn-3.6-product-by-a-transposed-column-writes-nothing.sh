@@ -5,7 +5,7 @@
 # with AVX-512.
 #
 # Guess: a stride of an axis of one value means nothing, as in numpy, whose column [128, 1] transposed has strides of 1
-# and 1 (in values). So [8, 1] times [1, 128] is right with either strides, 1 and 1 or 128 and 1. It is what the gradient
+# and 1 (in values). So [8, 1] times [1, 128] is right with either, 1 and 1 or 128 and 1. It is what the gradient
 # of a linear layer with one output, as of a regression, comes to: grad_out times weight^T.
 #
 # Behaviour: with 1 and 1, 3.6.2 returns status 0 everywhere and leaves the whole result as it was. A product with 128

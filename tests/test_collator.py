@@ -164,13 +164,30 @@ def yardsticks_of(ids: list, vocab_size: int, special: list) -> tuple:
     return yardsticks(rows_of(ids), Ids(size=vocab_size, all_special_ids=special))
 
 
-def test_rows_that_were_selected_or_shuffled_are_those_alone_and_in_that_order():
-    data = datasets.Dataset.from_dict(
-        {"input_ids": [[i, i + 1] for i in range(9)], "special_tokens_mask": [[0, 0]] * 9}
-    )
+def test_rows_that_were_selected_or_shuffled_are_those_alone_and_in_that_order(tmp_path):
+    columns = {"input_ids": [[i, i + 1] for i in range(9)], "special_tokens_mask": [[0, 0]] * 9}
+    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "saved"))
+    data, files = datasets.load_from_disk(str(tmp_path / "saved")), sorted((tmp_path / "saved").iterdir())
     rows = TokenRows(data.select([5, 3]), data)
     assert [rows[0, i]["input_ids"].tolist() for i in range(len(rows))][:3] == [[5, 6], [3, 4], [0, 1]]
-    assert len(rows) == 11
+    assert len(rows) == 11 and sorted((tmp_path / "saved").iterdir()) == files
+
+
+@pytest.mark.parametrize("length", [3, -1])
+def test_rows_that_end_with_padding_are_told_from_those_that_hold_it(length):
+    features = datasets.Features(
+        input_ids=datasets.List(datasets.Value("uint16"), length),
+        special_tokens_mask=datasets.List(datasets.Value("bool"), length),
+    )
+
+    def rows_of(*ids):
+        columns = {"input_ids": list(ids), "special_tokens_mask": [[False] * len(row) for row in ids]}
+        return TokenRows(datasets.Dataset.from_dict(columns, features=features))
+
+    assert not rows_of([4, 1, 2], [5, 6, 2]).ends_with(1)
+    assert rows_of([4, 5, 2], [5, 2, 1]).ends_with(1)
+    if length == -1:
+        assert rows_of([4, 5, 2], [], [2, 1]).ends_with(1) and not rows_of([], [1, 2]).ends_with(1)
 
 
 def test_the_best_loss_without_context_is_that_of_the_best_guess_from_what_a_place_shows():

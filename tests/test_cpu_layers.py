@@ -700,20 +700,49 @@ def test_a_model_keeps_its_mode_and_its_hooks():
     handle = model.roberta.encoder.layers[1].register_forward_post_hook(lambda *_: seen.append(1))
     run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=True)
     assert not any(layer.training for layer in model.sublayers()) and isinstance(layer, run_pretrain.Linear)
+    assert all(isinstance(layer, run_pretrain.EncoderLayer) for layer in model.roberta.encoder.layers)
     ids = rows_of(2, 8, False)
     assert np.array_equal(model(ids).numpy(), model(ids).numpy()) and len(seen) == 2
     handle.remove()
 
 
-def test_attention_to_another_text_is_paddles():
+class Adapted(paddle.nn.Linear):
+    """As an adapter that somebody puts into a layer."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("change", ["adapter", "hook"])
+def test_an_encoder_layer_in_which_something_is_to_be_called_calls_it(change):
+    model, ids, seen = model_of(64, 2), rows_of(2, 8, False), []
+    model.eval()
+    inner = model.roberta.encoder.layers[0].linear1
+    if change == "adapter":
+        inner.__class__ = Adapted
+    else:
+        inner.register_forward_post_hook(lambda layer, inputs, output: seen.append(1))
+    expected = model(ids).numpy()
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=True)
+    first, second = model.roberta.encoder.layers
+    assert not isinstance(first, run_pretrain.EncoderLayer) and isinstance(second, run_pretrain.EncoderLayer)
+    assert distance(model(ids).numpy(), expected) < 1e-5 and len(seen) == (2 if change == "hook" else 0)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_attention_to_another_text_or_with_another_mask_is_paddles(is_padded):
     """As of a decoder that somebody puts on the encoder."""
     paddle.seed(5)
     decoder = paddle.nn.TransformerDecoderLayer(32, 2, 64, 0.0, "gelu")
     inputs = paddle.randn([2, 7, 32]), paddle.randn([2, 9, 32])
-    expected = decoder(*inputs).numpy()
-    run_pretrain.use_fast_layers(decoder, "cpu", "float32", is_padded=True)
+    causal = paddle.tensor.triu(paddle.full([7, 7], -1e9), 1)
+    masks = None, causal, causal.unsqueeze([0, 1]), paddle.tril(paddle.ones([7, 7])).astype("bool")
+    expected = [decoder(*inputs, tgt_mask=mask).numpy() for mask in masks]
+    run_pretrain.use_fast_layers(decoder, "cpu", "float32", is_padded=is_padded)
     assert isinstance(decoder.cross_attn, run_pretrain.Attention)
-    np.testing.assert_allclose(decoder(*inputs).numpy(), expected, atol=1e-5)
+    for mask, output in zip(masks, expected):
+        np.testing.assert_allclose(decoder(*inputs, tgt_mask=mask).numpy(), output, atol=1e-5)
+    assert np.abs(expected[1] - expected[0]).max() > 0.01
 
 
 def test_attention_weights_are_given_where_they_are_asked_for():
@@ -734,8 +763,9 @@ def test_what_a_fast_model_cannot_do_is_refused():
     ours, ids = with_cpu_layers(model_of(64, 2), 64, 2, "float32"), rows_of(2, 8, False)
     with pytest.raises(ValueError, match=r"use_fast_layers\(\) was called for this model before"):
         run_pretrain.use_fast_layers(ours, "cpu", "float32", is_padded=False)
-    with pytest.raises(ValueError, match="precision is 'bf16', and none of float32, bfloat16, float16"):
-        run_pretrain.use_fast_layers(model_of(64, 2), "cpu", "bf16", is_padded=False)
+    for precision in ("bf16", "float16"):
+        with pytest.raises(ValueError, match=f"precision is '{precision}', and none of float32, bfloat16"):
+            run_pretrain.use_fast_layers(model_of(64, 2), "cpu", precision, is_padded=False)
     with pytest.raises(ValueError, match=r"resize before use_fast_layers\(\)"):
         ours.resize_token_embeddings(600)
     with pytest.raises(TypeError, match="positional"):  # PaddleNLP's second argument is another

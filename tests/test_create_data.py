@@ -733,6 +733,11 @@ def test_a_tsv_is_read_with_quotation_marks_as_quotes_or_as_characters(create, t
     (tmp_path / "plain.tsv").write_text('id\ttext\n1\t"We were wrong , he said .\n2\tHarmless .\n3\t"\n4\t"so" it is\n')
     out = create(tmp_path / "plain.tsv", name="plain")
     assert all_documents(out) == ['"', '"We were wrong , he said .', '"so" it is', "Harmless ."]
+    harmless = [f"{i} harmless" for i in range(create_data.GUESSED_FROM + 1)]
+    late = ['"We were wrong', "found", "found, too", 'ends here"', "last"]
+    (tmp_path / "late.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in enumerate(["text", *harmless, *late])))
+    source = create_data.Source(str(tmp_path / "late.tsv"), create_data.read_tsv, "text")
+    assert [*create_data.read_documents([source])] == [text.encode() for text in (*harmless, *late)]
     texts = ['"quoted"', "two\nlines", 'a "word"', "a\ttab", "plain"]
     pandas.DataFrame({"id": range(5), "text": texts}).to_csv(tmp_path / "quoted.tsv", sep="\t", index=False)
     assert all_documents(create(tmp_path / "quoted.tsv", name="quoted")) == sorted(texts)
@@ -1397,8 +1402,10 @@ def test_a_data_set_of_save_to_disk_is_read_whole_or_refused(create, tmp_path, c
     with pytest.raises(UserError, match=r"lacks data-00002-of-00004\.arrow"):
         create(saved, name="missing")
     (saved / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"state\.json, of a data set that save_to_disk\(\) wrote, is damaged"):
+    with pytest.raises(UserError, match=r"state\.json, which save_to_disk\(\) writes beside rows, is damaged"):
         create(saved, name="untold")
+    (saved / "state.json").write_text('{"step": 3}')  # of another program
+    assert set(all_documents(create(saved, name="others"))) < set(texts)
 
 
 def test_what_map_left_in_a_cache_of_load_dataset_is_not_read(create, tmp_path):
@@ -1531,6 +1538,14 @@ def test_two_columns_of_one_name_are_refused(create, tmp_path):
     for kind in ("csv", "tsv", "jsonl", "json", "parquet", "arrow"):
         with pytest.raises(UserError, match=rf"a\.{kind} .*several columns are called 'text': rename"):
             create(tmp_path / f"a.{kind}")
+    for name, text in (
+        ("b.json", '{"data": [{"text": "one"}], "data": [{"text": "two"}]}'),
+        ("c.json", '{"text": {"0": "one", "0": "two"}}'),
+        ("d.jsonl", '{"text": "one", "t\\u0065xt": "two"}'),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name} .*several columns are called .*: rename"):
+            create(tmp_path / name)
 
 
 def test_members_of_one_name_beside_the_text_lose_nothing(create, tmp_path):

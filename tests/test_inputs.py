@@ -522,8 +522,10 @@ def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(packed_data,
     }
     arguments = [*training_arguments(packed_data, tmp_path / "ckp"), "--max_steps", "1"]
     process = run_changed(change[where], arguments)
-    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1, process.stderr
-    assert "out of memory: halve --batch_size and double --gradient_accumulation_steps" in process.stderr
+    assert process.returncode == 2, process.stderr
+    *paddles, error = process.stderr.splitlines()  # Paddle 3 has a line of its own to say of a backward pass
+    assert len(paddles) <= (where == "in a backward pass") and "Traceback" not in process.stderr, process.stderr
+    assert error.startswith("error: out of memory: halve --batch_size and double --gradient_accumulation_steps")
 
 
 def test_a_mistake_in_a_backward_pass_is_a_traceback(packed_data, tmp_path):

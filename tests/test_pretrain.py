@@ -450,6 +450,12 @@ def test_padding_to_one_length_needs_the_mask_too(packed_data, tmp_path):
     args = run_pretrain.parse_arguments(["--input_file", str(tmp_path / "data")])
     loaded = run_pretrain.load_data(args, run_pretrain.RECIPES["roberta"])
     assert loaded.is_padded and loaded.train.shortest == loaded.train.longest
+    end = json.loads((packed_data / "tokenizer/vocab.json").read_text())["</s>"]
+    splits["train"] = splits["train"].map(lambda row: {"input_ids": [*row["input_ids"][:-1], end]})  # <pad> in the text
+    splits.save_to_disk(str(tmp_path / "text"))
+    shutil.copytree(packed_data / "tokenizer", tmp_path / "text/tokenizer")
+    args = run_pretrain.parse_arguments(["--input_file", str(tmp_path / "text")])
+    assert not run_pretrain.load_data(args, run_pretrain.RECIPES["roberta"]).is_padded
 
 
 # ---------------------------------------------------------------- a run

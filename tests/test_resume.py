@@ -190,9 +190,19 @@ utils.command_line(run_pretrain.main)
     assert process.returncode == 2, process.stderr
     [error] = process.stderr.splitlines()
     assert error.startswith(f"error: cannot write {tmp_path}/ckp/paddle_4 (") and "File too large" in error
-    assert error.endswith("make room there; --resume_from_checkpoint auto goes on from the checkpoint before it")
+    assert error.endswith(f"see to the disk; --resume_from_checkpoint auto goes on from {tmp_path}/ckp/paddle_2")
     utils.check_checksums(str(tmp_path / "ckp/paddle_2"))
     assert sorted(path.name for path in (tmp_path / "ckp").glob("paddle_*")) == ["paddle_2"]
+
+
+def test_an_error_of_paddles_device_is_one_line(capsys, monkeypatch):
+    def main():
+        raise OSError("(External) CUDA error(35), driver version is insufficient")
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="2"):
+        utils.command_line(main)
+    assert capsys.readouterr().err == "error: (External) CUDA error(35), driver version is insufficient\n"
 
 
 def test_a_full_disk_that_the_log_meets_is_one_line_too(capsys, monkeypatch):
