@@ -790,7 +790,7 @@ def parse_json(text: bytes, column: str | None = None):
 
     Where a column is given, of a record with others that are not read, that is the only name that counts.
     """
-    # Looking at each object takes a third longer. A name may be written with \\u, too.
+    # Looking at each object takes a third longer. Names may also be spelled with escapes, as \u0065 for e.
     is_looked_at = column is None or text.count(f'"{column}"'.encode()) > 1 or b"\\u" in text
     return json.loads(text, object_pairs_hook=functools.partial(as_record, column) if is_looked_at else None)
 

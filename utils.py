@@ -1805,8 +1805,9 @@ class OneDNN:
         if not isinstance(array, np.ndarray) or array.dtype.name not in DATA_TYPES:
             raise TypeError(f"neither float32, uint16 (bfloat16) nor uint8: {getattr(array, 'dtype', type(array))}")
         strides = [stride // array.itemsize for stride in array.strides]
-        # An axis of one value has whatever stride its history left. In [1, n] with strides of 1 and 1 (a column,
-        # transposed) oneDNN 3.6 sees a matrix of no rows, and its product writes nothing.
+        # An axis of one value has whatever stride its history left. By [1, n] with strides of 1 and 1, as of a column
+        # transposed, oneDNN 3.6 multiplies without writing anything:
+        # findings/onednn-3.6-product-by-a-transposed-column-writes-nothing.sh.
         if array.shape[-1] == 1:
             strides[-1] = 1
         if array.ndim > 1 and array.shape[-2] == 1:
