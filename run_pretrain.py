@@ -2217,16 +2217,15 @@ def use_fast_layers(model, device: str, precision: str, is_padded: bool):
     """Has the model's layers compute in our ways, once; leave it out for PaddleNLP's, and the same numbers.
 
     A layer becomes one of another class, and keeps all it has: parameters and their names, hooks, whether it is in
-    training. On a CPU it computes with oneDNN then (utils.py), products in `precision` ("float32" or "bfloat16");
+    training. On a CPU it computes with oneDNN then (utils.py), products in `precision` (float16: in float32);
     elsewhere as Paddle does under auto_cast, attention by FlashAttention where the device has it. `is_padded` says
     whether rows may hold <pad>, and so whether attention masks are looked at. Layers that ours do not cover stay as
     they are: see `suits`. So adapters and hooks inside an encoder's layer come first, and this call last.
 
     ValueError: another precision, or a second call.
     """
-    precisions = ("float32", "bfloat16") if device == "cpu" else ("float32", "bfloat16", "float16")
-    if precision not in precisions:
-        raise ValueError(f"precision is {precision!r}, and none of {', '.join(precisions)}")
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"precision is {precision!r}, and none of float32, bfloat16, float16")
     on_cpu = device == "cpu" and onednn() is not None
     classes = {nn.Linear: Linear, TransposedLinear: OutputLayer, nn.MultiHeadAttention: Attention}
     if on_cpu:

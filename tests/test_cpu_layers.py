@@ -763,9 +763,8 @@ def test_what_a_fast_model_cannot_do_is_refused():
     ours, ids = with_cpu_layers(model_of(64, 2), 64, 2, "float32"), rows_of(2, 8, False)
     with pytest.raises(ValueError, match=r"use_fast_layers\(\) was called for this model before"):
         run_pretrain.use_fast_layers(ours, "cpu", "float32", is_padded=False)
-    for precision in ("bf16", "float16"):
-        with pytest.raises(ValueError, match=f"precision is '{precision}', and none of float32, bfloat16"):
-            run_pretrain.use_fast_layers(model_of(64, 2), "cpu", precision, is_padded=False)
+    with pytest.raises(ValueError, match="precision is 'bf16', and none of float32, bfloat16, float16"):
+        run_pretrain.use_fast_layers(model_of(64, 2), "cpu", "bf16", is_padded=False)
     with pytest.raises(ValueError, match=r"resize before use_fast_layers\(\)"):
         ours.resize_token_embeddings(600)
     with pytest.raises(TypeError, match="positional"):  # PaddleNLP's second argument is another
