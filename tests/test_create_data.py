@@ -1423,6 +1423,8 @@ def test_a_hubs_cache_is_read_though_each_file_stands_there_under_two_names(crea
     (tmp_path / "hub/blobs").mkdir()
     write(tmp_path / "a.jsonl", made_up(40)).rename(tmp_path / "hub/blobs/0123")
     (tmp_path / "hub/snapshots/1/a.jsonl").symlink_to("../../blobs/0123")
+    (tmp_path / "hub/refs").mkdir()
+    (tmp_path / "hub/refs/main").write_text("1")  # with this, more bytes would be left out than read
     assert all_documents(create(tmp_path / "hub")) == sorted(made_up(40))
 
 
@@ -1549,8 +1551,13 @@ def test_two_columns_of_one_name_are_refused(create, tmp_path):
 
 
 def test_members_of_one_name_beside_the_text_lose_nothing(create, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1, "id": 2}\n{"x": {"id": 1, "id": 2}, "text": "two"}\n')
-    assert all_documents(create(tmp_path / "a.jsonl")) == ["one", "two"]
+    records = (
+        '{"text": "one", "id": 1, "id": 2}',
+        '{"x": {"id": 1, "id": 2}, "text": "two"}',
+        '{"id": 1, "id": 2, "text": "thr\\u00e9e", "x": {"text": "no"}}',
+    )
+    (tmp_path / "a.jsonl").write_text("\n".join(records))
+    assert all_documents(create(tmp_path / "a.jsonl")) == ["one", "thrée", "two"]
 
 
 def test_local_names_that_look_like_urls_are_local(create, tmp_path, monkeypatch):
