@@ -99,16 +99,19 @@ def main(argv: list | None = None):
             tokenizer = load_tokenizer(args.tokenizer_name)
         check_tokenizer(args.tokenizer_name, tokenizer)
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
-        name_contents(splits, folder)
+        digests = name_contents(splits, folder)
         save_tokenizer(tokenizer, f"{folder}/tokenizer", model_max_length=max(512, args.max_seq_length))
         inputs = {"train": corpus, **held_out}
-        files = sorted(Path(folder).glob("*/*"))
+        for file in sorted(Path(folder).glob("*/*")):
+            name = str(file.relative_to(folder))
+            if name not in digests:
+                digests[name] = utils.sha256_of(file)
         card = {
             "source": [source.path for source in corpus],
             "arguments": vars(args),
             "inputs": {split: [source.described() for source in sources] for split, sources in inputs.items()},
             "splits": splits,
-            "files": {str(p.relative_to(folder)): {"sha256": utils.sha256_of(p)} for p in files},
+            "files": {name: {"sha256": digests[name]} for name in sorted(digests)},
         }
         Path(folder, "data_card.json").write_text(json.dumps(card, indent=2))
     log_inputs([source for sources in inputs.values() for source in sources])
@@ -289,14 +292,17 @@ def create_writers(args, splits: list[str], tokenizer: Tokenizer, folder: str) -
     }
 
 
-def name_contents(splits: Iterable[str], folder: str):
-    """Sets each split's `_fingerprint`, by which `datasets` keeps results of map(), from its rows.
+def name_contents(splits: Iterable[str], folder: str) -> dict[str, str]:
+    """Sets each split's `_fingerprint`, by which `datasets` keeps results of map(); returns its rows' SHA-256 by file.
 
     That of the placeholder is the same in all data sets: results of joined ones would be taken for one another's.
     """
+    digests = {}
     for split in splits:
-        digest = utils.sha256_of(f"{folder}/{split}/data-00000-of-00001.arrow")
-        utils.update_json(f"{folder}/{split}/state.json", _fingerprint=digest[:16])
+        rows = f"{split}/data-00000-of-00001.arrow"
+        digests[rows] = utils.sha256_of(f"{folder}/{rows}")
+        utils.update_json(f"{folder}/{split}/state.json", _fingerprint=digests[rows][:16])
+    return digests
 
 
 class SplitWriter:
@@ -486,9 +492,10 @@ def load_tokenizer_of_hub(name: str, remedy: str) -> Tokenizer:
 def load_vocab_and_merges(folder: str) -> Tokenizer:
     """A tokenizer as RoBERTa's was published: vocab.json and merges.txt."""
     if not os.path.exists(f"{folder}/merges.txt"):
-        for name, kind in utils.OTHER_TOKENIZERS.items():
-            if os.path.exists(f"{folder}/{name}"):
-                raise UserError(f"{folder} holds {name} ({kind}), no byte-level BPE: give --tokenizer_name train")
+        other = utils.other_tokenizer(folder)
+        if other is not None:
+            name, kind = other
+            raise UserError(f"{folder} holds {name} ({kind}), no byte-level BPE: give --tokenizer_name train")
         if os.path.isdir(f"{folder}/tokenizer"):
             raise UserError(f"--tokenizer_name {folder} holds no tokenizer: did you mean {folder}/tokenizer?")
     for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):

@@ -2248,6 +2248,11 @@ def use_fast_layers(model, device: str, precision: str, is_padded: bool):
             output_layer.is_tied, output_layer.grad_weight = True, None
 
 
+def has_hooks(layer: nn.Layer) -> bool:
+    """Whether something is to be called before or behind a layer, which one that is not called itself would lose."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
 class Linear(nn.Linear):
     """[..., in] to [..., out] with a weight [in, out]."""
 
@@ -2353,8 +2358,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         is_even = layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
         parts = [*EncoderLayer.parts_of(layer), layer.self_attn]
         is_plain = all(type(part) in (nn.Linear, nn.LayerNorm, nn.MultiHeadAttention) for part in parts)
-        has_hooks = any(part._forward_pre_hooks or part._forward_post_hooks for part in parts)
-        if not (is_standard and is_even and is_plain) or has_hooks:
+        if not (is_standard and is_even and is_plain) or any(map(has_hooks, parts)):
             return False
         return all(part.weight is not None and part.bias is not None for part in EncoderLayer.parts_of(layer))
 
@@ -2389,7 +2393,7 @@ class LMHead(RobertaLMHead):
     @staticmethod
     def suits(head: RobertaLMHead) -> bool:
         decoder = head.decoder  # whose parameters the loss takes, without a call
-        return type(decoder) is TransposedLinear and not (decoder._forward_pre_hooks or decoder._forward_post_hooks)
+        return type(decoder) is TransposedLinear and not has_hooks(decoder)
 
     def forward(self, features, **kwargs):
         return self.decoder(self.transform(features))

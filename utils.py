@@ -938,15 +938,21 @@ def read_tokenizer(folder: str) -> tuple | None:
             tokenizer = ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt")
             if "added_tokens.json" in found:
                 added = json.loads(Path(folder, "added_tokens.json").read_bytes())
-        elif other := sorted(found & OTHER_TOKENIZERS.keys()):
-            kind = f"{OTHER_TOKENIZERS[other[0]]} ({other[0]})"
-            raise UserError(f"the tokenizer of {folder} is {kind}, no byte-level BPE: take another model")
         else:
-            return None
+            other = other_tokenizer(folder)
+            if other is None:
+                return None
+            name, kind = other
+            raise UserError(f"the tokenizer of {folder} is {kind} ({name}), no byte-level BPE: take another model")
         model = json.loads(tokenizer.to_str())["model"]
     if model["type"] != "BPE":
         raise UserError(f"the tokenizer of {folder} is {model['type']}, no byte-level BPE: take another model")
     return tokenizer.get_vocab() | added, [tuple(pair) for pair in model["merges"]]
+
+
+def other_tokenizer(folder: str) -> tuple[str, str] | None:
+    """The file of a tokenizer that is no byte-level BPE in a directory, and its kind; None where there is none."""
+    return next((item for item in OTHER_TOKENIZERS.items() if Path(folder, item[0]).exists()), None)
 
 
 def check_model_directory(folder: str, flag: str):
@@ -1053,14 +1059,14 @@ def read_metrics(path: str | Path) -> list[dict]:
     """
     lines = Path(path).read_text("utf-8").split("\n")
     del lines[-1]  # empty, or cut off
+    problem = f"{path} holds lines that are no records of a run"
     try:
         records = [json.loads(line) for line in lines if line.strip()]
-    except json.JSONDecodeError:
-        records = [None]
-    if not all(isinstance(record, dict) and "event" in record for record in records):
-        raise ValueError(f"{path} holds lines that are no records of a run")
-    if not all(isinstance(record.get("step"), int) for record in records):
-        raise ValueError(f"{path} holds records whose step is no number")
+    except json.JSONDecodeError as error:
+        raise ValueError(problem) from error
+    for record in records:
+        if not (isinstance(record, dict) and "event" in record and isinstance(record.get("step"), int)):
+            raise ValueError(problem)
     return records
 
 
@@ -1418,6 +1424,7 @@ def command_line(main, takes_less: str = ""):
     except SystemExit:  # --help
         raise
     except BaseException as error:
+        # MemoryError: Paddle's, too, on whatever device.
         # Of what an operation of ours raises in a backward pass Paddle makes an OSError, with our error in its text.
         is_ours = any(place in str(error) for place in ("GradNodePyLayer", "py_layer_node.cc"))
         is_memory = isinstance(error, MemoryError) or (is_ours and "MemoryError: " in str(error))
