@@ -17,7 +17,7 @@ from importlib.metadata import version
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, training_arguments
+from conftest import ROOT, run_script, training_arguments
 from paddlenlp.transformers import RobertaConfig, RobertaForSequenceClassification
 from safetensors.numpy import load_file
 
@@ -117,6 +117,18 @@ def test_numpy_is_one_that_paddles_scaler_can_use():
     """GradScaler calls float() on a tensor of shape [1] (test_gpu.py drives it), which numpy 2.4 refuses."""
     [bound] = re.findall(r"^numpy(\S+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
     assert bound == "<2.4" and tuple(map(int, version("numpy").split(".")[:2])) < (2, 4)
+
+
+def test_a_timed_update_is_the_scripts_own(tmp_path):
+    """bench_train.py, whose worker drives run_pretrain.py by its names, beside a peer that needs no PyTorch."""
+    output = tmp_path / "train.json"
+    sizes = "--model roberta-en-tiny --max_seq_length 16 --batch_size 2 --vocab_size 512 --pairs 1".split()
+    process = run_script("tests/benchmarks/bench_train.py", *sizes, "--peers", "original", "--output", output)
+    assert process.returncode == 0, process.stdout + process.stderr
+    results = json.loads(output.read_text())
+    assert set(results["contestants"]) == {"ours", "original"} and set(results["times_as_fast"]) == {"original"}
+    losses = [step["loss"] for step in results["contestants"]["ours"]["steps"]]
+    assert losses and all(5 < loss < 8 for loss in losses)  # log 512 = 6.2
 
 
 def test_fine_tuning_figures_are_the_last_evaluations(monkeypatch, tmp_path, capsys):

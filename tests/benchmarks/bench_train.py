@@ -30,6 +30,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 
+import utils
 from utils import ArgumentParser, UserError, command_line, number, to_transformers
 
 TITLES = {
@@ -66,7 +67,9 @@ class Contestant(NamedTuple):
 
 def ours(args) -> Contestant:
     """run_pretrain.py's model, collator, loader and update as it runs them; all that depends on its names is here."""
-    import run_pretrain as project  # sets threads and memory, then imports Paddle
+    utils.prepare_for_paddle()  # threads and memory, which are read when Paddle is imported
+    utils.import_paddlenlp()  # as the script itself does: importing run_pretrain does not, and has 74 MB more
+    import run_pretrain as project
 
     flags = {
         "model_name_or_path": args.model,
@@ -325,13 +328,13 @@ def paddle_facts() -> dict:
 
 def drawn_rows(args, token_rows) -> tuple:
     """The rows of the speed test as create_data.py would have stored them, and a stand-in for their tokenizer."""
-    import pyarrow
+    import datasets
 
     rows, last = np.load(args.rows), args.vocab_size - 1
-    table = pyarrow.table({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
+    split = datasets.Dataset.from_dict({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
     ids = dict(cls_token_id=0, bos_token_id=0, pad_token_id=1, eos_token_id=2, mask_token_id=last)
     tokenizer = SimpleNamespace(**ids, all_special_ids=[0, 1, 2, 3, last], vocab_size=args.vocab_size)
-    return tokenizer, token_rows(SimpleNamespace(data=SimpleNamespace(table=table)))
+    return tokenizer, token_rows(split)
 
 
 def listed_rows(args) -> list:
