@@ -19,6 +19,7 @@ import gc
 import glob
 import json
 import lzma
+import math
 import os
 import random
 import re
@@ -98,6 +99,7 @@ def main(argv: list | None = None):
         else:
             tokenizer = load_tokenizer(args.tokenizer_name)
         check_tokenizer(args.tokenizer_name, tokenizer)
+        add_ends(tokenizer)
         splits = write_rows(args, corpus, held_out, tokenizer, folder)
         digests = name_contents(splits, folder)
         save_tokenizer(tokenizer, f"{folder}/tokenizer", model_max_length=max(512, args.max_seq_length))
@@ -125,7 +127,9 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     sys.setswitchinterval(5e-4)  # seconds, not 5e-3: the thread that encodes waits less for the others
     share = share_held_out(args, held_out)
     drawn = [] if share is None else ["validation"]
-    writers = create_writers(args, ["train", *sorted({*drawn, *held_out})], tokenizer, folder)
+    # "validation" first, then in the command's order: the first one's loss decides which checkpoint is the best.
+    names = sorted(dict.fromkeys([*drawn, *held_out]), key=lambda name: name != "validation")
+    writers = create_writers(args, ["train", *names], tokenizer, folder)
 
     # One more thread reads documents and fills buffers, another encodes them, this one writes.
     known = HeldOutTexts()
@@ -144,7 +148,7 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
         log_rows(split, writer, tokenizer)
         may_be_empty = split == "train" and share == 1
         if not writer.counts["rows"] and not may_be_empty:
-            raise_empty(args, split, writers, [*corpus, *chain(*held_out.values())], is_drawn=share is not None)
+            raise_empty(args, split, writers, held_out.get(split, corpus), is_drawn=split not in held_out)
     return {split: writer.counts for split, writer in writers.items()}
 
 
@@ -171,7 +175,7 @@ def assign_splits(
         for document in read_documents(sources):
             known.add(document)
             yield split, document
-    documents = known.left_out_of(read_documents(corpus)) if held_out else read_documents(corpus)
+    documents = known.others_of(read_documents(corpus)) if held_out else read_documents(corpus)
     documents = islice(documents, max_documents)
     if share is None:
         yield from (("train", document) for document in documents)
@@ -195,7 +199,7 @@ class HeldOutTexts:
     def add(self, document: bytes):
         self.hashes.add(hash(document))
 
-    def left_out_of(self, documents: Iterator[bytes]) -> Iterator[bytes]:
+    def others_of(self, documents: Iterator[bytes]) -> Iterator[bytes]:
         """The documents that were not added."""
         for document in documents:
             if hash(document) in self.hashes:
@@ -393,15 +397,22 @@ def add_special_tokens(pieces: pyarrow.ListArray, bos: int, eos: int) -> pyarrow
 
 
 def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn: bool):
-    """Raises UserError for a split that has no rows, with what may help."""
-    more = "add text" if args.max_documents is None else "raise --max_documents"
+    """Raises UserError for a split that has no rows, with what may help; `sources` are those of the split."""
+    is_limited = args.max_documents is not None and (split == "train" or is_drawn)
+    more = "raise --max_documents" if is_limited else "add text"
     counts = writers[split].counts
     if split == "train" and is_drawn and not counts["tokens"] and writers["validation"].counts["tokens"]:
         remedy = f"lower --validation_split_percentage, or {more}"
         raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
-    has_text_files = any(source.separated_by for source in sources)
-    remedy = "set --document_separator, lower" if has_text_files else "lower"
-    raise UserError(f"{split}: {counted(counts)}: {remedy} --max_seq_length, or {more}")
+    remedies = []
+    if is_drawn and split == "validation":
+        remedies.append("raise --validation_split_percentage")
+    if any(source.separated_by for source in sources):
+        remedies.append("set --document_separator")
+    if counts["tokens"]:
+        remedies.append("lower --max_seq_length")
+    remedies = [*remedies, f"or {more}"] if remedies else [more]
+    raise UserError(f"{split}: {counted(counts)}: {', '.join(remedies)}")
 
 
 def log_how_read(sources: list[Source]):
@@ -498,28 +509,39 @@ def load_vocab_and_merges(folder: str) -> Tokenizer:
             raise UserError(f"{folder} holds {name} ({kind}), no byte-level BPE: give --tokenizer_name train")
         if os.path.isdir(f"{folder}/tokenizer"):
             raise UserError(f"--tokenizer_name {folder} holds no tokenizer: did you mean {folder}/tokenizer?")
+    added = {}  # ids of special tokens that vocab.json lacks
     for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
         if os.path.exists(f"{folder}/{name}"):
             settings = json.loads(Path(folder, name).read_bytes())
             tokens = settings if name == "added_tokens.json" else settings.get("additional_special_tokens") or []
+            added = settings if name == "added_tokens.json" else added
             if any(token not in SPECIAL for token in tokens):
                 raise UserError(f"{folder}/{name} adds tokens: give a directory that has its tokenizer.json, too")
             if name == "tokenizer_config.json" and settings.get("add_prefix_space"):
                 raise UserError(f"{folder}/{name} has, unlike RoBERTa's, add_prefix_space: choose another")
-    return as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"))
+    return as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"), added)
 
 
-def as_robertas(tokenizer: ByteLevelBPETokenizer) -> Tokenizer:
-    """Gives a byte-level BPE RoBERTa's special tokens, and the <s> and </s> around a text."""
+def as_robertas(tokenizer: ByteLevelBPETokenizer, ids: dict[str, int] | None = None) -> Tokenizer:
+    """Gives a byte-level BPE RoBERTa's special tokens; those that its vocabulary lacks in the order of their ids."""
+    tokens = sorted(SPECIAL, key=lambda token: (ids or {}).get(token, math.inf))
     mask = AddedToken(MASK, lstrip=True)  # it takes the space before it
-    tokenizer.add_special_tokens([BOS, PAD, EOS, UNK, mask])
+    tokenizer.add_special_tokens([mask if token == MASK else token for token in tokens])
+    return Tokenizer.from_str(tokenizer.to_str())
+
+
+def add_ends(tokenizer: Tokenizer):
+    """Has the tokenizer write <s> and </s> around a text, as its rows have them.
+
+    A tokenizer.json may have other ends or none, as what ByteLevelBPETokenizer.save() writes, and readers of an export
+    would take it at its word.
+    """
     tokenizer.post_processor = processors.RobertaProcessing(
         sep=(EOS, tokenizer.token_to_id(EOS)),
         cls_token=(BOS, tokenizer.token_to_id(BOS)),
         trim_offsets=True,
         add_prefix_space=False,
     )
-    return Tokenizer.from_str(tokenizer.to_str())
 
 
 def check_tokenizer(name: str, tokenizer: Tokenizer):
@@ -692,8 +714,7 @@ def text_of(record: bytes | str | dict | None, column: str) -> bytes:
     """
     text = record
     if isinstance(record, dict):
-        if column not in record:
-            raise ValueError(f"no column {column!r}, but {', '.join(map(repr, record)):.300}")
+        check_column(column, record)
         text = record[column]
     if text is None:
         return b""
@@ -706,6 +727,11 @@ def text_of(record: bytes | str | dict | None, column: str) -> bytes:
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     text = text.strip(b"\n")
     return b"" if text.decode().isspace() else text  # raises if not UTF-8
+
+
+def check_column(column: str, columns: Iterable[str]):
+    if column not in columns:
+        raise ValueError(f"no column {column!r}, but {', '.join(map(repr, columns)):.300}")
 
 
 def read_txt(source: Source) -> Iterator[bytes]:
@@ -751,7 +777,7 @@ def read_json_lines(source: Source) -> Iterable:
     lines = filter(bytes.strip, lines_of(source))
     first = next(lines, b"[]")
     if first.lstrip().startswith(b"["):
-        return parse_json(b"\n".join([first, *lines]))
+        return parse_json(b"\n".join([first, *lines]), source.text_column)
     return (parse_json(line, source.text_column) for line in chain([first], lines))
 
 
@@ -761,7 +787,8 @@ def read_json(source: Source) -> Iterable:
     first, second = next(lines, b"[]"), next(lines, None)
     if second is not None and is_record(first):
         return (parse_json(line, source.text_column) for line in chain([first, second], lines))
-    value = parse_json(b"\n".join([first, second or b"", *lines]))
+    is_array = first.lstrip().startswith(b"[")  # of records; members of an object may be lists of them
+    value = parse_json(b"\n".join([first, second or b"", *lines]), source.text_column if is_array else None)
     if isinstance(value, str):  # the only record, and not as many as it has characters
         return [value]
     return records_of(value, source.text_column) if isinstance(value, dict) else value
@@ -770,7 +797,7 @@ def read_json(source: Source) -> Iterable:
 def is_record(line: bytes) -> bool:
     """Whether the line is a whole JSON value and no array, not the beginning of something longer."""
     try:
-        return not isinstance(json.loads(line), list)
+        return not isinstance(json.loads(line.decode()), list)
     except json.JSONDecodeError:
         return False
 
@@ -799,7 +826,8 @@ def parse_json(text: bytes, column: str | None = None):
     """
     # Looking at each object takes a third longer. Names may also be spelled with escapes, as \u0065 for e.
     is_looked_at = column is None or text.count(f'"{column}"'.encode()) > 1 or b"\\u" in text
-    return json.loads(text, object_pairs_hook=functools.partial(as_record, column) if is_looked_at else None)
+    hook = functools.partial(as_record, column) if is_looked_at else None
+    return json.loads(text.decode(), object_pairs_hook=hook)  # of bytes, it takes some damage to UTF-8 in silence
 
 
 def as_record(column: str | None, pairs: list[tuple]) -> dict:
@@ -863,7 +891,7 @@ def records_of_table(lines: Iterator[bytes], **dialect) -> Iterator[dict]:
         refuse_repeated(reader.fieldnames or [])
         for record in reader:
             if None in record or None in record.values():
-                raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} fields")
+                raise ValueError(f"the next one has not {len(reader.fieldnames)} fields")
             yield record
     except csv.Error as error:
         raise ValueError(f"{error}, where fields that begin with a quotation mark are quoted") from error
@@ -874,8 +902,8 @@ def read_parquet(source: Source) -> Iterator[dict]:
         file = pyarrow.parquet.ParquetFile(content, pre_buffer=False, page_checksum_verification=True)
         names = file.schema_arrow.names
         refuse_repeated(names)
-        columns = [source.text_column] if source.text_column in names else None
-        for batch in file.iter_batches(64, columns=columns, use_threads=False):
+        check_column(source.text_column, names)
+        for batch in file.iter_batches(64, columns=[source.text_column], use_threads=False):
             yield from batch.to_pylist()
 
 
@@ -890,10 +918,10 @@ def read_arrow(source: Source) -> Iterator[dict]:
         reader = pyarrow.ipc.open_file(content) if is_arrow_file else pyarrow.ipc.open_stream(content)
         names = reader.schema.names
         refuse_repeated(names)
+        check_column(source.text_column, names)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_arrow_file else reader
         for batch in batches:
-            if source.text_column in names:
-                batch = batch.select([source.text_column])
+            batch = batch.select([source.text_column])
             for start in range(0, len(batch), 64):
                 yield from batch.slice(start, 64).to_pylist()
 
@@ -993,6 +1021,8 @@ TYPES = f"{', '.join(READERS)}, all but the last two also as {', '.join(STREAMS)
 def reader_of(path: str) -> Callable | None:
     """What reads a file of this name, or of this URL's path."""
     name = os.path.basename(path_of(path)).lower()
+    if re.fullmatch(r"(sha\d*|md5|check)sums\.txt", name):  # beside the Pile's files
+        return None
     stem, suffix = os.path.splitext(name)
     unpacked_name = stem if suffix in STREAMS else name
     if re.fullmatch(r"wiki_\d+", unpacked_name):
@@ -1018,11 +1048,22 @@ def find_files(patterns: list[str], text_column: str, separator: str | None, may
     # A hub's cache names each file twice: readable is the link, and not what it leads to.
     left_out = {place: path for place, path in left_out.items() if place not in found}
     tell_left_out(list(left_out.values()), list(found.values()), may_leave_out)
+    refuse_packed_twins(found.values())
     return [Source(path, reader_of(path), text_column, separator) for path in found.values()]
 
 
+def refuse_packed_twins(paths: Iterable[str]):
+    """Raises UserError where a file is there packed and unpacked, as `zstd -d` leaves it: it would be read twice."""
+    by_stem = {}
+    for path in paths:
+        stem, suffix = os.path.splitext(path)
+        other = by_stem.setdefault(stem if suffix.lower() in STREAMS else path, path)
+        if other is not path:
+            raise UserError(f"{other} and {path} are one text, packed and unpacked: give one of them")
+
+
 def files_below(path: str, seen: set | None = None) -> Iterator[str]:
-    """A file, or all below a directory; links are followed, but into no directory twice."""
+    """A file, or all below a directory that are not hidden; links are followed, but into no directory twice."""
     if not os.path.isdir(path):
         if not is_made_by_datasets(path):
             yield path
@@ -1036,12 +1077,15 @@ def files_below(path: str, seen: set | None = None) -> Iterator[str]:
         raise UserError(f"{path} is a data set of create_data.py, and holds no text: move it elsewhere")
     check_complete(path)
     for name in names:
-        yield from files_below(os.path.join(path, name), seen)
+        if not name.startswith("."):  # hidden, as Jupyter's checkpoints of files that stand beside them
+            yield from files_below(os.path.join(path, name), seen)
 
 
 def is_made_by_datasets(path: str) -> bool:
     """Whether a file beside Arrow files describes them, or holds what `datasets` computed of them."""
     folder, name = os.path.split(path)
+    if name == "dataset_infos.json":  # of a data set of the hub, in Parquet or JSON
+        return True
     if name == "dataset_dict.json":
         return any(Path(folder).glob("*/state.json"))
     if name in ("dataset_info.json", "state.json"):
@@ -1228,6 +1272,7 @@ def find_text(args) -> tuple[list[Source], dict[str, list[Source]]]:
     corpus = [source for source in sources if not source.is_file or place_of(source.path) not in places]
     if not corpus:
         raise UserError("--data_files and --validation_files are the same files: nothing is left to train on")
+    tell_of_held_out_names([source.path for source in corpus if source.is_file and not is_url(source.path)])
     if len(corpus) < len(sources):
         log(f"{number_of(len(sources) - len(corpus), 'file')} of --data_files held out: left out of train")
 
@@ -1237,6 +1282,20 @@ def find_text(args) -> tuple[list[Source], dict[str, list[Source]]]:
     if args.text_column != "text" and readers <= {read_txt, read_demo}:
         raise UserError("--text_column is for files with columns, and none is given: leave it out")
     return corpus, held_out
+
+
+def tell_of_held_out_names(paths: list[str]):
+    """Says which files of a corpus are called like its validation or test sets, and are trained on all the same."""
+    if not paths:
+        return
+    common = os.path.commonpath(paths)
+    held_out = re.compile(r"(?:^|[^a-z])(?:val|valid|validation|dev|test|eval)(?:[^a-z]|$)", re.IGNORECASE)
+    found = [path for path in paths if held_out.search(os.path.relpath(path, common))]
+    if 0 < len(found) < len(paths):
+        log(
+            f"{number_of(len(found), 'file')} called like held-out text, and trained on: {utils.shorten(found)}; "
+            "--validation_files holds files out"
+        )
 
 
 def named_pattern(pattern: str) -> tuple[str, str]:
@@ -1275,7 +1334,10 @@ def check_name_of(output_dir: str):
 
 def check_output_dir(path: str, may_overwrite: bool):
     """Refuses where anything lies that create_data.py did not write, or may not replace."""
-    there = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    there = []
+    for folder, folders, names in os.walk(path):
+        links = (name for name in folders if os.path.islink(os.path.join(folder, name)))
+        there += [os.path.join(folder, name) for name in (*names, *links)]
     if not there and not os.path.isfile(path):
         return
     if not os.path.exists(f"{path}/data_card.json"):

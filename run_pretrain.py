@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -690,6 +691,8 @@ def model_directory(name: str) -> str:
     """A directory as it is, or a model of the hub that is downloaded: only its settings, weights and tokenizer."""
     if os.path.isdir(name):
         return name
+    if re.fullmatch(r"paddle_\d+", Path(name).name):  # a checkpoint's name, and no model of the hub
+        utils.check_model_directory(name, "--model_name_or_path")
     try:
         files = ["config.json", "model*.safetensors", "*.index.json", *utils.TOKENIZER_FILES]
         return huggingface_hub.snapshot_download(name, allow_patterns=files)
@@ -1077,12 +1080,16 @@ def check_ranks_agree(args, machine: Machine, identity: dict):
     places = ("input_file", "output_dir", "model_name_or_path", "resume_from_checkpoint")
     arguments = {name: str(value) for name, value in vars(args).items() if name not in places}
     is_data = {name for name in identity if name.startswith(("data.", "tokenizer"))}
+    is_masking = {name for name in identity if name.startswith("masking.")}
     compare_over_ranks(
         machine,
         {
             "arguments: start them with the same command": arguments,
             "models or precisions: give all the same --model_name_or_path, on devices of one kind": {
-                name: value for name, value in identity.items() if name not in is_data
+                name: value for name, value in identity.items() if name not in is_data | is_masking
+            },
+            "rules of masking: run the same utils.py, with the same Python and icu4py": {
+                name: identity[name] for name in is_masking
             },
             "data or tokenizers: share one --input_file, or copy it": {name: identity[name] for name in is_data},
         },
@@ -1137,6 +1144,9 @@ def find_checkpoint(args) -> str | None:
         inside = list(checkpoints_in(given).values())
         if inside:
             raise UserError(f"--resume_from_checkpoint {given} holds checkpoints: did you mean {inside[-1]}?")
+        if found and not os.path.isdir(given):
+            meant = [path for path in found if Path(path).name == Path(given).name] or found
+            raise UserError(f"cannot resume from {given}, which is no directory: did you mean {meant[-1]}?")
     if found and given != "auto" and not is_in(given, args.output_dir):
         raise UserError(
             f"--output_dir {args.output_dir} holds checkpoints: "
@@ -1219,6 +1229,8 @@ def changes_between(state: dict, current: dict, data: Data) -> list[str]:
     changed = {name for name in was if name not in is_data and was[name] != current.get(name)}
     if "whole_word_masking" in changed:
         changed.discard("masking.whole_words")  # which it sets
+    if "lr_scheduler" in changed:
+        changed.discard("total_steps")  # which counts for some schedules alone
     for name, recipe in RECIPES.items():
         if "stages" in changed and was["stages"] == json.loads(json.dumps(recipe.stages)):
             changes.append(f"the recipe (--recipe {name} gives the former)")
@@ -1372,9 +1384,8 @@ class Report:
         for name, rows in data.validation.items():
             without_context, entropy = utils.yardsticks(rows, data.tokenizer)
             self.yardsticks[name] = {"unigram_entropy": entropy, "loss_without_context": without_context}
-            title = "yardsticks" if name == "validation" else f"yardsticks of {name}"
             log(
-                f"{title}: below {without_context:.3f} the model uses the context; "
+                f"yardsticks{in_words(name)}: below {without_context:.3f} the model uses the context; "
                 f"{entropy:.3f} is the best from word frequencies"
             )
 
@@ -1436,8 +1447,7 @@ class Report:
         records = {}
         for name, evaluation in evaluations.items():
             records[name] = evaluation | self.yardsticks[name]
-            place = "" if name == "validation" else f" of {name}"
-            place += f" at step {step:,}" if is_training else ""
+            place = in_words(name) + (f" at step {step:,}" if is_training else "")
             numbers = f"{loss_and_perplexity(evaluation)}, accuracy {evaluation['accuracy']:.2%}"
             verdict = where_it_stands(records[name])
             if is_training and piece_length_at(step, run) is not None:
@@ -1453,7 +1463,7 @@ class Report:
         # The first set's numbers stand in the record itself, those of the others below their names.
         record = records[first] | {name: records[name] for name in others}
         if first != "validation":
-            record["validation_set"] = first
+            record["first_set"] = first
         if not is_training:  # several may stand in one file
             record["model"] = run.args.model_name_or_path
         self.write("evaluation", step, record)
@@ -1473,9 +1483,11 @@ class Report:
                 way = shlex.quote(found.get(step, run.args.resume_from_checkpoint))
             log(f"stopped by a signal after step {step}: add --resume_from_checkpoint {way} to go on")
             return
-        log("best: step {step}, evaluation loss {eval_loss:.4f}".format(**progress.best))
-        reached = loss_and_perplexity(first_of(evaluations))
-        log(f"done: {Path(self.output_dir, f'paddle_{progress.global_step}')}, evaluation {reached}")
+        place, best = in_words(next(iter(evaluations))), progress.best
+        log(f"best: step {best['step']}, evaluation{place} loss {best['eval_loss']:.4f}")
+        # A run that had nothing left to do may have begun from a checkpoint elsewhere, and written none here.
+        reached = checkpoints_in(self.output_dir).get(progress.global_step, run.args.resume_from_checkpoint)
+        log(f"done: {reached}, evaluation{place} {loss_and_perplexity(first_of(evaluations))}")
 
     def write(self, event: str, step: int, record: dict):
         """Adds a record to metrics.jsonl, and its numbers to VisualDL. On rank 0, where there is an --output_dir."""
@@ -1493,6 +1505,11 @@ def shown_loss(record: dict, window: dict) -> str:
     if record["loss"] is not None:
         return f"{record['loss']:.3f}"
     return "none: all skipped" if window["skipped_updates"] == window["updates"] else "none: no token was masked"
+
+
+def in_words(name: str) -> str:
+    """What stands behind "evaluation" for a validation set that has a name of its own."""
+    return "" if name == "validation" else f" of {name}"
 
 
 def loss_and_perplexity(evaluation: dict) -> str:
@@ -1805,7 +1822,7 @@ def check_memory(args, recipe: Recipe, machine: Machine, data: Data, config):
 
 
 def least_memory(args, recipe: Recipe, machine: Machine, data: Data, config) -> tuple[float, float]:
-    """The bytes that a model and one micro-batch need, each a lower bound.
+    """The bytes that a model and one micro-batch of average rows need, each a lower bound.
 
     The model: weights, and in training their gradients and moments (two; of Muon one), in float32. The batch, in half
     precision: the widest activations of one layer (evaluation, recomputation) or of all, and the logits of what is
@@ -1820,15 +1837,14 @@ def least_memory(args, recipe: Recipe, machine: Machine, data: Data, config) -> 
     else:
         for_model = 4 * (4 * embeddings + (3 if recipe.optimizer == "muon" else 4) * matrices)
 
-    splits = [data.train, *data.validation.values()]
-    rows = min(args.batch_size, max(len(split) for split in splits))
-    longest = max(split.longest for split in splits)
+    splits = data.validation.values() if is_evaluation else [data.train]
+    tokens = max(split.num_tokens * min(1, args.batch_size / max(1, len(split))) for split in splits)
     kept_layers = 1 if is_evaluation or args.recompute else layers
     if is_evaluation:
         predicted = 0 if machine.device == "cpu" else args.eval_mlm_probability
     else:
         predicted = recipe.mlm_probability
-    for_batch = 2 * rows * longest * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
+    for_batch = 2 * tokens * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
     return for_model, for_batch
 
 

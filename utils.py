@@ -294,7 +294,9 @@ class TokenRows:
         # "permissive" joins packed rows, which are lists of one length, with others.
         rows = pyarrow.concat_tables(tables, promote_options="permissive")
         self.input_ids, self.special_tokens_mask = rows.columns
-        self.shortest, self.longest = ends_of(pc.list_value_length(self.input_ids))  # tokens in a row
+        lengths = pc.list_value_length(self.input_ids)  # tokens in a row
+        self.shortest, self.longest = ends_of(lengths)
+        self.num_tokens = pc.sum(lengths).as_py() or 0
         self.lowest_id, self.highest_id = ends_of(pc.list_flatten(self.input_ids))
 
     def __len__(self) -> int:
@@ -1169,7 +1171,7 @@ def evaluations_by_set(evaluations: list[dict]) -> dict[str, list[dict]]:
     """
     by_set = {}
     for position, record in enumerate(evaluations):
-        found = {record.get("validation_set", "validation"): record}
+        found = {record.get("first_set", "validation"): record}
         found |= {name: value for name, value in record.items() if isinstance(value, dict)}
         for name, value in found.items():
             by_set.setdefault(name, [{} for _ in evaluations])[position] = value
@@ -1251,11 +1253,12 @@ def lock(folder: str):
     UserError: another process has locked it, or it is no directory.
     """
     try:
-        return filelock.FileLock(f"{folder}/.lock", timeout=0).acquire()
+        # filelock's own way out where there are no locks is a file, which a killed process would leave for good.
+        return filelock.FileLock(f"{folder}/.lock", timeout=0, fallback_to_soft=False).acquire()
     except (filelock.Timeout, FileNotFoundError, FileExistsError):  # the holder removes it
         raise UserError(f"{folder} is in use, or no directory: wait, or choose another") from None
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
             return contextlib.nullcontext()
         raise
 

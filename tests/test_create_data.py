@@ -36,6 +36,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.implementations import ByteLevelBPETokenizer
 
 import create_data
 import utils
@@ -893,6 +894,33 @@ def test_an_own_tokenizer_learns_from_all_files(create, tmp_path, monkeypatch, p
     assert "kq" in vocab and "zx" in vocab
 
 
+def test_the_ends_of_a_text_are_robertas_whatever_the_tokenizer_brings(create, tmp_path):
+    """ByteLevelBPETokenizer.save() writes a tokenizer.json that adds none: what transformers computes would differ."""
+    (tmp_path / "saved").mkdir()
+    saved = ByteLevelBPETokenizer()
+    saved.train_from_iterator(made_up(50), 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    saved.save(str(tmp_path / "saved/tokenizer.json"))
+    assert saved.encode("ab").ids == saved.encode("ab", add_special_tokens=False).ids
+    out = create(made_up(20), "--tokenizer_name", tmp_path / "saved")
+    written = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json"))
+    a, b = (written.encode(text, add_special_tokens=False).ids for text in "ab")
+    assert written.encode("a", "b").ids == [BOS, *a, EOS, EOS, *b, EOS]
+    assert set(written.encode("a", "b").type_ids) == {0}
+
+
+def test_special_tokens_beside_vocab_json_keep_their_ids(create, tokenizer, tmp_path):
+    (tmp_path / "slow").mkdir()
+    shutil.copy(tokenizer / "merges.txt", tmp_path / "slow")
+    vocab = json.loads((tokenizer / "vocab.json").read_text())
+    vocab = [token for token in vocab if token not in create_data.SPECIAL]
+    (tmp_path / "slow/vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    added = {token: len(vocab) + i for i, token in enumerate(["<s>", "</s>", "<unk>", "<pad>", "<mask>"])}
+    (tmp_path / "slow/added_tokens.json").write_text(json.dumps(added))
+    out = create(made_up(20), "--tokenizer_name", tmp_path / "slow")
+    written = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json"))
+    assert {token: written.token_to_id(token) for token in added} == added
+
+
 def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path):
     (tmp_path / "pair").mkdir()
     for name in ("vocab.json", "merges.txt"):
@@ -927,7 +955,7 @@ ERRORS = {
     "a field too many": (
         {"a.csv": b"id,text\n1,one\n2,two,three\n"},
         "",
-        ["a.csv", "line 3 has not 2 fields"],
+        ["a.csv after record 1", "the next one has not 2 fields"],
     ),
     "a quote left open": ({"a.csv": b'id,text\n1,one\n2,"two\n'}, "", ["a.csv", "record 1", "unexpected end of data"]),
     "a quote in a quote": ({"a.csv": b'text\n"a"b"\n'}, "", ["a.csv", "record 0", "expected after", "well-formed"]),
@@ -958,6 +986,32 @@ ERRORS = {
     "files and a data set": ({}, "--dataset_name demo", ["--data_files", "--dataset_name"]),
     "unknown separator": ({}, "--document_separator comma", ["--document_separator", "comma", "empty_line"]),
     "empty file to hold out": ({"b.txt": b" "}, "--validation_files b.txt", ["validation: 0 documents"]),
+    "a field too many behind a mark": (
+        {"a.tsv": b"id\ttext\n1\tone\n" + b'2\t"two"\n3\tthree\tfour\n'},
+        "",
+        ["a.tsv after record 2", "the next one has not 2 fields"],
+    ),
+    "surrogates in UTF-8": ({"a.jsonl": b'"one"\n"\xed\xa0\xbd"'}, "", ["a.jsonl after record 1", "in UTF-8"]),
+    "a column that is not there, of no rows": (
+        {"a.parquet": pandas.DataFrame({"body": pandas.Series([], dtype=str)}).to_parquet()},
+        "",
+        ["a.parquet", "no column 'text', but 'body'"],
+    ),
+    "too little drawn": (
+        {"a.txt": "\n\n".join(made_up(200)).encode()},
+        "--max_seq_length 512",
+        ["validation: 2 documents", "raise --validation_split_percentage, set --document_separator, lower --max_seq"],
+    ),
+    "too little held out": (
+        {"b.jsonl": b'"one"'},
+        "--validation_files b.jsonl --max_documents 5 --max_seq_length 64",
+        ["validation: 1 documents", "0 rows", "dropped_tokens: lower --max_seq_length, or add text"],
+    ),
+    "packed and unpacked": (
+        {"in/a.txt": b"text", "in/a.txt.gz": gzip.compress(b"text")},
+        "--data_files in",
+        ["in/a.txt and in/a.txt.gz are one text, packed and unpacked: give one of them"],
+    ),
     "no text": ({"a.txt": b" "}, "", ["train: 0 documents", "add text"]),
     "no corpus": (
         {"a.txt": b" ", "b.txt": b"b"},
@@ -1356,11 +1410,16 @@ def test_all_types_below_a_directory_are_read(create, tmp_path, capsys):
     (tmp_path / "x/AA/wiki_00").write_bytes(wikiextractor([("t", text) for text in parts[9]], "doc"))
     (tmp_path / "x/notes.md").write_text("two")
     (tmp_path / "x/image.png").write_bytes(b"x" * 10)
+    (tmp_path / "x/SHA256SUMS.txt").write_text("0123")
+    (tmp_path / "x/dataset_infos.json").write_text('{"default": {}}')
+    write(tmp_path / "x/.ipynb_checkpoints/a-checkpoint.txt", parts[0])
     out = create(tmp_path / "x")
     assert all_documents(out) == sorted(texts)
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if "left out" in line)
-    assert "2 files of 13 bytes" in line and "notes.md" in line and "image.png" in line
+    assert "3 files of 17 bytes" in line and "notes.md" in line and "image.png" in line and "SHA256SUMS.txt" in line
+    write(tmp_path / ".hidden/a.txt", texts)  # given by its name it is read
+    assert all_documents(create(tmp_path / ".hidden", name="hidden")) == sorted(texts)
 
 
 def test_what_is_left_out_may_not_be_larger_than_what_is_read_unless_it_is_said(create, tmp_path):
@@ -1558,6 +1617,8 @@ def test_members_of_one_name_beside_the_text_lose_nothing(create, tmp_path):
     )
     (tmp_path / "a.jsonl").write_text("\n".join(records))
     assert all_documents(create(tmp_path / "a.jsonl")) == ["one", "thrée", "two"]
+    (tmp_path / "a.json").write_text(f"[{','.join(records)}]")
+    assert all_documents(create(tmp_path / "a.json", name="array")) == ["one", "thrée", "two"]
 
 
 def test_local_names_that_look_like_urls_are_local(create, tmp_path, monkeypatch):
@@ -1788,6 +1849,17 @@ def test_what_is_held_out_is_left_out_of_training(create, tmp_path, capsys):
     assert "2 documents that stand in --validation_files, too: left out of train\n" in capsys.readouterr().out
 
 
+def test_files_called_like_held_out_text_are_named_where_they_are_trained_on(create, tmp_path, capsys):
+    for name, text in (("train", "one"), ("val", "two"), ("latest", "three"), ("test/more", "four")):
+        write(tmp_path / f"c/{name}.txt", [text])
+    assert all_documents(create(tmp_path / "c")) == ["four", "one", "three", "two"]
+    places = f"{tmp_path / 'c/test/more.txt'}, {tmp_path / 'c/val.txt'}"
+    assert f"2 files called like held-out text, and trained on: {places}; --val" in capsys.readouterr().out
+    create(tmp_path / "c/val.txt", tmp_path / "c/test", name="meant")
+    create(tmp_path / "c", "--validation_files", tmp_path / "c/val.txt", tmp_path / "c/test", name="held_out")
+    assert "called like" not in capsys.readouterr().out
+
+
 def test_equal_lists_are_refused(create, tmp_path):
     path = write(tmp_path / "c/a.txt", made_up(40))
     with pytest.raises(UserError, match="the same files"):
@@ -1801,10 +1873,11 @@ def test_validation_sets_with_names_are_splits_of_their_own(create, tmp_path, ca
     news, wiki, more = (write(tmp_path / f"{i}.txt", texts[10 * i : 10 * i + 10]) for i in range(3))
     corpus = write(tmp_path / "corpus.txt", texts[30:])
     equal = write(tmp_path / "year=2020/a.txt", ["equal"])  # a path, no name
-    out = create(corpus, "--validation_files", f"news={news}", f"wiki={wiki}", f"news={more}", equal)
+    out = create(corpus, "--validation_files", f"wiki={wiki}", f"news={news}", f"news={more}", equal)
     data, card = datasets.load_from_disk(str(out)), card_of(out)
-    assert list(data) == ["train", "validation", "validation_news", "validation_wiki"] == list(card["splits"])
-    assert [card["splits"][split]["documents"] for split in data] == [30, 1, 20, 10]
+    # "validation", then as they were given: the first one decides which checkpoint is the best
+    assert list(data) == ["train", "validation", "validation_wiki", "validation_news"] == list(card["splits"])
+    assert [card["splits"][split]["documents"] for split in data] == [30, 1, 10, 20]
     tokenizer = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json"))
     found = tokenizer.decode(stream_of(out, "validation_news"), skip_special_tokens=False)
     assert found.removesuffix("</s>").split("</s>") == [*texts[:10], *texts[20:30]]
@@ -1992,6 +2065,13 @@ def test_what_create_data_did_not_write_is_never_replaced(create, tmp_path, wher
     with pytest.raises(UserError, match=rf"{os.path.basename(where)} would be lost.*move it"):
         create(path, "--overwrite_output_dir", "True")
     assert contents(out) == before
+
+
+def test_a_link_to_a_directory_is_not_replaced_either(create, tmp_path):
+    path = write(tmp_path / "a.txt", made_up(20))
+    (create(path) / "elsewhere").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="out/elsewhere would be lost"):
+        create(path, "--overwrite_output_dir", "True")
 
 
 def test_a_new_directory_has_nobody_elses_modes(tmp_path):

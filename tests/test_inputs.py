@@ -285,7 +285,7 @@ def test_sets_are_evaluated_alone_too_and_an_empty_one_is_said_to_be_left_out(pr
     assert record["validation_german"]["eval_loss"] != record["eval_loss"] and "validation_none" not in record
 
 
-def test_data_without_a_set_named_validation_says_which_one_is_the_first(pretrain, data):
+def test_data_without_a_set_named_validation_says_which_one_is_the_first(pretrain, data, capsys):
     several = with_validation_sets(data, validation_german=first_rows_of_training)
     splits = datasets.load_from_disk(str(several))
     del splits["validation"]
@@ -293,8 +293,21 @@ def test_data_without_a_set_named_validation_says_which_one_is_the_first(pretrai
     shutil.copytree(data / "tokenizer", str(several) + "_german/tokenizer")
     output = pretrain("--max_steps", "1", data=str(several) + "_german")
     [record] = metrics(output, "evaluation")
-    assert record["validation_set"] == "validation_german"
+    assert record["first_set"] == "validation_german"
     assert list(utils.evaluations_by_set([record])) == ["validation_german"]
+    best, done = capsys.readouterr().out.splitlines()[-2:]
+    assert best.startswith("best: step 1, evaluation of validation_german loss ")
+    assert done.startswith(f"done: {output}/paddle_1, evaluation of validation_german loss ")
+
+
+def test_a_validation_set_may_have_any_name(pretrain, data):
+    """--validation_files set=... and first_set=...: names that once were, and are, fields of a record."""
+    names = ["validation_set", "validation_first_set"]
+    output = pretrain(
+        "--max_steps", "1", data=with_validation_sets(data, **dict.fromkeys(names, first_rows_of_training))
+    )
+    sets = utils.evaluations_by_set(metrics(output, "evaluation"))
+    assert list(sets) == ["validation", *names] and sets[names[0]][0]["eval_loss"] == sets[names[1]][0]["eval_loss"]
 
 
 # ---------------------------------------------------------------- flags that contradict each other, or do nothing
@@ -431,6 +444,13 @@ def test_the_directory_of_a_checkpoint_instead_of_the_checkpoint_is_told_the_che
     pretrain("--max_steps", "4", "--resume_from_checkpoint", meant, output=tmp_path / "elsewhere")
 
 
+def test_a_mistyped_checkpoint_is_told_the_one_that_was_meant(pretrain):
+    output = pretrain("--max_steps", "4", "--save_steps", "2")
+    for given, meant in (("paddle_2", "paddle_2"), (str(output / "paddle_40"), "paddle_4")):
+        with pytest.raises(UserError, match=f"{given}, which is no directory: did you mean {output / meant}\\?"):
+            pretrain("--max_steps", "4", "--resume_from_checkpoint", given)
+
+
 def test_max_steps_goes_before_the_default_of_the_epochs_and_the_line_says_which_flag_ended_it(
     pretrain, monkeypatch, capsys, packed_data
 ):
@@ -496,6 +516,14 @@ def least_memory(packed_data):
         return run_pretrain.least_memory(args, recipe, machine, data, config)
 
     return least_memory
+
+
+def test_rows_of_several_lengths_are_foreseen_with_their_mean(ragged_data, least_memory):
+    rows = datasets.load_from_disk(str(ragged_data))["train"]["input_ids"][:]
+    tokens = sum(map(len, rows)) / len(rows)
+    assert tokens < max(map(len, rows)) - 2
+    _, for_batch = least_memory("--input_file", str(ragged_data), "--recipe", "roberta")
+    assert for_batch == pytest.approx(2 * 8 * tokens * (2 * 512 + 0.15 * 400))
 
 
 def test_muon_which_keeps_one_tensor_less_for_a_matrix_is_foreseen_with_less_memory(least_memory):
@@ -598,8 +626,10 @@ def test_ranks_that_differ_are_refused_on_each_of_them(monkeypatch):
         ({"precision": "float32"}, "different models or precisions"),
         ({"data.0.train": "other"}, "different data or tokenizers"),
         ({"tokenizer": "other"}, "different data or tokenizers"),
+        ({"masking.whole_words": "other"}, "different rules of masking"),
     ):
-        identities = [{"precision": "bfloat16", "data.0.train": "x", "tokenizer": "y"} | c for c in ({}, change, {})]
+        usual = {"precision": "bfloat16", "data.0.train": "x", "tokenizer": "y", "masking.whole_words": "z"}
+        identities = [usual | c for c in ({}, change, {})]
         digests = []
         machine = run_pretrain.Machine("cpu", "float32", world_size=3)
         monkeypatch.setattr(run_pretrain, "sum_over_ranks", lambda x, to=digests: to.append(x.numpy()) or 3 * x)

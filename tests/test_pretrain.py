@@ -556,6 +556,9 @@ def test_training_goes_on_without_a_planned_end(pretrain, tmp_path):
         match=r"the number of updates \(was 3, is 6: --max_steps 3 without --num_train_epochs gives the former\)",
     ):
         pretrain("--max_steps", "6", "--resume_from_checkpoint", "auto", output=linear)
+    with pytest.raises(UserError, match=r"--lr_scheduler \(was linear, is constant_with_warmup.*") as error:
+        pretrain("--max_steps", "6", *constant[:2], "--resume_from_checkpoint", "auto", output=linear)
+    assert "the number of updates" not in str(error.value)
 
 
 @pytest.mark.parametrize("change", ["--whole_word_masking True", "--lr_scheduler cosine", "--warmup_steps 0.5"])

@@ -348,7 +348,7 @@ def fail_to_lock(monkeypatch, number: int) -> None:
     monkeypatch.setattr(fcntl, "flock", fail)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_where_the_file_system_knows_no_locks_a_directory_appears_all_the_same(monkeypatch, tmp_path, number):
     fail_to_lock(monkeypatch, number)
     with utils.atomic_directory(str(tmp_path / "new")) as folder, open(f"{folder}/file", "w") as file:
@@ -714,6 +714,12 @@ def test_a_run_that_is_stopped_before_it_saves_names_the_checkpoint_of_another_d
     around_losses(monkeypatch, before=lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # the repeated evaluation
     pretrain(*options, "--resume_from_checkpoint", str(start), output=tmp_path / "second")
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"add --resume_from_checkpoint {start} to go on")
+
+
+def test_a_run_with_nothing_left_to_do_names_the_checkpoint_that_is_there(pretrain, capsys, tmp_path):
+    done = pretrain("--max_steps", "2", output=tmp_path / "first") / "paddle_2"
+    pretrain("--max_steps", "2", "--resume_from_checkpoint", str(done), output=tmp_path / "second")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"done: {done}, evaluation loss ")
 
 
 def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch):

@@ -835,6 +835,9 @@ def test_an_export_never_replaces_anything_and_names_what_is_wrong(
     above = f"--checkpoint {checkpoint.parent} holds no config.json: did you mean {checkpoint}\\?"
     with pytest.raises(UserError, match=above):
         utils.main(["--checkpoint", str(checkpoint.parent), "--output_dir", str(tmp_path / "new")])
+    absent = checkpoint.parent / "paddle_99"  # which is looked for here, and not at the hub
+    with pytest.raises(UserError, match=f"--model_name_or_path {absent} is no directory: did you mean {checkpoint}"):
+        pretrain("--model_name_or_path", str(absent))
     with pytest.raises(UserError, match=f"_path {checkpoint.parent} holds no config.json: did you mean {checkpoint}"):
         pretrain("--model_name_or_path", str(checkpoint.parent))
     shutil.copytree(checkpoint, tmp_path / "damaged")
