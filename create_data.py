@@ -1382,8 +1382,8 @@ def parse_arguments(argv: list | None):
         "--data_files",
         nargs="+",
         metavar="PATH",
-        help=f"Text to read: files, globs, directories with all below them, and URLs. Types: {TYPES}. "
-        "Where <s>, </s>, <pad>, <unk> or <mask> stand in the text, they become these special tokens; it is said.",
+        help="Text to read: files, globs, directories with all that is not hidden below them, and URLs. "
+        f"Types: {TYPES}. Where <s>, </s>, <pad>, <unk> or <mask> stand in the text, they become these special tokens; it is said.",
     )
     add(
         "--dataset_name",
@@ -1418,7 +1418,7 @@ def parse_arguments(argv: list | None):
         "--document_separator",
         choices=["empty_line", "line", "file"],
         help="What a text file's documents end at; without it, what WikiExtractor's do where it begins as "
-        "they do (<doc or JSON), empty lines where it has them, else each line.",
+        "they do (<doc or JSON), empty lines where it has them within 10,000 lines and 20 MB, else each line.",
     )
     add(
         "--dataset_config_name",
