@@ -1383,7 +1383,8 @@ def parse_arguments(argv: list | None):
         nargs="+",
         metavar="PATH",
         help="Text to read: files, globs, directories with all that is not hidden below them, and URLs. "
-        f"Types: {TYPES}. Where <s>, </s>, <pad>, <unk> or <mask> stand in the text, they become these special tokens; it is said.",
+        f"Types: {TYPES}. Where <s>, </s>, <pad>, <unk> or <mask> stand in the text, they become these special "
+        "tokens; it is said.",
     )
     add(
         "--dataset_name",
