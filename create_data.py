@@ -148,7 +148,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
         log_rows(split, writer, tokenizer)
         may_be_empty = split == "train" and share == 1
         if not writer.counts["rows"] and not may_be_empty:
-            raise_empty(args, split, writers, held_out.get(split, corpus), is_drawn=split not in held_out)
+            is_drawn = share is not None and split not in held_out
+            raise_empty(args, split, writers, held_out.get(split, corpus), is_drawn)
     return {split: writer.counts for split, writer in writers.items()}
 
 
@@ -405,12 +406,12 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
         remedy = f"lower --validation_split_percentage, or {more}"
         raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
     remedies = []
-    if is_drawn and split == "validation":
-        remedies.append("raise --validation_split_percentage")
-    if any(source.separated_by for source in sources):
-        remedies.append("set --document_separator")
     if counts["tokens"]:
+        if any(source.separated_by for source in sources):
+            remedies.append("set --document_separator")
         remedies.append("lower --max_seq_length")
+    if is_drawn and split == "validation" and args.validation_split_percentage != 100:
+        remedies.append("raise --validation_split_percentage")
     remedies = [*remedies, f"or {more}"] if remedies else [more]
     raise UserError(f"{split}: {counted(counts)}: {', '.join(remedies)}")
 
@@ -519,7 +520,10 @@ def load_vocab_and_merges(folder: str) -> Tokenizer:
                 raise UserError(f"{folder}/{name} adds tokens: give a directory that has its tokenizer.json, too")
             if name == "tokenizer_config.json" and settings.get("add_prefix_space"):
                 raise UserError(f"{folder}/{name} has, unlike RoBERTa's, add_prefix_space: choose another")
-    return as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"), added)
+    tokenizer = as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"), added)
+    if any(tokenizer.token_to_id(token) != i for token, i in added.items()):
+        raise UserError(f"{folder}/added_tokens.json has other ids than follow vocab.json's: give one that has not")
+    return tokenizer
 
 
 def as_robertas(tokenizer: ByteLevelBPETokenizer, ids: dict[str, int] | None = None) -> Tokenizer:
@@ -797,7 +801,7 @@ def read_json(source: Source) -> Iterable:
 def is_record(line: bytes) -> bool:
     """Whether the line is a whole JSON value and no array, not the beginning of something longer."""
     try:
-        return not isinstance(json.loads(line.decode()), list)
+        return not isinstance(json.loads(line), list)
     except json.JSONDecodeError:
         return False
 
@@ -827,7 +831,8 @@ def parse_json(text: bytes, column: str | None = None):
     # Looking at each object takes a third longer. Names may also be spelled with escapes, as \u0065 for e.
     is_looked_at = column is None or text.count(f'"{column}"'.encode()) > 1 or b"\\u" in text
     hook = functools.partial(as_record, column) if is_looked_at else None
-    return json.loads(text.decode(), object_pairs_hook=hook)  # of bytes, it takes some damage to UTF-8 in silence
+    # Decoded here, as json.loads() takes some damage to UTF-8 in silence; with the marks of files that were joined.
+    return json.loads(text.decode("utf-8-sig"), object_pairs_hook=hook)
 
 
 def as_record(column: str | None, pairs: list[tuple]) -> dict:
@@ -1056,10 +1061,10 @@ def refuse_packed_twins(paths: Iterable[str]):
     """Raises UserError where a file is there packed and unpacked, as `zstd -d` leaves it: it would be read twice."""
     by_stem = {}
     for path in paths:
-        stem, suffix = os.path.splitext(path)
-        other = by_stem.setdefault(stem if suffix.lower() in STREAMS else path, path)
+        stem, suffix = os.path.splitext(path if is_url(path) else os.path.abspath(path))
+        other = by_stem.setdefault(stem if suffix.lower() in STREAMS else stem + suffix, path)
         if other is not path:
-            raise UserError(f"{other} and {path} are one text, packed and unpacked: give one of them")
+            raise UserError(f"{other} and {path} are one text twice, by their names: give one of them")
 
 
 def files_below(path: str, seen: set | None = None) -> Iterator[str]:
@@ -1082,7 +1087,7 @@ def files_below(path: str, seen: set | None = None) -> Iterator[str]:
 
 
 def is_made_by_datasets(path: str) -> bool:
-    """Whether a file beside Arrow files describes them, or holds what `datasets` computed of them."""
+    """Whether a file describes the rows of a data set, or holds what `datasets` computed of them."""
     folder, name = os.path.split(path)
     if name == "dataset_infos.json":  # of a data set of the hub, in Parquet or JSON
         return True
@@ -1288,7 +1293,7 @@ def tell_of_held_out_names(paths: list[str]):
     """Says which files of a corpus are called like its validation or test sets, and are trained on all the same."""
     if not paths:
         return
-    common = os.path.commonpath(paths)
+    common = os.path.commonpath(map(os.path.abspath, paths))
     held_out = re.compile(r"(?:^|[^a-z])(?:val|valid|validation|dev|test|eval)(?:[^a-z]|$)", re.IGNORECASE)
     found = [path for path in paths if held_out.search(os.path.relpath(path, common))]
     if 0 < len(found) < len(paths):

@@ -1085,13 +1085,13 @@ def check_ranks_agree(args, machine: Machine, identity: dict):
         machine,
         {
             "arguments: start them with the same command": arguments,
+            "data or tokenizers: share one --input_file, or copy it": {name: identity[name] for name in is_data},
             "models or precisions: give all the same --model_name_or_path, on devices of one kind": {
                 name: value for name, value in identity.items() if name not in is_data | is_masking
             },
             "rules of masking: run the same utils.py, with the same Python and icu4py": {
                 name: identity[name] for name in is_masking
             },
-            "data or tokenizers: share one --input_file, or copy it": {name: identity[name] for name in is_data},
         },
     )
 
@@ -1229,8 +1229,8 @@ def changes_between(state: dict, current: dict, data: Data) -> list[str]:
     changed = {name for name in was if name not in is_data and was[name] != current.get(name)}
     if "whole_word_masking" in changed:
         changed.discard("masking.whole_words")  # which it sets
-    if "lr_scheduler" in changed:
-        changed.discard("total_steps")  # which counts for some schedules alone
+    if "total_steps" not in current:
+        changed.discard("total_steps")  # at a constant rate a run may have any number of updates
     for name, recipe in RECIPES.items():
         if "stages" in changed and was["stages"] == json.loads(json.dumps(recipe.stages)):
             changes.append(f"the recipe (--recipe {name} gives the former)")
@@ -1838,7 +1838,7 @@ def least_memory(args, recipe: Recipe, machine: Machine, data: Data, config) -> 
         for_model = 4 * (4 * embeddings + (3 if recipe.optimizer == "muon" else 4) * matrices)
 
     splits = data.validation.values() if is_evaluation else [data.train]
-    tokens = max(split.num_tokens * min(1, args.batch_size / max(1, len(split))) for split in splits)
+    tokens = max(split.num_tokens * min(args.batch_size, len(split)) / max(1, len(split)) for split in splits)
     kept_layers = 1 if is_evaluation or args.recompute else layers
     if is_evaluation:
         predicted = 0 if machine.device == "cpu" else args.eval_mlm_probability

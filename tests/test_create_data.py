@@ -999,8 +999,8 @@ ERRORS = {
     ),
     "too little drawn": (
         {"a.txt": "\n\n".join(made_up(200)).encode()},
-        "--max_seq_length 512",
-        ["validation: 2 documents", "raise --validation_split_percentage, set --document_separator, lower --max_seq"],
+        "--data_files a.txt --max_seq_length 512",
+        ["validation: 2 documents", "set --document_separator, lower --max_seq_length, raise --validation_split_per"],
     ),
     "too little held out": (
         {"b.jsonl": b'"one"'},
@@ -1010,13 +1010,18 @@ ERRORS = {
     "packed and unpacked": (
         {"in/a.txt": b"text", "in/a.txt.gz": gzip.compress(b"text")},
         "--data_files in",
-        ["in/a.txt and in/a.txt.gz are one text, packed and unpacked: give one of them"],
+        ["in/a.txt and in/a.txt.gz are one text twice, by their names: give one of them"],
     ),
     "no text": ({"a.txt": b" "}, "", ["train: 0 documents", "add text"]),
     "no corpus": (
         {"a.txt": b" ", "b.txt": b"b"},
         "--data_files a.txt --validation_files b.txt",
         ["train: 0 documents"],
+    ),
+    "no corpus beside a named set": (
+        {"a.txt": b" ", "b.txt": b"b"},
+        "--data_files a.txt --validation_files news=b.txt",
+        ["train: 0 documents", "add text"],
     ),
     "no file to hold out": ({}, "--validation_files absent.txt", ["absent.txt"]),
     "truncated .gz": ({"a.txt.gz": gzip.compress(LINES)[:-9]}, "", ["a.txt.gz"]),
@@ -1617,8 +1622,14 @@ def test_members_of_one_name_beside_the_text_lose_nothing(create, tmp_path):
     )
     (tmp_path / "a.jsonl").write_text("\n".join(records))
     assert all_documents(create(tmp_path / "a.jsonl")) == ["one", "thrée", "two"]
-    (tmp_path / "a.json").write_text(f"[{','.join(records)}]")
-    assert all_documents(create(tmp_path / "a.json", name="array")) == ["one", "thrée", "two"]
+    for name in ("array.json", "array.jsonl"):
+        (tmp_path / name).write_text(f"[{','.join(records)}]")
+        assert all_documents(create(tmp_path / name, name=f"of_{name}")) == ["one", "thrée", "two"]
+
+
+def test_byte_order_marks_of_files_that_were_joined_are_no_text(create, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf"one"\n\xef\xbb\xbf"two"\n')
+    assert all_documents(create(tmp_path / "a.jsonl")) == ["one", "two"]
 
 
 def test_local_names_that_look_like_urls_are_local(create, tmp_path, monkeypatch):
@@ -1849,13 +1860,14 @@ def test_what_is_held_out_is_left_out_of_training(create, tmp_path, capsys):
     assert "2 documents that stand in --validation_files, too: left out of train\n" in capsys.readouterr().out
 
 
-def test_files_called_like_held_out_text_are_named_where_they_are_trained_on(create, tmp_path, capsys):
+def test_files_called_like_held_out_text_are_named_where_they_are_trained_on(create, tmp_path, capsys, monkeypatch):
     for name, text in (("train", "one"), ("val", "two"), ("latest", "three"), ("test/more", "four")):
         write(tmp_path / f"c/{name}.txt", [text])
     assert all_documents(create(tmp_path / "c")) == ["four", "one", "three", "two"]
     places = f"{tmp_path / 'c/test/more.txt'}, {tmp_path / 'c/val.txt'}"
     assert f"2 files called like held-out text, and trained on: {places}; --val" in capsys.readouterr().out
-    create(tmp_path / "c/val.txt", tmp_path / "c/test", name="meant")
+    monkeypatch.chdir(tmp_path)
+    create(tmp_path / "c/val.txt", "c/test", name="meant")
     create(tmp_path / "c", "--validation_files", tmp_path / "c/val.txt", tmp_path / "c/test", name="held_out")
     assert "called like" not in capsys.readouterr().out
 

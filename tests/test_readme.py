@@ -119,6 +119,7 @@ def test_numpy_is_one_that_paddles_scaler_can_use():
     assert bound == "<2.4" and tuple(map(int, version("numpy").split(".")[:2])) < (2, 4)
 
 
+@pytest.mark.slow
 def test_a_timed_update_is_the_scripts_own(tmp_path):
     """bench_train.py, whose worker drives run_pretrain.py by its names, beside a peer that needs no PyTorch."""
     output = tmp_path / "train.json"

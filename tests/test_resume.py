@@ -354,6 +354,8 @@ def test_where_the_file_system_knows_no_locks_a_directory_appears_all_the_same(m
     with utils.atomic_directory(str(tmp_path / "new")) as folder, open(f"{folder}/file", "w") as file:
         file.write("whole")
     assert os.listdir(tmp_path) == ["new"] and (tmp_path / "new/file").read_text() == "whole"
+    holders = [utils.lock(str(tmp_path / "ckp")) for _ in range(2)]  # no mark that a killed process would leave
+    assert len(holders) == 2
 
 
 def test_where_a_lock_fails_otherwise_nothing_is_written(monkeypatch, tmp_path):
