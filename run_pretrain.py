@@ -2374,7 +2374,8 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         is_even = layer.dropout1.p == layer.dropout2.p and layer.norm1._epsilon == layer.norm2._epsilon
         parts = [*EncoderLayer.parts_of(layer), layer.self_attn]
         is_plain = all(type(part) in (nn.Linear, nn.LayerNorm, nn.MultiHeadAttention) for part in parts)
-        if not (is_standard and is_even and is_plain) or any(map(has_hooks, parts)):
+        called = [*parts, layer.dropout, layer.dropout1, layer.dropout2]
+        if not (is_standard and is_even and is_plain) or any(map(has_hooks, called)):
             return False
         return all(part.weight is not None and part.bias is not None for part in EncoderLayer.parts_of(layer))
 
@@ -2408,8 +2409,8 @@ class LMHead(RobertaLMHead):
 
     @staticmethod
     def suits(head: RobertaLMHead) -> bool:
-        decoder = head.decoder  # whose parameters the loss takes, without a call
-        return type(decoder) is TransposedLinear and not has_hooks(decoder)
+        decoder = head.decoder  # whose parameters the loss takes, without a call of it or of the head
+        return type(decoder) is TransposedLinear and not has_hooks(decoder) and not has_hooks(head)
 
     def forward(self, features, **kwargs):
         return self.decoder(self.transform(features))

@@ -3,7 +3,9 @@
 import copy
 import ctypes
 import itertools
+import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -32,6 +34,18 @@ SHAPES = [  # batch, seq, width, heads, padded
 @pytest.fixture(autouse=True)
 def onednn():
     assert utils.onednn() is not None
+
+
+def test_what_the_processor_computes_is_found_and_used():
+    """By what Linux says of it; without this, tests of bfloat16 below would be skipped, or run in float32."""
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        pytest.skip("oneDNN is told to use less than there is")
+    [flags] = set(re.findall(r"^flags\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    flags = flags.split()
+    assert utils.onednn().has_avx512 == ("avx512bw" in flags)
+    assert utils.onednn().has_bfloat16 == ("avx512_bf16" in flags)
+    precision, _ = run_pretrain.choose_precision(run_pretrain.parse_arguments([]), "cpu")
+    assert precision == ("bfloat16" if "avx512_bf16" in flags else "float32")
 
 
 @pytest.fixture(autouse=True)
@@ -668,6 +682,14 @@ def test_an_encoder_layer_of_another_kind_stays_paddles(change):
     assert model(paddle.randn([2, 5, 32])).shape == [2, 5, 32]
 
 
+@pytest.mark.parametrize("part, name, value", [("dropout2", "p", 0.5), ("norm2", "_epsilon", 1e-3)])
+def test_an_encoder_layer_whose_halves_differ_stays_paddles(part, name, value):
+    model = paddle.nn.Sequential(paddle.nn.TransformerEncoderLayer(32, 2, 64, 0.1, activation="gelu", act_dropout=0.0))
+    setattr(getattr(model[0], part), name, value)
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=False)
+    assert type(model[0]) is paddle.nn.TransformerEncoderLayer
+
+
 class OneOfEach(paddle.nn.Layer):
     """Layers that ours do not cover, each beside one that they do."""
 
@@ -727,6 +749,18 @@ def test_an_encoder_layer_in_which_something_is_to_be_called_calls_it(change):
     first, second = model.roberta.encoder.layers
     assert not isinstance(first, run_pretrain.EncoderLayer) and isinstance(second, run_pretrain.EncoderLayer)
     assert distance(model(ids).numpy(), expected) < 1e-5 and len(seen) == (2 if change == "hook" else 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["roberta.encoder.layers.0.self_attn", "roberta.encoder.layers.0.dropout1", "lm_head", "lm_head.decoder"]
+)
+def test_a_hook_is_called_wherever_it_hangs(name):
+    model, ids, seen = model_of(64, 2, dropout=0.1), rows_of(2, 8, False), []
+    dict(model.named_sublayers())[name].register_forward_post_hook(lambda *_: seen.append(1))
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=True)
+    positions, labels = paddle.to_tensor([1, 5]), paddle.to_tensor([7, 8])
+    loss, _ = model(ids, masked_positions=positions, labels=labels)
+    assert seen and math.isfinite(loss.item())
 
 
 @pytest.mark.parametrize("is_padded", [False, True])

@@ -462,6 +462,13 @@ def test_text_that_gigatoken_encodes_otherwise_is_refused(create, stand_in):
         create(made_up(30))
 
 
+def test_added_tokens_that_gigatoken_does_not_find_are_refused_wherever_they_stand_in_the_text(create, stand_in):
+    """They are tried at once, as the text that is compared later may hold none of them."""
+    stand_in(lambda gigatoken, text: gigatoken.encode(text)[:-1] if b"<mask>" in text else gigatoken.encode(text))
+    with pytest.raises(UserError, match=r"gigatoken differs at .*: choose another tokenizer"):
+        create(made_up(30))
+
+
 @pytest.mark.slow
 def test_ids_of_all_articles_equal_those_of_tokenizers(create, data_dir):
     path, tokenizer = data_dir / "wiki/train.txt", data_dir / "roberta-base"
@@ -472,6 +479,23 @@ def test_ids_of_all_articles_equal_those_of_tokenizers(create, data_dir):
     assert 0 <= len(expected) - len(found) < 510
     assert np.array_equal(found, expected[: len(found)])
     assert card_of(out)["splits"]["validation"]["documents"] == 1
+
+
+@pytest.mark.parametrize(("lines", "separator"), [(9_990, "empty_line"), (10_010, "line")])
+def test_an_empty_line_is_looked_for_in_the_first_10000_lines(tmp_path, lines, separator):
+    (tmp_path / "a.txt").write_text("line\n" * lines + "\nlast")
+    [source] = create_data.find_files([str(tmp_path / "a.txt")], "text", None, False)
+    documents = [*create_data.read_documents([source])]
+    assert source.separated_by == separator and len(documents) == (2 if separator == "empty_line" else lines + 1)
+
+
+def test_lines_are_taken_until_they_are_so_many_or_so_large():
+    lines = [b"x" * 10] * 9
+    assert [len(create_data.take(iter(lines), most, size)) for most, size in ((3, 99), (99, 35), (99, 999))] == [
+        3,
+        4,
+        9,
+    ]
 
 
 TEXT_FILES = {  # content, --document_separator, documents
@@ -552,10 +576,16 @@ def test_everything_can_be_held_out(create, capsys):
     assert digest(out) and re.search(r"^train: .*\b0 rows", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_files_can_be_held_out(create, tmp_path):
+def test_files_can_be_held_out(create, tmp_path, capsys):
     texts, held_out = made_up(60), made_up(70)[60:]
     out = create(texts, "--validation_files", write(tmp_path / "held_out.txt", held_out))
     assert documents_of(out) == {"train": texts, "validation": held_out}
+    inputs = card_of(out)["inputs"]
+    assert {split: [source["documents"] for source in sources] for split, sources in inputs.items()} == {
+        "train": [60],
+        "validation": [10],
+    }
+    assert re.search(r"^read: [\d,]+ bytes of 2 files$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("separator", ["empty_line", "line", "file"])
@@ -657,37 +687,13 @@ def test_a_dangling_link_is_one_line(create, tmp_path):
 
 
 def test_a_url_is_read_like_a_file(create, tmp_path):
-    """fsspec's file:// stands in for https://, as no network can be reached here; both go through fsspec.open."""
+    """file://, as one of fsspec's; http:// has tests of its own below."""
     texts = made_up(9)
     for name in ("a.txt", "b.jsonl.gz", "c.parquet"):
         url = write(tmp_path / name, texts).as_uri()
         assert all_documents(create(url, name=f"out_{name}")) == sorted(texts)
     with pytest.raises(UserError, match=r"cannot read file://.*missing"):
         create((tmp_path / "missing.txt").as_uri())
-
-
-@pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_a_url_whose_server_tells_no_size_is_read(tmp_path, tokenizer, kind):
-    """In a process of its own, as in this one no network can be reached."""
-    texts = made_up(9)
-    content = write(tmp_path / f"a.{kind}", texts).read_bytes()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(200)
-            self.end_headers()
-
-        def do_GET(self):
-            self.do_HEAD()
-            self.wfile.write(content)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    options = "--tokenizer_name", tokenizer, "--max_seq_length", 4, "--output_dir", tmp_path / "out"
-    result = script("--data_files", f"http://127.0.0.1:{server.server_port}/a.{kind}", *options)
-    server.shutdown()
-    assert result.returncode == 0, result.stderr
-    assert all_documents(tmp_path / "out") == sorted(texts)
 
 
 def test_the_working_directory_is_never_replaced(create, tmp_path, monkeypatch):
@@ -779,7 +785,7 @@ def test_the_original_pages_command_reads_the_dump_that_there_is(monkeypatch, tm
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
     main(*shlex.split(PAGE.replace("\\\n", " "))[2:])
-    assert asked and all(request[:2] == ("wikimedia/wikipedia", "20231101.en") for request in asked)
+    assert asked and set(asked) == {("wikimedia/wikipedia", "20231101.en", "train", True)}  # streamed
     warning = capsys.readouterr().err
     assert warning.startswith("warning: ") and "wikipedia is gone" in warning and "20231101.en" in warning
     splits = card_of(tmp_path / "wiki")["splits"]
@@ -814,10 +820,30 @@ def hub(tmp_path) -> pathlib.Path:
     return tmp_path / "hub"
 
 
-def test_a_data_set_of_the_hub_is_streamed(hub, tmp_path, tokenizer):
+def test_a_data_set_of_the_hub_is_streamed(hub, tmp_path, tokenizer, monkeypatch, capsys):
+    real, streamed = datasets.load_dataset, []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **how: streamed.append(how["streaming"]) or real(*names, **how)
+    )
     options = "--tokenizer_name", tokenizer, "--max_seq_length", 4, "--output_dir", tmp_path / "out"
-    main("--dataset_name", hub, "--dataset_config_name", "greek", "--split", "test", *options)
+    of_greek = "--dataset_name", hub, "--dataset_config_name", "greek", "--split", "test"
+    main(*of_greek, *options)
     assert all_documents(tmp_path / "out") == sorted(f"greek {i} {text}" for i in range(2) for text in made_up(30))
+    assert streamed == [True] and f"read: 60 documents of {hub}\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no column 'body', but 'title', 'text'"):
+        main(*of_greek, "--text_column", "body", *options, "--overwrite_output_dir", "True")
+
+
+def test_wikipedia_is_the_english_one_and_a_mirror_is_asked_in_place_of_the_hub(server, monkeypatch):
+    args = create_data.parse_arguments([])
+    assert create_data.data_set_of(args).reader.keywords == {"config": "20231101.en", "split": "train"}
+    assert (args.vocab_size, args.max_seq_length) == (50265, 512)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server(answer_with(b"")))
+    create_data.check_hub("a problem", "a remedy")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
+    with pytest.raises(UserError, match=r"a problem: http://127\.0\.0\.1:9 cannot be reached .*: a remedy"):
+        create_data.check_hub("a problem", "a remedy")
 
 
 def test_an_error_of_the_hub_keeps_its_remedy(hub, tmp_path, tokenizer):
@@ -848,6 +874,11 @@ def test_arrow_files_are_the_same_for_any_number_of_workers(tmp_path, tokenizer)
         assert result.returncode == 0, result.stderr
         digests.append(digest(out))
     assert digests[0] == digests[1]
+
+
+def test_as_many_threads_encode_as_are_asked_for(create):
+    create(made_up(20), "--preprocessing_num_workers", 3)
+    assert os.environ["RAYON_NUM_THREADS"] == "3"  # which gigatoken reads when it is first used
 
 
 def test_the_data_card_says_where_the_data_came_from(create, tmp_path, tokenizer):
@@ -927,6 +958,11 @@ def test_a_tokenizer_loads_from_vocab_and_merges_too(create, tokenizer, tmp_path
         shutil.copy(tokenizer / name, tmp_path / "pair")
     texts = [*made_up(20), *(text for text in NASTY[1:] if not LONE_SURROGATE.search(text))]
     assert digest(create(texts, "--tokenizer_name", tmp_path / "pair", name="pair_out")) == digest(create(texts))
+
+
+def test_an_own_tokenizer_learns_from_no_more_than_max_documents(tmp_path):
+    sources = create_data.find_files([str(write(tmp_path / "a.txt", made_up(9)))], "text", None, False)
+    assert [*create_data.training_sample(sources, 3)] == made_up(9)[:3]
 
 
 def test_an_own_tokenizer_learns_from_the_first_documents_of_the_hub(hub, monkeypatch):
@@ -1060,6 +1096,15 @@ ERRORS = {
     ),
     "ids with a gap": ({}, "--tokenizer_name {bad}/gap", ["/gap has, unlike RoBERTa's, gaps between its ids: "]),
     "token of a single word": ({}, "--tokenizer_name {bad}/single_word", ["an added token with single_word: "]),
+    "token with rstrip": ({}, "--tokenizer_name {bad}/rstrip", ["an added token with rstrip: "]),
+    "tokenizer that splits nothing": ({}, "--tokenizer_name {bad}/whole", ["a ByteLevel without use_regex: "]),
+    "tokenizer is a file": ({"t.json": b"{}"}, "--tokenizer_name t.json", ["t.json is a file: give its directory"]),
+    "special tokens in another file": (
+        {},
+        "--tokenizer_name {bad}/special",
+        ["special/special_tokens_map.json adds tokens"],
+    ),
+    "ids that do not follow": ({}, "--tokenizer_name {bad}/ids", ["added_tokens.json has other ids than follow"]),
     "token of two words": ({}, "--tokenizer_name {bad}/two_words", ["an added token with white space in it: "]),
     "space before, in the configuration": (
         {},
@@ -1115,6 +1160,9 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
     token.update(dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
     token["single_word"] = True
     changed["single_word"] = {**definition, "added_tokens": [*definition["added_tokens"], token]}
+    rstrip = token | {"rstrip": True, "single_word": False}
+    changed["rstrip"] = {**definition, "added_tokens": [*definition["added_tokens"], rstrip]}
+    changed["whole"] = {**definition, "pre_tokenizer": {**definition["pre_tokenizer"], "use_regex": False}}
     two_words = token | {"content": "<two words>", "single_word": False}
     changed["two_words"] = {**definition, "added_tokens": [*definition["added_tokens"], two_words]}
     for name, file, content in (
@@ -1131,6 +1179,14 @@ def bad(tokenizer, tmp_path_factory) -> pathlib.Path:
     shutil.copytree(tokenizer, folder / "configured")
     (folder / "configured/tokenizer.json").unlink()
     (folder / "configured/tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    for name, file, content in (
+        ("special", "special_tokens_map.json", {"additional_special_tokens": ["<x>"]}),
+        ("ids", "added_tokens.json", {"<mask>": 500}),
+    ):
+        (folder / name).mkdir()
+        for part in ("vocab.json", "merges.txt"):
+            shutil.copy(tokenizer / part, folder / name)
+        (folder / name / file).write_text(json.dumps(content))
     return folder
 
 
@@ -1286,13 +1342,13 @@ def test_two_runs_at_once_leave_the_data_set_of_one(tmp_path, tokenizer):
         for error, status in ends:
             assert status == 0 or (status == 2 and "is in use" in error), error
         refused += sum(status == 2 for _, status in ends)
-        if any(status == 0 for _, status in ends):
-            card = card_of(out)
-            assert digest(out) and os.listdir(out.parent) == ["out"]
-            number = int("1.jsonl" in card["source"][0])
-            own = expected_stream(out / "tokenizer", [texts[number][0]])
-            assert stream_of(out, "train")[: len(own)] == own
-            assert card["arguments"]["vocab_size"] == 300 + 50 * number
+        assert any(status == 0 for _, status in ends)
+        card = card_of(out)
+        assert digest(out) and os.listdir(out.parent) == ["out"]
+        number = int("1.jsonl" in card["source"][0])
+        own = expected_stream(out / "tokenizer", [texts[number][0]])
+        assert stream_of(out, "train")[: len(own)] == own
+        assert card["arguments"]["vocab_size"] == 300 + 50 * number
     print(f"{refused} runs were refused")
 
 
@@ -1470,6 +1526,25 @@ def test_a_data_set_of_save_to_disk_is_read_whole_or_refused(create, tmp_path, c
         create(saved, name="untold")
     (saved / "state.json").write_text('{"step": 3}')  # of another program
     assert set(all_documents(create(saved, name="others"))) < set(texts)
+
+
+def test_a_file_of_arrow_is_read_whole_or_refused(create, tmp_path):
+    """In IPC's other form, with the places of its batches at the end."""
+    texts = made_up(40)
+    table = pyarrow.table({"text": texts})
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table, max_chunksize=15)
+    assert all_documents(create(tmp_path / "a.arrow")) == sorted(texts)
+    (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"cannot read .*a\.arrow"):
+        create(tmp_path / "a.arrow", name="cut")
+
+
+def test_text_between_the_articles_of_wikiextractor_is_refused(create, tmp_path):
+    article = wikiextractor([("t", "one")], "doc")
+    (tmp_path / "wiki_00").write_bytes(article + b"stray\n" + article)
+    with pytest.raises(UserError, match=r"wiki_00 after record 1 .*'stray' stands outside <doc \.\.\.> and </doc>"):
+        create(tmp_path / "wiki_00")
 
 
 def test_what_map_left_in_a_cache_of_load_dataset_is_not_read(create, tmp_path):
@@ -1711,14 +1786,14 @@ def test_an_archive_that_is_cut_or_damaged_is_refused_by_name(create, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_STREAMS)
-def test_what_a_few_bytes_unpack_to_takes_bounded_memory(tmp_path, kind):
-    packed = PACKINGS[kind].compress(b"\0" * 300_000_000)
+def test_what_a_few_bytes_unpack_to_comes_in_blocks(tmp_path, kind):
+    packed = PACKINGS[kind].compress(b"\0" * 30_000_000)
     (tmp_path / f"a.txt.{kind}").write_bytes(packed)
     [source] = create_data.find_files([str(tmp_path / f"a.txt.{kind}")], "text", None, False)
     peak, size = 0, 0
     for block in create_data.text_blocks(source):
         peak, size = max(peak, len(block)), size + len(block)
-    assert size == 300_000_000 and peak <= create_data.BLOCK and source.bytes_read == len(packed)
+    assert size == 30_000_000 and peak <= create_data.BLOCK and source.bytes_read == len(packed)
 
 
 def test_a_damaged_page_of_parquet_is_refused(create, tmp_path):
@@ -1790,13 +1865,24 @@ def server(monkeypatch):
                 pass
 
         servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        serving = {"poll_interval": 0.01}  # seconds that shutdown() may wait, and not half a one
+        threading.Thread(target=servers[-1].serve_forever, kwargs=serving, daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield serve
     for each in servers:
         each.shutdown()
         each.server_close()
+
+
+def test_a_url_is_asked_for_as_it_is_stored(create, tmp_path, server):
+    """A server that packs what it sends would hand out something else than the file."""
+
+    def answer(handler):
+        packs = handler.headers.get("Accept-Encoding") != "identity"
+        answer_with(gzip.compress(b"one\n\ntwo") if packs else b"one\n\ntwo")(handler)
+
+    assert all_documents(create(f"{server(answer)}/a.txt")) == ["one", "two"]
 
 
 def answer_with(content: bytes, pause: float = 0, length: int | None = None, status: int = 200):
@@ -1821,7 +1907,9 @@ def answer_with(content: bytes, pause: float = 0, length: int | None = None, sta
 @pytest.mark.parametrize("length", [None, -1])
 def test_a_url_is_read_by_the_type_of_its_path(create, tmp_path, server, kind, length):
     """Also where the server sends slowly, tells no size and knows no ranges."""
-    url = server(answer_with(write(tmp_path / f"a.{kind}", made_up(40)).read_bytes(), pause=0.15, length=length))
+    content = write(tmp_path / f"a.{kind}", made_up(40)).read_bytes()
+    # Ten parts, for which more time passes in all than the server may be silent for
+    url = server(answer_with(content, pause=0.15 if kind == "txt" and length else 0, length=length))
     out = create(f"{url}/data/a.{kind}?download=true&name=b.exe#top")
     assert all_documents(out) == sorted(made_up(40))
     assert card_of(out)["inputs"]["train"][0]["bytes"] == (tmp_path / f"a.{kind}").stat().st_size

@@ -70,6 +70,8 @@ def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path, opt
             losses, expected = ([r[key] for r in metrics(outputs[n], event)] for n in (processes, 1))
             np.testing.assert_allclose(losses, expected, atol=1e-5)
             assert len(losses) == (5 if event == "train" else 1)
+    for output in outputs.values():  # one rank writes
+        assert len((output / "metrics.jsonl").read_text().splitlines()) == 6
 
 
 def test_accumulation_equals_devices_to_bfloat16s_rounding(packed_data, without_dropout, tmp_path):

@@ -196,12 +196,18 @@ def test_the_curve_has_a_line_for_each_validation_set_and_gaps_where_there_is_no
     monkeypatch.setattr(matplotlib.axes.Axes, "plot", plot)
     training = [{"event": "train", "step": s, "loss": loss, "learning_rate": 1e-3} for s, loss in ((1, 5), (2, None))]
     german = {"validation_german": {"eval_loss": 7.0}}
+    yardsticks, real_line = [], matplotlib.axes.Axes.axhline
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "axhline", lambda axes, y, **how: yardsticks.append(y) or real_line(axes, y, **how)
+    )
     evaluations = [
-        {"event": "evaluation", "step": 1, "eval_loss": 4.0, "unigram_entropy": 5.0, "loss_without_context": 4.5},
-        {"event": "evaluation", "step": 2, "eval_loss": 3.0, **german},
+        {"event": "evaluation", "step": 1, "eval_loss": 4.0},
+        {"event": "evaluation", "step": 2, "eval_loss": 3.0, "unigram_entropy": 5.0, "loss_without_context": 4.5}
+        | german,
     ]
     utils.draw_curve([*training, *evaluations], str(tmp_path / "curve.png"))
     assert is_drawn(tmp_path / "curve.png")
+    assert sorted(yardsticks) == [4.5, 5.0]
     assert plotted["loss on validation"] == [(1, 4.0), (2, 3.0)]
     (first, gap), second = plotted["loss on validation_german"]
     assert first == 1 and math.isnan(gap) and second == (2, 7.0)

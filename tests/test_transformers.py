@@ -26,7 +26,7 @@ import numpy as np
 import paddle
 import pytest
 import safetensors.numpy
-from conftest import ROOT, around_updates, run_script
+from conftest import ROOT, TINY, around_updates, run_script, training_arguments
 from paddlenlp import transformers
 from paddlenlp.data import DataCollatorWithPadding
 from tokenizers import Tokenizer
@@ -137,9 +137,20 @@ def torch_python() -> str:
     return python_of("TORCH_PYTHON")
 
 
+@pytest.fixture(scope="module")
+def trained(packed_data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained") / "ckp"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run_pretrain.ARCHITECTURES, TINY, (2, 32, 2))
+        run_pretrain.main([*training_arguments(packed_data, output), "--max_steps", "20", "--learning_rate", "1e-2"])
+    return output
+
+
 @pytest.fixture
-def checkpoint(pretrain):
-    return pretrain("--max_steps", "20", "--learning_rate", "1e-2") / "paddle_20"
+def checkpoint(trained, tmp_path):
+    """A copy of one checkpoint, which a test may change."""
+    shutil.copytree(trained, tmp_path / "ckp")
+    return tmp_path / "ckp/paddle_20"
 
 
 @pytest.fixture
@@ -763,7 +774,7 @@ def hub(exported, monkeypatch, tmp_path):
     Hub.folder = exported
     (exported / "pytorch_model.bin").write_bytes(b"0")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     use_hub(monkeypatch, server.server_port, tmp_path)
     yield server
     server.shutdown()
