@@ -802,7 +802,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_offers_local_text(monkeyp
         main("--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out")
     for part in ("wikimedia/wikipedia", "cannot reach huggingface.co", "--data_files"):
         assert part in str(error.value)
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    assert "\\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -2117,7 +2117,7 @@ def test_a_long_message_is_cut_and_says_so(create, tmp_path):
     assert len(str(error.value)) <= 1000 and str(error.value).endswith("(--help lists the arguments)")
     with pytest.raises(UserError, match=r"there is nothing at a\\nb") as error:
         create("a\nb")
-    assert "\n" not in str(error.value)
+    assert "\\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])

@@ -405,7 +405,7 @@ REFUSED = {
 def test_flags_that_contradict_each_other_are_refused(pretrain, arguments):
     with pytest.raises(UserError) as error:
         pretrain(*arguments.split())
-    assert REFUSED[arguments] in str(error.value) and "\n" not in str(error.value)
+    assert REFUSED[arguments] in str(error.value) and "\\n" not in str(error.value)
 
 
 def test_bfloat16_is_refused_where_it_was_asked_for_and_is_not_there(monkeypatch):

@@ -962,7 +962,7 @@ BAD_ARGUMENTS = {
 def test_a_bad_start_is_one_line_that_names_it(pretrain, arguments):
     with pytest.raises(UserError) as error:
         pretrain(*arguments.split())
-    assert BAD_ARGUMENTS[arguments] in str(error.value) and "\n" not in str(error.value)
+    assert BAD_ARGUMENTS[arguments] in str(error.value) and "\\n" not in str(error.value)
 
 
 def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tmp_path):

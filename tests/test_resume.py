@@ -413,7 +413,7 @@ def test_changes_that_would_change_the_result_are_refused_and_listed(pretrain, p
     for named, change in CHANGES.items():
         with pytest.raises(UserError) as error:
             pretrain(*TWO_THEN_FOUR, *RESUME, *change.split())
-        assert named in str(error.value) and "\n" not in str(error.value)
+        assert named in str(error.value) and "\\n" not in str(error.value)
     rows = len(datasets.load_from_disk(str(packed_data))["train"])
     both = ["--input_file", str(packed_data), str(packed_data)]
     for more, change in ([], {"data": ragged_data}), (both, {}):
@@ -512,7 +512,7 @@ def test_a_checkpoint_of_the_first_format_is_refused_and_its_weights_can_be_cont
     change_state(output / "paddle_2", first_format)
     with pytest.raises(UserError) as error:
         pretrain("--max_steps", "2", *RESUME)
-    assert "of another version" in str(error.value) and "\n" not in str(error.value)
+    assert "of another version" in str(error.value) and "\\n" not in str(error.value)
     assert f"--model_name_or_path {output / 'paddle_2'} --output_dir {output}_2 --resume" in str(error.value)
     options = ["--max_steps", "1", "--learning_rate", "0", "--model_name_or_path", str(output / "paddle_2")]
     continued = pretrain(*options, output=tmp_path / "continued")

@@ -608,7 +608,7 @@ def test_a_directory_that_cannot_be_continued_is_named_with_the_cause(exported, 
     change(exported)
     with pytest.raises(UserError) as error:
         pretrain("--max_steps", "1", "--model_name_or_path", str(exported), output=tmp_path / "never")
-    assert message in str(error.value) and str(exported) in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and str(exported) in str(error.value) and "\\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
