@@ -1,7 +1,7 @@
 """Draws the perplexity of a run against minutes of training, and those of the same model trained with PyTorch:
 
-python tests/benchmarks/plot_minutes.py --metrics half_an_hour/metrics.jsonl --peer minutes_compiled.json \
-    --speed train_evening.json --output minutes.png
+python tests/benchmarks/plot_minutes.py --metrics an_hour/metrics.jsonl --peer an_hour_run_mlm.json \
+    --speed train_mini_8192.json --output minutes.png
 
 --peer is what bench_train.py --quality --peers_alone wrote, of one peer. --speed is what bench_train.py wrote of the
 speed of such updates, of that peer and of others that compute the same: these are drawn with the same losses, and take
