@@ -2117,7 +2117,7 @@ def test_a_long_message_is_cut_and_says_so(create, tmp_path):
     assert len(str(error.value)) <= 1000 and str(error.value).endswith("(--help lists the arguments)")
     with pytest.raises(UserError, match=r"there is nothing at a\\nb") as error:
         create("a\nb")
-    assert "\\n" not in str(error.value)
+    assert str(error.value).count("\\n") == 1  # that of the name
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
