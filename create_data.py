@@ -1079,7 +1079,7 @@ def files_below(path: str, seen: set | None = None) -> Iterator[str]:
     seen.add(os.path.realpath(path))
     names = os.listdir(path)
     if {"data_card.json", "dataset_dict.json"} <= set(names):
-        raise UserError(f"{path} is a data set of create_data.py, and holds no text: move it elsewhere")
+        raise UserError(f"{path} is a data set of create_data.py, and holds no text: give the text, without it")
     check_complete(path)
     for name in names:
         if not name.startswith("."):  # hidden, as Jupyter's checkpoints of files that stand beside them

@@ -1026,10 +1026,10 @@ def updates_in_all(args, sampler: UpdateSampler) -> int:
     are given.
     """
     if sampler.updates_per_epoch == 0:
-        raise UserError(
-            f"a global batch of {sampler.global_batch} rows, but {sampler.num_rows} in the data: "
-            "lower --batch_size or --gradient_accumulation_steps"
-        )
+        remedy = "lower --batch_size or --gradient_accumulation_steps"
+        if sampler.num_rows == 0:
+            remedy = "prepare some to train on, or evaluate with --max_steps 0"
+        raise UserError(f"a global batch of {sampler.global_batch} rows, but {sampler.num_rows} in the data: {remedy}")
     if args.num_train_epochs is None and args.max_steps > 0:
         total_steps = args.max_steps
     else:
@@ -1144,14 +1144,14 @@ def find_checkpoint(args) -> str | None:
         inside = list(checkpoints_in(given).values())
         if inside:
             raise UserError(f"--resume_from_checkpoint {given} holds checkpoints: did you mean {inside[-1]}?")
-        if found and not os.path.isdir(given):
-            meant = [path for path in found if Path(path).name == Path(given).name] or found
-            raise UserError(f"cannot resume from {given}, which is no directory: did you mean {meant[-1]}?")
+        if not os.path.isdir(given):
+            there = list(checkpoints_in(os.path.dirname(given) or ".").values()) or found
+            meant = [path for path in there if Path(path).name == Path(given).name] or there
+            remedy = f"did you mean {meant[-1]}?" if meant else "give a checkpoint's, or auto"
+            raise UserError(f"cannot resume from {given}, which is no directory: {remedy}")
     if found and given != "auto" and not is_in(given, args.output_dir):
-        raise UserError(
-            f"--output_dir {args.output_dir} holds checkpoints: "
-            "choose another directory, or add --resume_from_checkpoint auto"
-        )
+        more = "add --resume_from_checkpoint auto" if given == "no" else f"go on from one of them, as {found[-1]}"
+        raise UserError(f"--output_dir {args.output_dir} holds checkpoints: choose another directory, or {more}")
     if given == "no":
         return None
     if given == "auto" and not found:

@@ -1078,7 +1078,7 @@ ERRORS = {
     "a data set of its own": (
         {"in/a.txt": b"text", "in/d/data_card.json": b"{}", "in/d/dataset_dict.json": b"{}"},
         "--data_files in",
-        ["in/d is a data set of create_data.py, and holds no text: move it elsewhere"],
+        ["in/d is a data set of create_data.py, and holds no text: give the text, without it"],
     ),
     "max_seq_length 3": ({}, "--max_seq_length 3", ["--max_seq_length", "from 4"]),
     "tokenizer directory empty": ({}, "--tokenizer_name {bad}/empty", ["/empty", "tokenizer.json"]),

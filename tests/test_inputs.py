@@ -444,11 +444,16 @@ def test_the_directory_of_a_checkpoint_instead_of_the_checkpoint_is_told_the_che
     pretrain("--max_steps", "4", "--resume_from_checkpoint", meant, output=tmp_path / "elsewhere")
 
 
-def test_a_mistyped_checkpoint_is_told_the_one_that_was_meant(pretrain):
+def test_a_mistyped_checkpoint_is_told_the_one_that_was_meant(pretrain, tmp_path):
     output = pretrain("--max_steps", "4", "--save_steps", "2")
     for given, meant in (("paddle_2", "paddle_2"), (str(output / "paddle_40"), "paddle_4")):
         with pytest.raises(UserError, match=f"{given}, which is no directory: did you mean {output / meant}\\?"):
             pretrain("--max_steps", "4", "--resume_from_checkpoint", given)
+    with pytest.raises(UserError, match=f"paddle_40, which is no directory: did you mean {output / 'paddle_4'}\\?"):
+        pretrain("--resume_from_checkpoint", str(output / "paddle_40"), output=tmp_path / "elsewhere")
+    other = pretrain("--max_steps", "2", output=tmp_path / "other") / "paddle_2"
+    with pytest.raises(UserError, match=f"or go on from one of them, as {output / 'paddle_4'}$"):
+        pretrain("--max_steps", "4", "--resume_from_checkpoint", str(other))
 
 
 def test_max_steps_goes_before_the_default_of_the_epochs_and_the_line_says_which_flag_ended_it(

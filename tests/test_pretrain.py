@@ -653,7 +653,7 @@ def test_text_that_is_held_out_as_a_whole_can_be_evaluated_but_not_trained_on(pr
     data = replace_rows(packed_data, tmp_path, "train", nothing)
     pretrain("--max_steps", "0", data=data)
     assert "evaluation: loss 5.9" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"a global batch of 8 rows, but 0 in the data"):
+    with pytest.raises(UserError, match=r"a global batch of 8 rows, but 0 in the data: prepare some to train on, or"):
         pretrain("--max_steps", "1", data=data)
 
 
