@@ -466,7 +466,7 @@ def train_tokenizer(sample: Iterator[str], vocab_size: int) -> Tokenizer:
         show_progress=sys.stderr.isatty(),
         special_tokens=[BOS, PAD, EOS, UNK],
     )
-    return as_robertas(tokenizer)
+    return as_robertas(tokenizer, ids={})
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -526,9 +526,9 @@ def load_vocab_and_merges(folder: str) -> Tokenizer:
     return tokenizer
 
 
-def as_robertas(tokenizer: ByteLevelBPETokenizer, ids: dict[str, int] | None = None) -> Tokenizer:
+def as_robertas(tokenizer: ByteLevelBPETokenizer, ids: dict[str, int]) -> Tokenizer:
     """Gives a byte-level BPE RoBERTa's special tokens; those that its vocabulary lacks in the order of their ids."""
-    tokens = sorted(SPECIAL, key=lambda token: (ids or {}).get(token, math.inf))
+    tokens = sorted(SPECIAL, key=lambda token: ids.get(token, math.inf))
     mask = AddedToken(MASK, lstrip=True)  # it takes the space before it
     tokenizer.add_special_tokens([mask if token == MASK else token for token in tokens])
     return Tokenizer.from_str(tokenizer.to_str())

@@ -134,7 +134,6 @@ def product_rate(precision: str, rows: int, width: int) -> float:
 
     The second matrix is stored column by column: with 3,072 columns, row by row is half as fast in float32.
     """
-
     dnn, seconds = utils.onednn(), []
     arrays = [np.ones(shape, np.float32) for shape in ((rows, width), (4 * width, width), (rows, 4 * width))]
     left, right, out = (utils.as_operand(dnn, array, precision) for array in arrays)
