@@ -59,6 +59,8 @@ AHEAD = 4  # buffers that are filled, and as many that are encoded, before they 
 CACHE = 200_000_000  # bytes that gigatoken's cache, which it never empties, may take
 CHECKED = 500  # bytes of each buffer that `tokenizers` encodes, too: at 1.8 MB/s a core, gigatoken at 60 and more
 TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
+MOST_KNOWN = 100_000  # documents of which Copies keeps the hashes: some 15 MB
+WORTH_A_LINE = 0.01  # share of copies from which on it is printed
 GUESSED_FROM = 10_000  # lines of a text file in which an empty one is looked for
 BLOCK = 250_000  # bytes of a file that are read at a time
 UNPACKED = 16_000  # bytes of a compressed file that are unpacked at a time
@@ -132,8 +134,8 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     writers = create_writers(args, ["train", *names], tokenizer, folder)
 
     # One more thread reads documents and fills buffers, another encodes them, this one writes.
-    known = HeldOutTexts()
-    documents = assign_splits(corpus, held_out, known, share, args.seed, args.max_documents)
+    known, copies = HeldOutTexts(), Copies()
+    documents = assign_splits(corpus, held_out, known, copies, share, args.seed, args.max_documents)
     buffers = ahead(fill_buffers(documents, args.line_by_line))
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
         for split, size, ids, ends in ahead(encode(buffers, tokenizer)):
@@ -143,6 +145,9 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     log_how_read([*corpus, *chain(*held_out.values())])
     if known.found:
         log(f"{number_of(known.found, 'document')} that stand in --validation_files, too: left out of train")
+    if copies.share >= WORTH_A_LINE:
+        told = f"{copies.share:.0%} of the documents are copies of others, and count twice: is some text given twice?"
+        log(told if share is None else f"{told} Copies of drawn documents are trained on")
     for split, writer in writers.items():
         writer.close()
         log_rows(split, writer, tokenizer)
@@ -164,6 +169,7 @@ def assign_splits(
     corpus: list[Source],
     held_out: dict[str, list[Source]],
     known: HeldOutTexts,
+    copies: Copies,
     share: float | None,
     seed: int,
     max_documents: int | None,
@@ -177,7 +183,7 @@ def assign_splits(
             known.add(document)
             yield split, document
     documents = known.others_of(read_documents(corpus)) if held_out else read_documents(corpus)
-    documents = islice(documents, max_documents)
+    documents = copies.counted_in(islice(documents, max_documents))
     if share is None:
         yield from (("train", document) for document in documents)
         return
@@ -207,6 +213,38 @@ class HeldOutTexts:
                 self.found += 1
             else:
                 yield document
+
+
+class Copies:
+    """Estimates the share of documents that are copies of others before them.
+
+    Memory does not grow with the text: of the first documents all are looked at, and later those alone whose length
+    can be divided by `step`, which is doubled whenever too many are known.
+    """
+
+    def __init__(self):
+        self.known = {}  # lengths of documents, by their hashes
+        self.step, self.looked_at, self.found = 1, 0, 0
+
+    @property
+    def share(self) -> float:
+        return self.found / max(1, self.looked_at)
+
+    def counted_in(self, documents: Iterator[bytes]) -> Iterator[bytes]:
+        """The documents, unchanged."""
+        for document in documents:
+            length = len(document)
+            if length % self.step == 0:
+                key = hash((length, document[:1000]))  # the beginning alone: all of it would take 0.1 s for 120 MB
+                self.looked_at += 1
+                self.found += key in self.known
+                self.known[key] = length
+                if len(self.known) > MOST_KNOWN:
+                    self.step *= 2
+                    self.looked_at /= 2  # as if it had been so from the start
+                    self.found /= 2
+                    self.known = {key: length for key, length in self.known.items() if length % self.step == 0}
+            yield document
 
 
 def fill_buffers(documents: Iterator, line_by_line: bool) -> Iterator[tuple[str, list]]:
@@ -402,12 +440,16 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
     is_limited = args.max_documents is not None and (split == "train" or is_drawn)
     more = "raise --max_documents" if is_limited else "add text"
     counts = writers[split].counts
-    if split == "train" and is_drawn and not counts["tokens"] and writers["validation"].counts["tokens"]:
+    validation = writers["validation"].counts if "validation" in writers else {}
+    if split == "train" and is_drawn and not counts["tokens"] and validation.get("tokens"):
         remedy = f"lower --validation_split_percentage, or {more}"
+        if validation.get("documents") == 1:  # at least one is always held out
+            is_text = any(source.separated_by for source in sources)
+            remedy = f"the text is one document: {'set --document_separator, or ' if is_text else ''}{more}"
         raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
     remedies = []
     if counts["tokens"]:
-        if any(source.separated_by for source in sources):
+        if is_drawn and any(source.separated_by for source in sources):
             remedies.append("set --document_separator")
         remedies.append("lower --max_seq_length")
     if is_drawn and split == "validation" and args.validation_split_percentage != 100:
@@ -420,6 +462,9 @@ def log_how_read(sources: list[Source]):
     separators = Counter(source.separated_by for source in sources if source.separated_by)
     for separator, files in separators.items():
         log(f"{number_of(files, 'text file')} read with --document_separator {separator}")
+    empty = sum(source.empty for source in sources)
+    if empty:
+        log(f"{number_of(empty, 'record')} without text (null or blank) left out")
     files = sum(source.was_read and source.is_wikiextractors for source in sources)
     if files:
         log(f"{number_of(files, 'file')} read as WikiExtractor's: its &lt; &gt; &quot; &amp; are < > \" & again")
@@ -466,7 +511,11 @@ def train_tokenizer(sample: Iterator[str], vocab_size: int) -> Tokenizer:
         show_progress=sys.stderr.isatty(),
         special_tokens=[BOS, PAD, EOS, UNK],
     )
-    return as_robertas(tokenizer, ids={})
+    tokenizer = as_robertas(tokenizer, ids={})
+    learned = tokenizer.get_vocab_size()
+    if learned < vocab_size:
+        log(f"the text has no more to learn: {learned:,} tokens instead of --vocab_size {vocab_size:,}")
+    return tokenizer
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -674,6 +723,7 @@ class Source:
     is_file: bool = True
 
     was_read: bool = False
+    empty: int = 0  # records of files with columns whose text is null or white space
     bytes_read: int = 0  # as they are stored, so of a compressed file the compressed ones
     documents: int = 0
     separated_by: str | None = None  # of a text file
@@ -687,7 +737,7 @@ class Source:
 def read_documents(sources: list[Source]) -> Iterator[bytes]:
     """The documents of files, or of a data set, in UTF-8. An error says what was read, and how far."""
     for source in sources:
-        source.documents = position = 0
+        source.documents = source.empty = position = 0
         source.was_read = True
         try:
             for record in source.reader(source):
@@ -696,10 +746,12 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
                 if document:
                     source.documents += 1
                     yield document
+                else:
+                    source.empty += isinstance(record, dict)
         except (UserError, MemoryError, NameError):  # the last is a mistake in a reader, and not in the file
             raise
         except Exception as error:  # unpacking and fetching raise errors of many kinds
-            remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
+            remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column; or move it elsewhere"
             if not source.is_file:
                 remedy = "check --dataset_config_name, --split and --text_column, or use --data_files"
             elif source.is_wikiextractors and source.reader is read_txt:

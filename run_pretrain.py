@@ -63,8 +63,6 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 from visualdl import LogWriter
 
-import datasets  # after paddlenlp, whose __init__.py warns otherwise, where it is run
-
 ARCHITECTURES = {  # layers, width, attention heads: of RoBERTa (section 5) and BERT's small models
     "roberta-en-tiny": (2, 128, 2),
     "roberta-en-mini": (4, 256, 4),
@@ -214,6 +212,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
         evaluations = evaluate_all(run, validation)
         if evaluations is None:
             return None
+        delete_old_checkpoints(run)
 
     while progress.global_step < run.total_steps:
         started = time.perf_counter()
@@ -247,6 +246,7 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
             evaluations = evaluate_all(run, validation)
             if evaluations is None:
                 return None
+            delete_old_checkpoints(run)  # now that it is known which is the best
     return evaluations  # after the last update one is always due
 
 
@@ -1191,6 +1191,8 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         max_eval_rows = state["arguments"]["max_eval_rows"]
         changes = changes_between(state, identity, data)
     if changes:
+        if state["identity"].get("tokenizer") != identity["tokenizer"]:  # in a new run, the weights would not suit it
+            instead = f"prepare the text with --tokenizer_name {shlex.quote(checkpoint)}, and {instead}"
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
     if progress.global_step > total_steps:
         step = progress.global_step
@@ -1316,7 +1318,7 @@ def optimizer_arrays(model, optimizer) -> dict[str, np.ndarray]:
 
 
 def save_checkpoint(run: Run):
-    """Rank 0 writes a checkpoint, whole or not at all, and deletes those beyond --save_total_limit."""
+    """Rank 0 writes a checkpoint, whole or not at all."""
     if run.machine.rank == 0:
         path = f"{run.args.output_dir}/paddle_{run.progress.global_step}"
         try:
@@ -1326,7 +1328,6 @@ def save_checkpoint(run: Run):
             found = list(checkpoints_in(run.args.output_dir).values())
             remedy = f"; --resume_from_checkpoint auto goes on from {found[-1]}" if found else ""
             raise UserError(f"cannot write {path} ({error}): see to the disk{remedy}") from error
-        delete_old_checkpoints(run)
     wait_for_all_ranks()  # a rank that ends, and is started again, must find the checkpoint
 
 
@@ -1355,9 +1356,9 @@ def write_checkpoint(run: Run, folder: str):
 
 
 def delete_old_checkpoints(run: Run):
-    """Keeps the newest --save_total_limit checkpoints up to this step, and the best one."""
+    """On rank 0, keeps the newest --save_total_limit checkpoints up to this step, and the best one."""
     limit, found = run.args.save_total_limit, checkpoints_in(run.args.output_dir)
-    if limit is None:
+    if limit is None or run.machine.rank != 0:
         return
     # Those beyond this step are of an abandoned run; the one just written counts.
     steps = [step for step in found if step <= run.progress.global_step]
@@ -1703,7 +1704,7 @@ def load_data(args, recipe: Recipe) -> Data:
         for i, folder in enumerate(args.input_file):
             digests |= {f"{i}.{name}": digest for name, digest in digests_of_rows(folder).items()}
         tokenizer, files = load_tokenizer(args.input_file)
-        sets = [datasets.load_from_disk(folder) for folder in args.input_file]
+        sets = [utils.open_data_set(folder) for folder in args.input_file]
         train = TokenRows(*(one["train"] for one in sets))
         validation = {name: TokenRows(*(one[name] for one in sets if name in one)) for name in names_of(sets)}
         check_ids([train, *validation.values()], tokenizer)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from conftest import create
 
@@ -15,6 +16,7 @@ from utils import (
     TokenRows,
     UpdateSampler,
     evaluation_batches,
+    open_data_set,
     yardsticks,
 )
 
@@ -64,7 +66,7 @@ def test_whole_words_are_masked_on_real_text(data_dir, tmp_path):
     text, tokenizer_dir = data_dir / "wiki" / "valid.txt", data_dir / "roberta-base"
     data = create(text, tmp_path / "data", "--tokenizer_name", str(tokenizer_dir), "--max_seq_length", "512")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(data / "tokenizer"))
-    rows = TokenRows(datasets.load_from_disk(str(data))["train"])
+    rows = TokenRows(open_data_set(str(data))["train"])
     examples = [rows[0, i] for i in range(len(rows))]
     collator = DataCollatorMLM(tokenizer, seed=1, whole_words=True)
     batch = collator(examples)
@@ -158,20 +160,32 @@ def test_a_position_is_special_where_the_row_says_so_too():
 
 
 def rows_of(ids: list) -> TokenRows:
-    return TokenRows(datasets.Dataset.from_dict({"input_ids": ids, "special_tokens_mask": ids}))
+    return TokenRows(pyarrow.table({"input_ids": list(ids), "special_tokens_mask": list(ids)}))
 
 
 def yardsticks_of(ids: list, vocab_size: int, special: list) -> tuple:
     return yardsticks(rows_of(ids), Ids(size=vocab_size, all_special_ids=special))
 
 
-def test_rows_that_were_selected_or_shuffled_are_those_alone_and_in_that_order(tmp_path):
+def test_rows_that_were_selected_and_saved_by_datasets_are_those_alone_and_in_that_order(tmp_path):
     columns = {"input_ids": [[i, i + 1] for i in range(9)], "special_tokens_mask": [[0, 0]] * 9}
-    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "saved"))
-    data, files = datasets.load_from_disk(str(tmp_path / "saved")), sorted((tmp_path / "saved").iterdir())
-    rows = TokenRows(data.select([5, 3]), data)
-    assert [rows[0, i]["input_ids"].tolist() for i in range(len(rows))][:3] == [[5, 6], [3, 4], [0, 1]]
-    assert len(rows) == 11 and sorted((tmp_path / "saved").iterdir()) == files
+    data = datasets.Dataset.from_dict(columns)
+    splits = datasets.DatasetDict(train=data.select([5, 3, 8]), validation=data.filter(lambda row: False))
+    splits.save_to_disk(str(tmp_path / "saved"), num_shards={"train": 2, "validation": 1})
+    saved = open_data_set(str(tmp_path / "saved"))
+    rows = TokenRows(saved["train"], saved["validation"], saved["train"])
+    assert [rows[0, i]["input_ids"].tolist() for i in range(len(rows))] == 2 * [[5, 6], [3, 4], [8, 9]]
+    assert list(saved) == ["train", "validation"] and len(TokenRows(saved["validation"])) == 0
+
+
+def test_arrays_of_arrow_are_read_from_any_place_on_without_a_copy_of_ids():
+    bits = np.random.default_rng(0).integers(0, 2, 60).astype(bool)
+    flags, ids = pyarrow.array(bits), pyarrow.array(np.arange(60, dtype=np.uint16))
+    for start, length in ((0, 60), (0, 8), (3, 0), (3, 4), (5, 20), (8, 16), (51, 9)):
+        part = slice(start, start + length)
+        assert np.array_equal(utils.as_numpy(flags[part]), bits[part]) and utils.as_numpy(flags[part]).dtype == bool
+        assert np.array_equal(utils.as_numpy(ids[part]), np.arange(start, start + length))
+        assert length == 0 or utils.as_numpy(ids[part]).ctypes.data == ids.buffers()[1].address + 2 * start
 
 
 @pytest.mark.parametrize("length", [3, -1])
@@ -183,7 +197,7 @@ def test_rows_that_end_with_padding_are_told_from_those_that_hold_it(length):
 
     def rows_of(*ids):
         columns = {"input_ids": list(ids), "special_tokens_mask": [[False] * len(row) for row in ids]}
-        return TokenRows(datasets.Dataset.from_dict(columns, features=features))
+        return TokenRows(datasets.Dataset.from_dict(columns, features=features).data.table)
 
     assert not rows_of([4, 1, 2], [5, 6, 2]).ends_with(1)
     assert rows_of([4, 5, 2], [5, 2, 1]).ends_with(1)

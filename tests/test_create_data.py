@@ -559,6 +559,32 @@ def test_the_documents_held_out_are_a_function_of_seed_and_number_alone(create):
     assert set(other_seed) != set(held_out) and len(other_seed) > 30
 
 
+def test_a_text_that_is_given_twice_is_told(create, tmp_path, capsys):
+    texts = made_up(200)
+    once = write(tmp_path / "c/a.jsonl", texts)
+    twice = write(tmp_path / "c/b.txt", [*texts[:150], *made_up(50, seed=1)])
+    create(once, name="once")
+    assert "copies" not in capsys.readouterr().out
+    create(tmp_path / "c")
+    told = "38% of the documents are copies of others, and count twice: is some text given twice?"
+    assert f"{told} Copies of drawn documents are trained on\n" in capsys.readouterr().out
+    create(tmp_path / "c", "--validation_files", write(tmp_path / "v.txt", ["other"]), name="held_out")
+    assert f"{told}\n" in capsys.readouterr().out
+    create(twice, name="differs")
+    assert "copies" not in capsys.readouterr().out
+
+
+def test_the_share_of_copies_is_estimated_with_bounded_memory(monkeypatch):
+    monkeypatch.setattr(create_data, "MOST_KNOWN", 1_000)
+    draw = random.Random(0)
+    documents = [bytes(draw.choices(range(97, 123), k=draw.randint(1_000, 3_000))) for _ in range(5_000)]
+    documents += documents[2_000:3_500]
+    copies = create_data.Copies()
+    assert list(copies.counted_in(iter(documents))) == documents
+    assert len(copies.known) <= 1_000 and copies.step == 8
+    assert 0.15 < copies.share < 0.31  # 0.23
+
+
 @pytest.mark.parametrize("words", [60, 12_000])
 def test_the_last_document_alone_is_held_out_where_none_is_drawn(create, words):
     texts = made_up(150, words)
@@ -903,6 +929,15 @@ def test_an_own_tokenizer_has_robertas_ids_and_the_size_asked_for(tokenizer):
     assert own.encode("a").ids == [BOS, *own.encode("a", add_special_tokens=False).ids, EOS]
 
 
+def test_it_is_told_where_a_text_has_fewer_tokens_to_learn_than_asked_for(create, capsys):
+    out = create(["aaab aaab", "aaab"], "--tokenizer_name", "train", "--vocab_size", 300)
+    learned = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json")).get_vocab_size()
+    said = f"the text has no more to learn: {learned} tokens instead of --vocab_size 300\n"
+    assert 262 <= learned < 300 and said in capsys.readouterr().out
+    create(made_up(100), "--tokenizer_name", "train", "--vocab_size", 300, name="enough")
+    assert "no more to learn" not in capsys.readouterr().out
+
+
 def test_an_own_tokenizer_encodes_any_unicode_text_without_loss(tokenizer):
     own = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     every_fifth = "".join(chr(i) for i in range(0, 0x110000, 5) if not 0xD800 <= i < 0xE000)
@@ -1043,6 +1078,11 @@ ERRORS = {
         "--validation_files b.jsonl --max_documents 5 --max_seq_length 64",
         ["validation: 1 documents", "0 rows", "dropped_tokens: lower --max_seq_length, or add text"],
     ),
+    "too little text held out": (  # which another separator makes no longer
+        {"b.txt": b"one"},
+        "--validation_files b.txt --max_documents 5 --max_seq_length 64",
+        ["validation: 1 documents", "0 rows", "dropped_tokens: lower --max_seq_length, or add text"],
+    ),
     "packed and unpacked": (
         {"in/a.txt": b"text", "in/a.txt.gz": gzip.compress(b"text")},
         "--data_files in",
@@ -1073,7 +1113,22 @@ ERRORS = {
     "only one document": (
         {"a.txt": b"\n\none\n\n \n"},
         "",
-        ["all documents are held out for validation: lower", "or add text"],
+        ["all documents are held out for validation: the text is one document: set --document_separator, or add text"],
+    ),
+    "only one record": (
+        {"a.jsonl": b'"one"'},
+        "",
+        ["all documents are held out for validation: the text is one document: add text"],
+    ),
+    "all drawn": (
+        {"a.jsonl": b'"one"\n"two"\n"three"'},
+        "--validation_split_percentage 99.999999",
+        ["all documents are held out for validation: lower --validation_split_percentage, or add text"],
+    ),
+    "another file beside the text": (
+        {"in/a.jsonl": b'{"text": "one"}', "in/meta.json": b'{"name": "in"}'},
+        "--data_files in",
+        ["in/meta.json after record 0 (no column 'text', but 'name')", "or move it elsewhere"],
     ),
     "a data set of its own": (
         {"in/a.txt": b"text", "in/d/data_card.json": b"{}", "in/d/dataset_dict.json": b"{}"},
@@ -1636,6 +1691,15 @@ def test_a_list_beside_the_text_of_a_json_object_is_no_text(create, tmp_path):
         create(tmp_path / "a.json", tmp_path / "b.txt")
     (tmp_path / "a.json").write_text('{"text": null, "tags": ["two", "three"]}')
     assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["five", "four"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_records_without_text_are_counted(create, tmp_path, capsys, name):
+    path = write(tmp_path / name, ["one", "", "two", None, " \n", "three"])
+    assert all_documents(create(path)) == ["one", "three", "two"]
+    assert "3 records without text (null or blank) left out\n" in capsys.readouterr().out
+    create(write(tmp_path / "b.txt", ["one", "\n\n", "two"]), name="lines")
+    assert "without text" not in capsys.readouterr().out
 
 
 def test_a_json_file_may_hold_a_text_a_line(create, tmp_path):

@@ -619,6 +619,18 @@ def test_more_epochs_are_refused_in_a_users_words_and_the_command_goes_on_from_t
     pretrain(*undo, *RESUME)
 
 
+def test_on_data_of_another_tokenizer_the_refusal_says_how_to_prepare_the_text(pretrain, corpus, tmp_path):
+    output = pretrain("--max_steps", "2")
+    other = create(corpus, tmp_path / "other", "--tokenizer_name", "train", "--vocab_size", "390")
+    with pytest.raises(UserError, match="the tokenizer's files in --input_file") as error:
+        pretrain("--max_steps", "2", *RESUME, data=other)
+    message = str(error.value)
+    given = re.search(r"undo them, or, prepare the text with --tokenizer_name (\S+), and to go on from", message)[1]
+    prepared = create(corpus, tmp_path / "prepared", "--tokenizer_name", given)
+    run_pretrain.main([*training_arguments(prepared, output), "--max_steps", "2", *follow(message)])
+    assert (tmp_path / "ckp_2/paddle_2").exists()
+
+
 def test_auto_that_finds_nothing_says_so(pretrain, capsys):
     output = pretrain("--max_steps", "1", *RESUME)
     assert f"--resume_from_checkpoint auto: no checkpoint in {output}, starting anew" in capsys.readouterr().out

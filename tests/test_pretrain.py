@@ -44,7 +44,7 @@ PAGE_COMMAND = """--model_name_or_path roberta-en-base --batch_size 16 --learnin
 
 def load(data, split: str = "train"):
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(data / "tokenizer"))
-    return tokenizer, TokenRows(datasets.load_from_disk(str(data))[split])
+    return tokenizer, TokenRows(utils.open_data_set(str(data))[split])
 
 
 @pytest.fixture
@@ -785,18 +785,19 @@ def test_visualdl_shows_each_start_of_a_run_as_a_curve_of_its_own(pretrain):
 # ---------------------------------------------------------------- arguments and bad starts
 
 
-def test_the_script_leaves_out_paddlenlps_other_parts_and_who_imports_it_has_them():
-    """A start of training is a second shorter without them."""
-    script = """
-import runpy, sys
-sys.argv = ["run_pretrain.py", "--help"]
-try:
-    runpy.run_path("run_pretrain.py", run_name="__main__")
-except SystemExit:
-    pass
-import paddlenlp
-others = {"fastapi", "sklearn", "paddlenlp.taskflow", "paddlenlp.trainer"}
-print(paddlenlp.__version__, sorted(others & set(sys.modules)))
+def test_the_script_leaves_out_datasets_and_paddlenlps_other_parts_and_who_imports_it_has_them(packed_data, tmp_path):
+    """A start of training is 1.4 seconds shorter without them, and takes 130 MB less."""
+    arguments = [*training_arguments(packed_data, tmp_path / "ckp", "roberta-en-tiny"), "--max_steps", "1"]
+    script = f"""
+import os, runpy, sys
+def show_and_exit(status, exit=os._exit):
+    import paddlenlp
+    others = {{"datasets", "pandas", "fastapi", "sklearn", "paddlenlp.taskflow", "paddlenlp.trainer"}}
+    print(paddlenlp.__version__, sorted(others & set(sys.modules)), flush=True)
+    exit(status)
+os._exit = show_and_exit
+sys.argv = ["run_pretrain.py", *{arguments}, "--max_eval_rows", "8"]
+runpy.run_path("run_pretrain.py", run_name="__main__")
 """
     imported = """
 import run_pretrain
@@ -1136,7 +1137,8 @@ def two_data_sets(packed_data, tmp_path):
 
 def test_several_data_sets_are_one(two_data_sets):
     splits = [datasets.load_from_disk(str(data))["train"] for data in two_data_sets]
-    together, joined = TokenRows(*splits), datasets.concatenate_datasets(splits)
+    together = TokenRows(*(utils.open_data_set(str(data))["train"] for data in two_data_sets))
+    joined = datasets.concatenate_datasets(splits)
     assert len(together) == len(joined) > max(map(len, splits))
     for row in (0, len(splits[0]) - 1, len(splits[0]), len(joined) - 1):
         item = together[3, row]

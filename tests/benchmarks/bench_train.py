@@ -326,10 +326,10 @@ def paddle_facts() -> dict:
 
 def drawn_rows(args, token_rows) -> tuple:
     """The rows of the speed test as create_data.py would have stored them, and a stand-in for their tokenizer."""
-    import datasets
+    import pyarrow
 
     rows, last = np.load(args.rows), args.vocab_size - 1
-    split = datasets.Dataset.from_dict({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
+    split = pyarrow.table({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
     ids = dict(cls_token_id=0, bos_token_id=0, pad_token_id=1, eos_token_id=2, mask_token_id=last)
     tokenizer = SimpleNamespace(**ids, all_special_ids=[0, 1, 2, 3, last], vocab_size=args.vocab_size)
     return tokenizer, token_rows(split)
