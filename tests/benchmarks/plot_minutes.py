@@ -5,7 +5,7 @@ python tests/benchmarks/plot_minutes.py --metrics an_hour/metrics.jsonl --peer a
 
 --peer is what bench_train.py --quality --peers_alone wrote, of one peer. --speed is what bench_train.py wrote of the
 speed of such updates, of that peer and of others that compute the same: these are drawn with the same losses, and take
-the peer's own seconds an update times the ratio of their speeds.
+the peer's own seconds an update times the ratio of their speeds, and are called computed.
 """
 
 import json
@@ -49,7 +49,7 @@ def curves_of_peers(peer: dict, speed: dict) -> dict[str, tuple]:
     return curves
 
 
-def table(curves: dict[str, tuple], marks: list[float]) -> str:
+def table(curves: dict[str, tuple], titles: dict[str, str], marks: list[float]) -> str:
     """Perplexities after so many minutes, in Markdown; in between along a line of the losses."""
     lines = ["| perplexity after | " + " | ".join(f"{mark:g} minutes" for mark in marks) + " |"]
     lines.append("|---" + "|---:" * len(marks) + "|")
@@ -57,7 +57,7 @@ def table(curves: dict[str, tuple], marks: list[float]) -> str:
         cells = [
             f"{math.exp(np.interp(mark, minutes, losses)):,.1f}" if mark <= minutes[-1] + 0.5 else "" for mark in marks
         ]
-        lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {titles[name]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -82,18 +82,20 @@ def main(argv: list | None = None) -> None:
         raise UserError(f"--peer {args.peer}: of one peer, please")
     records = records_of(args.metrics)
     curves = {"ours": curve_of_run(records), **curves_of_peers(peer, speed)}
+    trained = {"ours", *peer["seconds_per_update"]}
+    titles = {name: TITLES[name] if name in trained else f"{TITLES[name]} (computed)" for name in curves}
 
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, (minutes, losses) in curves.items():
-        axes.plot(minutes, np.exp(losses), color=COLORS[name], label=TITLES[name], marker=".", linewidth=2)
+        axes.plot(minutes, np.exp(losses), color=COLORS[name], label=titles[name], marker=".", linewidth=2)
     yardstick = next(r["loss_without_context"] for r in records if r["event"] == "evaluation")
     axes.axhline(math.exp(yardstick), color="0.5", linewidth=1, linestyle="--", label="best without context")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel="minutes of training", ylabel="perplexity", yscale="log")
     axes.legend(frameon=False)
     figure.savefig(args.output, dpi=150)
-    print(table(curves, args.marks))
+    print(table(curves, titles, args.marks))
 
 
 if __name__ == "__main__":
