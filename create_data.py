@@ -59,7 +59,8 @@ AHEAD = 4  # buffers that are filled, and as many that are encoded, before they 
 CACHE = 200_000_000  # bytes that gigatoken's cache, which it never empties, may take
 CHECKED = 500  # bytes of each buffer that `tokenizers` encodes, too: at 1.8 MB/s a core, gigatoken at 60 and more
 TRAINING_SAMPLE = 256_000_000  # bytes that `--tokenizer_name train` learns from
-MOST_KNOWN = 100_000  # documents of which Copies keeps the hashes: some 15 MB
+UNSPACED = 8  # times that a byte counts among these where words are not parted by spaces: see weight_of()
+MOST_KNOWN = 100_000  # documents of which Copies keeps the hashes: some 10 MB
 WORTH_A_LINE = 0.01  # share of copies from which on it is printed
 GUESSED_FROM = 10_000  # lines of a text file in which an empty one is looked for
 BLOCK = 250_000  # bytes of a file that are read at a time
@@ -94,6 +95,7 @@ def main(argv: list | None = None):
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's
     check_name_of(args.output_dir)
     corpus, held_out = find_text(args)
+    tell_first_document(corpus)
     with utils.atomic_directory(args.output_dir) as folder:
         check_output_dir(args.output_dir, args.overwrite_output_dir)
         if args.tokenizer_name == "train":
@@ -135,26 +137,32 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
 
     # One more thread reads documents and fills buffers, another encodes them, this one writes.
     known, copies = HeldOutTexts(), Copies()
-    documents = assign_splits(corpus, held_out, known, copies, share, args.seed, args.max_documents)
-    buffers = ahead(fill_buffers(documents, args.line_by_line))
+    corpus_documents = islice(known.others_of(read_documents(corpus)), args.max_documents)
+    corpus_splits = assign_splits(copies.counted_in(corpus_documents), share, args.seed)
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
-        for split, size, ids, ends in ahead(encode(buffers, tokenizer)):
-            writers[split].add(ids, ends)
-            progress.update(size)
+        # First what is held out: a file that is too short for a row is an error before the corpus is read.
+        for documents in (read_held_out(held_out, known), corpus_splits):
+            for split, size, ids, ends in ahead(encode(ahead(fill_buffers(documents, args.line_by_line)), tokenizer)):
+                writers[split].add(ids, ends)
+                progress.update(size)
+            for split, sources in held_out.items():
+                if not writers[split].counts["rows"]:
+                    raise_empty(args, split, writers, sources, is_drawn=False)
 
     log_how_read([*corpus, *chain(*held_out.values())])
     if known.found:
         log(f"{number_of(known.found, 'document')} that stand in --validation_files, too: left out of train")
     if copies.share >= WORTH_A_LINE:
         told = f"{copies.share:.0%} of the documents are copies of others, and count twice: is some text given twice?"
-        log(told if share is None else f"{told} Copies of drawn documents are trained on")
+        log(told if share in (None, 1) else f"{told} Copies of drawn documents are trained on")
     for split, writer in writers.items():
         writer.close()
         log_rows(split, writer, tokenizer)
         may_be_empty = split == "train" and share == 1
         if not writer.counts["rows"] and not may_be_empty:
-            is_drawn = share is not None and split not in held_out
-            raise_empty(args, split, writers, held_out.get(split, corpus), is_drawn)
+            raise_empty(args, split, writers, corpus, is_drawn=share is not None)
+    if share is not None and share < 0.5 and writers["validation"].counts["tokens"] > writers["train"].counts["tokens"]:
+        log("warning: validation is larger than train: set --document_separator, or look at what the documents are")
     return {split: writer.counts for split, writer in writers.items()}
 
 
@@ -165,25 +173,19 @@ def share_held_out(args, held_out: dict) -> float | None:
     return None if held_out else VALIDATION_SHARE
 
 
-def assign_splits(
-    corpus: list[Source],
-    held_out: dict[str, list[Source]],
-    known: HeldOutTexts,
-    copies: Copies,
-    share: float | None,
-    seed: int,
-    max_documents: int | None,
-) -> Iterator[tuple[str, bytes]]:
-    """Yields (split, document): first those of the files that are held out, then the others.
-
-    Of these, a share is drawn for validation; the last one is taken where none was drawn.
-    """
+def read_held_out(held_out: dict[str, list[Source]], known: HeldOutTexts) -> Iterator[tuple[str, bytes]]:
+    """Yields (split, document) of the files that are held out."""
     for split, sources in held_out.items():
         for document in read_documents(sources):
             known.add(document)
             yield split, document
-    documents = known.others_of(read_documents(corpus)) if held_out else read_documents(corpus)
-    documents = copies.counted_in(islice(documents, max_documents))
+
+
+def assign_splits(documents: Iterator[bytes], share: float | None, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yields (split, document) of a corpus.
+
+    A share is drawn for validation; the last document is taken where none was drawn.
+    """
     if share is None:
         yield from (("train", document) for document in documents)
         return
@@ -209,7 +211,7 @@ class HeldOutTexts:
     def others_of(self, documents: Iterator[bytes]) -> Iterator[bytes]:
         """The documents that were not added."""
         for document in documents:
-            if hash(document) in self.hashes:
+            if self.hashes and hash(document) in self.hashes:
                 self.found += 1
             else:
                 yield document
@@ -218,12 +220,12 @@ class HeldOutTexts:
 class Copies:
     """Estimates the share of documents that are copies of others before them.
 
-    Memory does not grow with the text: of the first documents all are looked at, and later those alone whose length
-    can be divided by `step`, which is doubled whenever too many are known.
+    Memory does not grow with the text: of the first documents all are looked at, and later those alone whose hash can
+    be divided by `step`, which is doubled whenever too many are known.
     """
 
     def __init__(self):
-        self.known = {}  # lengths of documents, by their hashes
+        self.known = set()  # hashes
         self.step, self.looked_at, self.found = 1, 0, 0
 
     @property
@@ -233,17 +235,17 @@ class Copies:
     def counted_in(self, documents: Iterator[bytes]) -> Iterator[bytes]:
         """The documents, unchanged."""
         for document in documents:
-            length = len(document)
-            if length % self.step == 0:
-                key = hash((length, document[:1000]))  # the beginning alone: all of it would take 0.1 s for 120 MB
+            # Of the beginning and the length: all of the text would take 0.1 s for 120 MB.
+            key = zlib.crc32(document[:1000], len(document) % 2**32)
+            if key % self.step == 0:
                 self.looked_at += 1
                 self.found += key in self.known
-                self.known[key] = length
+                self.known.add(key)
                 if len(self.known) > MOST_KNOWN:
                     self.step *= 2
                     self.looked_at /= 2  # as if it had been so from the start
                     self.found /= 2
-                    self.known = {key: length for key, length in self.known.items() if length % self.step == 0}
+                    self.known = {key for key in self.known if key % self.step == 0}
             yield document
 
 
@@ -440,10 +442,11 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
     is_limited = args.max_documents is not None and (split == "train" or is_drawn)
     more = "raise --max_documents" if is_limited else "add text"
     counts = writers[split].counts
-    validation = writers["validation"].counts if "validation" in writers else {}
-    if split == "train" and is_drawn and not counts["tokens"] and validation.get("tokens"):
+    if split == "train" and is_drawn and not counts["tokens"] and writers["validation"].counts["tokens"]:
         remedy = f"lower --validation_split_percentage, or {more}"
-        if validation.get("documents") == 1:  # at least one is always held out
+        if args.max_documents == 1:
+            remedy = more
+        elif sum(source.documents for source in sources) == 1:  # at least one is always held out
             is_text = any(source.separated_by for source in sources)
             remedy = f"the text is one document: {'set --document_separator, or ' if is_text else ''}{more}"
         raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
@@ -456,6 +459,16 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
         remedies.append("raise --validation_split_percentage")
     remedies = [*remedies, f"or {more}"] if remedies else [more]
     raise UserError(f"{split}: {counted(counts)}: {', '.join(remedies)}")
+
+
+def tell_first_document(corpus: list[Source]):
+    """Says what is taken for a document of a text file, where nothing else tells: at the end it would be late."""
+    guessed = (source for source in corpus if source.reader is read_txt and source.separator is None)
+    source = next((replace(source) for source in guessed if not is_url(source.path)), None)
+    document = next(read_documents([source]), None) if source else None
+    if document is not None and source.separated_by:
+        lines = number_of(document.count(b"\n") + 1, "line")
+        log(f"{source.path}: --document_separator {source.separated_by}; the first document has {lines}")
 
 
 def log_how_read(sources: list[Source]):
@@ -664,11 +677,23 @@ def first_documents(corpus: list[Source]) -> Iterator[str]:
     it left of theirs."""
     used = 0
     for number_of_source, source in enumerate(corpus, start=1):
+        share = TRAINING_SAMPLE * number_of_source / len(corpus)
+        if used >= share:
+            continue
         for document in read_documents([replace(source)]):  # a copy: what it counts is not in the rows
-            if used >= TRAINING_SAMPLE * number_of_source / len(corpus):
+            if used >= share:
                 break
             yield document.decode()
-            used += len(document)
+            used += len(document) * weight_of(document)
+
+
+def weight_of(document: bytes) -> int:
+    """How many times a byte of a document counts in the sample.
+
+    Learning takes some 110 bytes of memory for each byte of distinct words (8 MB of Chinese: 0.9 GB). In most languages
+    words come again; in Chinese and Japanese all between two punctuation marks is one, and nearly each is distinct.
+    """
+    return UNSPACED if document.count(b" ") * 30 < len(document) else 1
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str, model_max_length: int):
@@ -751,7 +776,8 @@ def read_documents(sources: list[Source]) -> Iterator[bytes]:
         except (UserError, MemoryError, NameError):  # the last is a mistake in a reader, and not in the file
             raise
         except Exception as error:  # unpacking and fetching raise errors of many kinds
-            remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column; or move it elsewhere"
+            remedy = "it must be whole, well-formed, in UTF-8, with text in --text_column"
+            remedy += "; or download it first" if is_url(source.path) else "; or move it elsewhere"
             if not source.is_file:
                 remedy = "check --dataset_config_name, --split and --text_column, or use --data_files"
             elif source.is_wikiextractors and source.reader is read_txt:
@@ -956,7 +982,10 @@ def records_of_table(lines: Iterator[bytes], **dialect) -> Iterator[dict]:
 
 def read_parquet(source: Source) -> Iterator[dict]:
     with open_table(source) as content:
-        file = pyarrow.parquet.ParquetFile(content, pre_buffer=False, page_checksum_verification=True)
+        # Without buffer_size, a column's whole row group would be read at once, compressed: of some files 1 GB.
+        file = pyarrow.parquet.ParquetFile(
+            content, pre_buffer=False, buffer_size=BLOCK, page_checksum_verification=True
+        )
         names = file.schema_arrow.names
         refuse_repeated(names)
         check_column(source.text_column, names)
@@ -1145,23 +1174,29 @@ def is_made_by_datasets(path: str) -> bool:
         return True
     if name == "dataset_dict.json":
         return any(Path(folder).glob("*/state.json"))
-    if name in ("dataset_info.json", "state.json"):
-        return any(Path(folder).glob("*.arrow"))
-    # save_to_disk() writes the first of these beside the rows, the cache of load_dataset() the second.
-    is_beside_rows = any(os.path.exists(f"{folder}/{other}") for other in ("state.json", "dataset_info.json"))
-    return is_beside_rows and re.fullmatch(r"cache-\w+\.arrow", name) is not None
+    if name not in ("state.json", "dataset_info.json") and not re.fullmatch(r"cache-\w+\.arrow", name):
+        return False
+    # save_to_disk() writes both, also for a split without rows; the cache of load_dataset() has the second alone.
+    described_by = {other for other in ("state.json", "dataset_info.json") if os.path.exists(f"{folder}/{other}")}
+    if name in described_by:
+        return len(described_by) == 2 or any(Path(folder).glob("*.arrow"))
+    return bool(described_by)
 
 
 def check_complete(folder: str):
-    """Refuses a directory of save_to_disk() that lacks one of its files."""
+    """Refuses a directory of save_to_disk() that lacks one of its files, or holds some of an earlier one."""
     if not (os.path.exists(f"{folder}/state.json") and any(Path(folder).glob("*.arrow"))):
         return
     with explaining(f"{folder}/state.json, which save_to_disk() writes beside rows, is damaged: save them anew"):
         state = json.loads(Path(folder, "state.json").read_bytes())
-    files = state.get("_data_files", []) if isinstance(state, dict) else []  # none: somebody else's state
-    missing = [file["filename"] for file in files if not Path(folder, file["filename"]).exists()]
-    if missing:
-        raise UserError(f"{folder} lacks {missing[0]}, which its state.json names: save it anew")
+    if not isinstance(state, dict) or "_data_files" not in state:  # somebody else's
+        return
+    named = {file["filename"] for file in state["_data_files"]}
+    there = {path.name for path in Path(folder).glob("*.arrow") if not path.name.startswith("cache-")}
+    for name in sorted(named - there):
+        raise UserError(f"{folder} lacks {name}, which its state.json names: save it anew")
+    for name in sorted(there - named):
+        raise UserError(f"{folder} holds {name}, which its state.json does not name: delete it, or save all anew")
 
 
 def tell_left_out(left_out: list[str], read: list[str], may_leave_out: bool):
@@ -1513,7 +1548,8 @@ def parse_arguments(argv: list | None):
         default="roberta-base",
         metavar="NAME",
         help="Byte-level BPE like RoBERTa's: a directory, a hub id, or `train`, which learns one from the first "
-        f"documents of each file, {TRAINING_SAMPLE // 10**6} MB in all: for another language than English, take that.",
+        f"documents of each file, {TRAINING_SAMPLE // 10**6} MB in all (of Chinese and Japanese "
+        f"{TRAINING_SAMPLE // UNSPACED // 10**6} MB): for another language than English, take that.",
     )
     add(
         "--vocab_size",

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import html
 import http.server
+import io
 import itertools
 import json
 import lzma
@@ -572,17 +573,46 @@ def test_a_text_that_is_given_twice_is_told(create, tmp_path, capsys):
     assert f"{told}\n" in capsys.readouterr().out
     create(twice, name="differs")
     assert "copies" not in capsys.readouterr().out
+    create(tmp_path / "c", "--validation_split_percentage", 100, name="all")
+    assert f"{told}\n" in capsys.readouterr().out
 
 
-def test_the_share_of_copies_is_estimated_with_bounded_memory(monkeypatch):
+@pytest.mark.parametrize("lengths", [(1_000, 1_003), (40, 40)])
+def test_the_share_of_copies_is_estimated_with_bounded_memory(monkeypatch, lengths):
     monkeypatch.setattr(create_data, "MOST_KNOWN", 1_000)
     draw = random.Random(0)
-    documents = [bytes(draw.choices(range(97, 123), k=draw.randint(1_000, 3_000))) for _ in range(5_000)]
+    documents = [draw.randbytes(draw.randint(*lengths)) for _ in range(5_000)]
     documents += documents[2_000:3_500]
     copies = create_data.Copies()
     assert list(copies.counted_in(iter(documents))) == documents
     assert len(copies.known) <= 1_000 and copies.step == 8
     assert 0.15 < copies.share < 0.31  # 0.23
+    often, few = b"Not found", create_data.Copies()  # one text of twenty that comes again and again
+    list(few.counted_in(iter([text for i in range(0, 5_000, 20) for text in [often, *documents[i : i + 19]]])))
+    assert few.share < 0.1
+
+
+def test_the_first_document_of_a_text_file_is_told_at_the_start(create, tmp_path, capsys):
+    lines = write(tmp_path / "lines.txt", ["one\ntwo\nthree"])
+    parted = write(tmp_path / "parted.txt", ["one\ntwo", "three", "four"])
+    for path, separator, told in ((lines, "line", "1 line"), (parted, "empty_line", "2 lines")):
+        create(path, name=path.stem)
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first == f"{path}: --document_separator {separator}; the first document has {told}"
+    create(parted, "--document_separator", "line", name="given")
+    assert "first document" not in capsys.readouterr().out
+
+
+def test_a_validation_that_holds_most_of_the_text_is_told(create, tmp_path, capsys):
+    """A stray empty line makes two documents of a file with one a line, of which one is held out."""
+    texts = made_up(100)
+    (tmp_path / "a.txt").write_text("\n".join(texts[:5]) + "\n\n" + "\n".join(texts[5:]))
+    create(tmp_path / "a.txt")
+    warning = "warning: validation is larger than train: set --document_separator"
+    assert warning in capsys.readouterr().out
+    create(tmp_path / "a.txt", "--document_separator", "line", name="lines")
+    create(tmp_path / "a.txt", "--validation_split_percentage", 50, name="half")
+    assert warning not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [60, 12_000])
@@ -659,7 +689,7 @@ def test_a_split_that_fills_no_row_is_an_error_with_its_numbers_and_remedies(cre
     expected = rf"validation: {counts['documents']} documents, {counts['tokens']} tokens, 0 rows, .*: lower --max"
     with pytest.raises(UserError, match=f"{expected}_seq_length, .*or add text"):
         create(texts, "--max_seq_length", 512, name="long")
-    with pytest.raises(UserError, match=r"all documents are held out for validation: lower .* raise --max_doc"):
+    with pytest.raises(UserError, match=r"all documents are held out for validation: raise --max_documents$"):
         create(texts, "--max_documents", 1, name="long")
     assert counts["documents"] and not list(tmp_path.glob("long*/"))
 
@@ -960,6 +990,43 @@ def test_an_own_tokenizer_learns_from_all_files(create, tmp_path, monkeypatch, p
     assert "kq" in vocab and "zx" in vocab
 
 
+def test_of_text_without_spaces_a_tokenizer_learns_from_an_eighth_as_much(tmp_path, monkeypatch):
+    """Each phrase of it is a word of its own, and takes memory."""
+    monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 60_000)
+    sizes = {}
+    for name, word in (("spaced", "मनुष्य "), ("unspaced", "人類社会，")):
+        path = write(tmp_path / f"{name}.txt", [f"{i} " + word * 20 for i in range(1_000)])
+        sample = create_data.first_documents(create_data.find_files([str(path)], "text", None, False))
+        sizes[name] = len("".join(sample).encode())
+    assert 59_000 < sizes["spaced"] < 61_000 and 7_000 < sizes["unspaced"] < 8_000
+
+
+def test_a_file_whose_share_of_the_sample_is_used_up_is_not_opened_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 100)
+    first, second = write(tmp_path / "a.txt", ["one " * 100]), tmp_path / "b.txt"
+    second.write_text("two")
+    sources = create_data.find_files([str(first), str(second)], "text", "file", False)
+    second.unlink()
+    assert len([*create_data.first_documents(sources)]) == 1
+
+
+def test_a_large_row_group_of_parquet_is_read_little_by_little(create, tmp_path, monkeypatch):
+    texts, sizes = [random.Random(i).randbytes(2_000).hex() for i in range(1_000)], []
+    small_pages = {"use_dictionary": False, "write_batch_size": 16}
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", **small_pages)
+
+    class Recorded(io.FileIO):
+        def read(self, size=-1):
+            content = super().read(size)
+            sizes.append(len(content))
+            return content
+
+    monkeypatch.setattr(create_data, "open_table", lambda source: Recorded(source.path))
+    [source] = create_data.find_files([str(tmp_path / "a.parquet")], "text", None, False)
+    assert [text.decode() for text in create_data.read_documents([source])] == texts
+    assert sum(sizes) > 4_000_000 > 2 * max(sizes)
+
+
 def test_the_ends_of_a_text_are_robertas_whatever_the_tokenizer_brings(create, tmp_path):
     """ByteLevelBPETokenizer.save() writes a tokenizer.json that adds none: what transformers computes would differ."""
     (tmp_path / "saved").mkdir()
@@ -1090,12 +1157,12 @@ ERRORS = {
     ),
     "no text": ({"a.txt": b" "}, "", ["train: 0 documents", "add text"]),
     "no corpus": (
-        {"a.txt": b" ", "b.txt": b"b"},
+        {"a.txt": b" ", "b.txt": b"two or three words"},
         "--data_files a.txt --validation_files b.txt",
         ["train: 0 documents"],
     ),
     "no corpus beside a named set": (
-        {"a.txt": b" ", "b.txt": b"b"},
+        {"a.txt": b" ", "b.txt": b"two or three words"},
         "--data_files a.txt --validation_files news=b.txt",
         ["train: 0 documents", "add text"],
     ),
@@ -1119,6 +1186,16 @@ ERRORS = {
         {"a.jsonl": b'"one"'},
         "",
         ["all documents are held out for validation: the text is one document: add text"],
+    ),
+    "only one document, of lines": (
+        {"a.txt": b"one\ntwo\n"},
+        "--data_files a.txt --document_separator file --line_by_line True",
+        ["all documents are held out for validation: the text is one document: set --document_separator, or add text"],
+    ),
+    "too little held out of much": (  # told before the corpus, and what is wrong with it, is read
+        {"a.jsonl": b"{", "b.jsonl": b'"one"'},
+        "--validation_files news=b.jsonl --max_seq_length 64",
+        ["validation_news: 1 documents", "0 rows", "lower --max_seq_length, or add text"],
     ),
     "all drawn": (
         {"a.jsonl": b'"one"\n"two"\n"three"'},
@@ -1573,6 +1650,19 @@ def test_a_data_set_of_save_to_disk_is_read_whole_or_refused(create, tmp_path, c
     (saved / "data-00002-of-00004.arrow").write_bytes(whole[:-8])  # ends where a batch does
     with pytest.raises(UserError, match=r"data-00002-of-00004\.arrow .*end"):
         create(saved, name="cut")
+    (saved / "data-00002-of-00004.arrow").write_bytes(whole)
+    data.save_to_disk(str(saved), num_shards=3)  # which leaves the four where they are
+    with pytest.raises(UserError, match=r"holds data-00000-of-00004\.arrow, which its state\.json does not name"):
+        create(saved, name="twice")
+    for stale in saved.glob("*-of-00004.arrow"):
+        stale.unlink()
+    assert all_documents(create(saved, name="anew")) == sorted(texts)
+    splits = datasets.DatasetDict(train=data, test=data.filter(lambda row: False))
+    splits.save_to_disk(str(tmp_path / "splits"))
+    assert all_documents(create(tmp_path / "splits", name="no_test")) == sorted(texts)
+    data.save_to_disk(str(saved), num_shards=4)
+    for stale in saved.glob("*-of-00003.arrow"):
+        stale.unlink()
     (saved / "data-00002-of-00004.arrow").unlink()
     with pytest.raises(UserError, match=r"lacks data-00002-of-00004\.arrow"):
         create(saved, name="missing")
@@ -1983,7 +2073,7 @@ def test_a_url_is_read_by_the_type_of_its_path(create, tmp_path, server, kind, l
 def test_a_url_that_ends_early_is_refused(create, tmp_path, server, kind):
     content = write(tmp_path / f"a.{kind}", made_up(40)).read_bytes()
     url = server(answer_with(content, length=len(content) + 1000))
-    with pytest.raises(UserError, match=rf"cannot read http.*a\.{kind} after record \d+ \(.+\)"):
+    with pytest.raises(UserError, match=rf"cannot read http.*a\.{kind} after record \d+ \(.+\).* download it first$"):
         create(f"{url}/a.{kind}")
 
 
