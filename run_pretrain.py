@@ -179,6 +179,7 @@ def main(argv: list | None = None):
             evaluations = evaluate_all(run, validation)
         if evaluations is None:
             raise UserError("stopped by a signal before the evaluation was complete: start it again")
+        faulthandler.cancel_dump_traceback_later()  # of expect_progress()
         return
 
     sampler = UpdateSampler(
@@ -200,6 +201,7 @@ def main(argv: list | None = None):
             batches = training_batches(run, sampler, training_masks)
             evaluations = train(run, batches, validation)
             report.log_end(run, evaluations)
+    faulthandler.cancel_dump_traceback_later()  # of expect_progress()
 
 
 def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
@@ -212,9 +214,10 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
         evaluations = evaluate_all(run, validation)
         if evaluations is None:
             return None
-        delete_old_checkpoints(run)
+    delete_old_checkpoints(run)
 
     while progress.global_step < run.total_steps:
+        expect_progress(run.machine)
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
         length = piece_length_at(progress.global_step + 1, run)
@@ -331,6 +334,7 @@ def evaluate(run: Run, make_batches: Callable) -> dict | None:
     run.model.eval()
     totals = paddle.zeros([4], dtype="float64")  # sum of losses, right predictions, masked tokens, ranks that stop
     for batch in tqdm(make_batches(), desc="evaluating", leave=False, disable=None):
+        expect_progress(run.machine)
         if run.stop.requested:
             break
         with auto_cast(run.machine):
@@ -521,6 +525,17 @@ def wait_for_all_ranks():
     sum_over_ranks(paddle.zeros([1])).item()
 
 
+def expect_progress(machine: Machine):
+    """Of several ranks, ends this one, with its stack, unless it comes here again within PADDLE_PG_TIMEOUT.
+
+    Paddle ends nothing by that variable (milliseconds; half an hour by default): where a rank on another machine is
+    gone, the others would wait for ever.
+    """
+    if machine.world_size > 1:
+        milliseconds = os.environ.get("PADDLE_PG_TIMEOUT", "1800000")
+        faulthandler.dump_traceback_later(int(milliseconds) / 1000, exit=True)
+
+
 def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
     """Adds an update to the sums since the last report, and counts those in a row that were not finite."""
     progress = run.progress
@@ -652,6 +667,8 @@ def found_config(args, tokenizer, seq_length: int):
         config.max_position_embeddings = max(config.max_position_embeddings, seq_length + first)
     if config.vocab_size < size:
         remedy = f"prepare the data with --tokenizer_name {name}"
+        if utils.read_tokenizer(folder) is None:
+            remedy = f"set it to {size} in its config.json, or let it grow by --resize_model True"
         raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {size} tokens: {remedy}")
     longest = config.max_position_embeddings - first
     if longest < seq_length:
@@ -667,22 +684,28 @@ def found_config(args, tokenizer, seq_length: int):
     return config
 
 
+def ids_of(tokenizer) -> tuple:
+    """The vocabulary {token: id} and merges [(left, right)] of the data's tokenizer, as read_tokenizer() gives them."""
+    return tokenizer.get_vocab(), list(tokenizer.bpe_ranks)
+
+
 def check_token_ids(args, folder: str, config, tokenizer):
     """Raises UserError where a model's token ids do not mean what the data's mean."""
     name = args.model_name_or_path
+    current, own = ids_of(tokenizer), utils.read_tokenizer(folder)
     prepare = f"prepare the data with --tokenizer_name {name}"
     if config.pad_token_id != tokenizer.pad_token_id:
         padding = f"{config.pad_token_id}, in the data {tokenizer.pad_token_id}"
-        raise UserError(f"{name} does not suit the data: its pad_token_id is {padding}: {prepare}")
-    vocab, own = tokenizer.get_vocab(), utils.read_tokenizer(folder)
+        remedy = prepare if own else f"set it to {tokenizer.pad_token_id} in its config.json, to train it from scratch"
+        raise UserError(f"{name} does not suit the data: its pad_token_id is {padding}: {remedy}")
     if own is None:
         log(f"warning: {name} holds no tokenizer to compare with the data's: its token ids must mean the same")
-    elif (vocab, list(tokenizer.bpe_ranks)) != own:
-        is_extended = own[0].items() < vocab.items() and list(tokenizer.bpe_ranks)[: len(own[1])] == own[1]
+    elif current != own:
+        is_extended = own[0].items() < current[0].items() and current[1][: len(own[1])] == own[1]
         if not is_extended:
             raise UserError(f"{name} has another tokenizer than the data: {prepare}")
         if not args.resize_model:
-            more = f"{len(vocab) - len(own[0])} tokens that {name} lacks"
+            more = f"{len(current[0]) - len(own[0])} tokens that {name} lacks"
             raise UserError(f"the data has {more}: --resize_model True adds them to the model, or {prepare}")
 
 
@@ -1191,7 +1214,7 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         max_eval_rows = state["arguments"]["max_eval_rows"]
         changes = changes_between(state, identity, data)
     if changes:
-        if state["identity"].get("tokenizer") != identity["tokenizer"]:  # in a new run, the weights would not suit it
+        if utils.read_tokenizer(checkpoint) != ids_of(data.tokenizer):  # in a new run, the weights would not suit them
             instead = f"prepare the text with --tokenizer_name {shlex.quote(checkpoint)}, and {instead}"
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
     if progress.global_step > total_steps:
@@ -1605,6 +1628,7 @@ def start_machine(args) -> Machine:
     if args.recompute and args.max_steps != 0 and device == "cpu" and onednn() is not None:
         raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
     machine = Machine(device, precision, dist.get_rank(), dist.get_world_size())
+    expect_progress(machine)
     log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
     log_unused_flags(args, machine)
     return machine
@@ -1647,9 +1671,10 @@ def has_ampere() -> bool:
 
 
 def end_with_the_launcher():
-    """Has Linux end this rank when its launcher ends, which a launcher killed by SIGKILL cannot do."""
+    """Has Linux ask this rank to save and end when its launcher ends, as by SIGKILL, or SIGHUP, which it passes on to
+    none."""
     with suppress(OSError, AttributeError):  # other systems have no prctl
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def choose_recipe(args) -> Recipe:

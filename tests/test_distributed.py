@@ -300,7 +300,8 @@ def test_ranks_that_would_evaluate_different_weights_are_refused(packed_data, tm
         assert "evaluation: loss" not in log
 
 
-def test_ranks_die_with_a_launcher_that_is_killed(packed_data, tmp_path):
+def test_ranks_save_and_end_with_a_launcher_that_ends_without_telling_them(packed_data, tmp_path):
+    """As at SIGKILL, and at SIGHUP, when a terminal is closed."""
     import psutil
 
     output = tmp_path / "ckp"
@@ -311,9 +312,49 @@ def test_ranks_die_with_a_launcher_that_is_killed(packed_data, tmp_path):
         time.sleep(0.05)
     ranks = psutil.Process(launcher.pid).children(recursive=True)
     assert len(ranks) == 2
-    launcher.kill()
+    launcher.send_signal(signal.SIGHUP)
     launcher.wait()
-    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+    assert psutil.wait_procs(ranks, timeout=30)[1] == []
+    [checkpoint] = output.glob("paddle_*")
+    told = f"stopped by a signal after step {checkpoint.name.removeprefix('paddle_')}: add --resume_from_checkpoint"
+    assert told in (tmp_path / "logs/workerlog.0").read_text()
+
+
+FROZEN_ON_RANK_1 = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import run_pretrain, utils
+real_update = run_pretrain.train_update
+
+def update(run, batches):
+    os.environ["PADDLE_PG_TIMEOUT"] = "2000"
+    if run.progress.global_step == 3 and run.machine.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real_update(run, batches)
+
+run_pretrain.train_update = update
+utils.command_line(run_pretrain.main)
+"""
+
+
+def test_a_rank_whose_others_are_gone_without_a_word_ends_in_time(packed_data, tmp_path):
+    """As when another machine dies; Paddle itself would wait for ever."""
+    import psutil
+
+    script = tmp_path / "frozen.py"
+    script.write_text(FROZEN_ON_RANK_1.format(root=str(ROOT)))
+    launcher = launch(tmp_path / "logs", 2, script, *arguments_of(packed_data, tmp_path / "ckp", "--max_steps", 6))
+    frozen = []
+    while launcher.poll() is None and not frozen:
+        time.sleep(0.2)
+        ranks = psutil.Process(launcher.pid).children()
+        frozen = [rank for rank in ranks if rank.status() == psutil.STATUS_STOPPED]
+    [waiting] = [rank for rank in ranks if rank not in frozen]
+    assert psutil.wait_procs([waiting], timeout=30)[1] == []
+    frozen[0].kill()
+    assert launcher.wait(timeout=60) != 0
+    log = (tmp_path / "logs/workerlog.0").read_text()
+    assert "Timeout (0:00:02)!" in log and "train_update" in log
 
 
 @pytest.mark.parametrize("status", [0, 2])

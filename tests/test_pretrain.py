@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import datasets
@@ -977,6 +978,25 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tm
     assert run.stderr.splitlines()[-1].startswith("error: nothing to train: --num_train_epochs")
 
 
+def test_a_configuration_without_a_tokenizer_is_told_what_to_set(pretrain, tmp_path):
+    config = {"model_type": "roberta", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "new").mkdir()
+    for more, message in (
+        ({}, "its pad_token_id is 0, in the data 1: set it to 1 in its config.json, to train it from scratch"),
+        (
+            {"vocab_size": 300},
+            "has vocab_size 300, the data 400 tokens: set it to 400 in its config.json, or let it grow",
+        ),
+        ({"vocab_size": 400}, None),
+    ):
+        config |= more
+        (tmp_path / "new/config.json").write_text(json.dumps(config))
+        arguments = ["--max_steps", "1", "--model_name_or_path", str(tmp_path / "new")]
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            pretrain(*arguments)
+        config["pad_token_id"] = 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -984,7 +1004,7 @@ def test_a_users_mistake_is_one_line_on_stderr_and_exit_status_2(packed_data, tm
         ({"vocab_size": 500}, r"word_embeddings.weight is \[400, 32\], but should be \[500, 32\]"),
         ({"intermediate_size": 64}, r"linear1.weight is \[32, 128\], but should be \[32, 64\]"),
         ({"max_position_embeddings": 20}, "rows of 32 tokens, and the positions of .* are enough for 18"),
-        ({"pad_token_id": 0}, "its pad_token_id is 0, in the data 1"),
+        ({"pad_token_id": 0}, "its pad_token_id is 0, in the data 1: prepare the data with --tokenizer_name"),
     ],
 )
 def test_weights_that_do_not_suit_the_data_or_their_configuration_are_refused(pretrain, tmp_path, change, message):

@@ -193,7 +193,7 @@ def test_every_flag_that_is_named_exists():
     others = "gpus nproc_per_node nnodes master logdir language help checkpoint metrics output checkout "
     others += "repo-type include local-dir data_file tokenizer_dir run_glue models tasks seeds quality precision peers "
     others += "model torch_python updates pairs processes model_type task_name tokenizer_name_or_path adam_beta2 "
-    others += "large_file rounds json onnx peer peers_alone evaluate_every speed marks threads"
+    others += "large_file rounds json onnx peer peers_alone evaluate_every speed marks threads log_dir"
     named = set(re.findall(r"--([a-z_-]+[a-z0-9])", TEXTS))
     assert len(named) > 40
     assert named <= known | set(others.split())

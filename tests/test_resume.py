@@ -741,6 +741,17 @@ def test_the_best_checkpoint_stays_beside_the_newest(pretrain, monkeypatch, loss
     assert sorted(path.name for path in output.glob("paddle_*")) == kept
 
 
+def test_what_signals_leave_is_limited_too(pretrain, monkeypatch, tmp_path):
+    options = ["--max_steps", "9", "--save_steps", "8", "--save_total_limit", "1"]
+    for update in (2, 4):  # far from the next evaluation
+        with monkeypatch.context() as patched:
+            stop_in_update(patched, update, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            pretrain(*options, *RESUME)
+    assert sorted(path.name for path in (tmp_path / "ckp").glob("paddle_*")) == ["paddle_3", "paddle_5"]
+    kill_in_update(pretrain, monkeypatch, 6, *options, *RESUME)
+    assert [path.name for path in (tmp_path / "ckp").glob("paddle_*")] == ["paddle_5"]
+
+
 def test_an_old_checkpoint_that_was_moved_and_linked_is_unlinked_and_stays_where_it_is(pretrain, monkeypatch, tmp_path):
     def evaluate(run, _):
         return {"eval_loss": 9.0 - run.progress.global_step, "perplexity": 1.0, "accuracy": 0.5}
