@@ -175,11 +175,10 @@ def main(argv: list | None = None):
         check_ranks_agree_on_weights(machine, model)
         warn_of_longer_rows(args.model_name_or_path, data)
         run = Run(args, machine, model, report)
-        with run.stop.catching_signals():
+        with run.stop.catching_signals(), watching_progress(machine):
             evaluations = evaluate_all(run, validation)
         if evaluations is None:
             raise UserError("stopped by a signal before the evaluation was complete: start it again")
-        faulthandler.cancel_dump_traceback_later()  # of expect_progress()
         return
 
     sampler = UpdateSampler(
@@ -190,7 +189,7 @@ def main(argv: list | None = None):
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
-    with utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
+    with watching_progress(machine), utils.lock(args.output_dir) if machine.rank == 0 else nullcontext():
         if machine.rank == 0:
             utils.put_right_checkpoints(args.output_dir)  # of runs that were killed while they saved
         wait_for_all_ranks()
@@ -201,7 +200,6 @@ def main(argv: list | None = None):
             batches = training_batches(run, sampler, training_masks)
             evaluations = train(run, batches, validation)
             report.log_end(run, evaluations)
-    faulthandler.cancel_dump_traceback_later()  # of expect_progress()
 
 
 def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) -> dict | None:
@@ -217,7 +215,6 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
     delete_old_checkpoints(run)
 
     while progress.global_step < run.total_steps:
-        expect_progress(run.machine)
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
         length = piece_length_at(progress.global_step + 1, run)
@@ -277,6 +274,7 @@ def train_update(run: Run, batches: list[dict]) -> dict:
     per_token = machine.world_size / paddle.clip(num_masked, min=1)
     loss_sum = paddle.zeros([])
     for micro_step, batch in enumerate(batches):
+        expect_progress(machine)
         seed_dropout(args.seed, run.progress.global_step, micro_step, machine.rank)
         # Only the last micro-batch's backward pass exchanges gradients.
         is_last = micro_step == len(batches) - 1
@@ -528,12 +526,22 @@ def wait_for_all_ranks():
 def expect_progress(machine: Machine):
     """Of several ranks, ends this one, with its stack, unless it comes here again within PADDLE_PG_TIMEOUT.
 
-    Paddle ends nothing by that variable (milliseconds; half an hour by default): where a rank on another machine is
-    gone, the others would wait for ever.
+    Paddle ends nothing by that variable (milliseconds; half an hour by default, no limit at 0): where a rank on another
+    machine is gone, the others would wait for ever.
     """
-    if machine.world_size > 1:
-        milliseconds = os.environ.get("PADDLE_PG_TIMEOUT", "1800000")
-        faulthandler.dump_traceback_later(int(milliseconds) / 1000, exit=True)
+    milliseconds = int(os.environ.get("PADDLE_PG_TIMEOUT", "1800000"))
+    if machine.world_size > 1 and milliseconds > 0:
+        faulthandler.dump_traceback_later(milliseconds / 1000, exit=True)
+
+
+@contextmanager
+def watching_progress(machine: Machine):
+    """Expects progress within the block, from its beginning to its end."""
+    expect_progress(machine)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def add_to_window(run: Run, result: dict, batches: list[dict], data_seconds: float, seconds: float):
@@ -1628,7 +1636,6 @@ def start_machine(args) -> Machine:
     if args.recompute and args.max_steps != 0 and device == "cpu" and onednn() is not None:
         raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
     machine = Machine(device, precision, dist.get_rank(), dist.get_world_size())
-    expect_progress(machine)
     log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
     log_unused_flags(args, machine)
     return machine
@@ -1671,10 +1678,14 @@ def has_ampere() -> bool:
 
 
 def end_with_the_launcher():
-    """Has Linux ask this rank to save and end when its launcher ends, as by SIGKILL, or SIGHUP, which it passes on to
-    none."""
+    """Has Linux end this rank when its launcher ends, as by SIGKILL, or SIGHUP, which it passes on to none.
+
+    By SIGTERM, so that the ranks save. Of several machines by SIGKILL: those of the others would save, too, and end in
+    peace, and the loop around their launcher with them.
+    """
+    signum = signal.SIGTERM if os.environ.get("PADDLE_NNODES", "1") == "1" else signal.SIGKILL
     with suppress(OSError, AttributeError):  # other systems have no prctl
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signum)  # 1 is PR_SET_PDEATHSIG
 
 
 def choose_recipe(args) -> Recipe:

@@ -295,8 +295,8 @@ class TokenRows:
     """A split of one or more data sets; `rows[epoch, i]` is what DataCollatorMLM takes.
 
     {"input_ids": uint16 or int32 [length], "special_tokens_mask": bool [length], "epoch", "row"}:
-    arrays straight from the Arrow files' memory map, read-only (`datasets` in numpy's format makes
-    an int64 copy of every row).
+    ids straight from the Arrow files' memory map, read-only (`datasets` in numpy's format makes
+    an int64 copy of every row). The splits are tables, as open_data_set() gives them.
     """
 
     def __init__(self, *splits: pyarrow.Table):
@@ -328,7 +328,7 @@ class TokenRows:
 
 
 def as_numpy(values: pyarrow.Array) -> np.ndarray:
-    """The values of an Arrow array, none of them null. Not by to_numpy(), which imports pandas: 0.2 s and 29 MB."""
+    """The values of an Arrow array without nulls. Not by to_numpy(), which imports pandas: 0.2 s and 29 MB."""
     if values.type != pyarrow.bool_():
         return np.from_dlpack(values)
     start, end = values.offset, values.offset + len(values)  # of bits

@@ -603,6 +603,15 @@ def test_the_first_document_of_a_text_file_is_told_at_the_start(create, tmp_path
     assert "first document" not in capsys.readouterr().out
 
 
+def test_a_text_that_comes_through_a_pipe_is_read_once(create, tmp_path):
+    texts = made_up(40)
+    os.mkfifo(tmp_path / "a.txt")
+    writer = threading.Thread(target=lambda: (tmp_path / "a.txt").write_text("\n\n".join(texts)))
+    writer.start()
+    assert all_documents(create(tmp_path / "a.txt")) == sorted(texts)
+    writer.join()
+
+
 def test_a_validation_that_holds_most_of_the_text_is_told(create, tmp_path, capsys):
     """A stray empty line makes two documents of a file with one a line, of which one is held out."""
     texts = made_up(100)
@@ -613,6 +622,8 @@ def test_a_validation_that_holds_most_of_the_text_is_told(create, tmp_path, caps
     create(tmp_path / "a.txt", "--document_separator", "line", name="lines")
     create(tmp_path / "a.txt", "--validation_split_percentage", 50, name="half")
     assert warning not in capsys.readouterr().out
+    create(["one", "two " * 20], name="records")
+    assert "warning: validation is larger than train: look at what the documents are\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [60, 12_000])
@@ -1143,7 +1154,7 @@ ERRORS = {
     "too little held out": (
         {"b.jsonl": b'"one"'},
         "--validation_files b.jsonl --max_documents 5 --max_seq_length 64",
-        ["validation: 1 documents", "0 rows", "dropped_tokens: lower --max_seq_length, or add text"],
+        ["validation: 1 documents, 2 tokens, 0 rows, 3 dropped_tokens: lower --max_seq_length, or add text"],
     ),
     "too little text held out": (  # which another separator makes no longer
         {"b.txt": b"one"},
@@ -1184,7 +1195,7 @@ ERRORS = {
     ),
     "only one record": (
         {"a.jsonl": b'"one"'},
-        "",
+        "--data_files a.jsonl --max_documents 1000",
         ["all documents are held out for validation: the text is one document: add text"],
     ),
     "only one document, of lines": (
