@@ -1902,7 +1902,11 @@ def memory_of(device: str) -> int:
     """The bytes of memory that a device has in all."""
     if device == "gpu":
         return paddle.device.cuda.get_device_properties().total_memory
-    return psutil.virtual_memory().total
+    limits = [psutil.virtual_memory().total]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container, in the two versions of cgroups
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path("/sys/fs/cgroup", file).read_text()))
+    return min(limits)
 
 
 def parse_arguments(argv: list | None) -> argparse.Namespace:
@@ -2292,13 +2296,14 @@ def use_fast_layers(model, device: str, precision: str, is_padded: bool):
         if faster is not None and faster.suits(layer):
             layer.__class__ = faster
             layer.on_cpu, layer.precision, layer.is_padded = on_cpu, precision, is_padded
-    model.takes_attention_masks = is_padded
+        if hasattr(layer, "takes_attention_masks"):
+            layer.takes_attention_masks = is_padded
     if on_cpu and isinstance(getattr(model, "lm_head", None), LMHead):
         embedding, output_layer = model.roberta.embeddings.word_embeddings, model.lm_head.decoder
-        if embedding.weight is output_layer.weight:
+        if type(embedding) is nn.Embedding and embedding.weight is output_layer.weight:
             embedding.__class__ = Embedding
             embedding.tied_to = [output_layer]  # in a list, so that it is no sublayer
-            output_layer.is_tied, output_layer.grad_weight = True, None
+            output_layer.is_tied, output_layer.is_awaited, output_layer.grad_weight = True, False, None
 
 
 def has_hooks(layer: nn.Layer) -> bool:
@@ -2509,7 +2514,8 @@ class MaskedLoss(Function):
     @staticmethod
     def forward(ctx, operation, output_layer, x, weight, bias):
         # Where the embedding is frozen, it has no backward pass that would take the gradient.
-        leaves_it = output_layer.is_tied and not x.stop_gradient and not weight.stop_gradient
+        is_trained = not x.stop_gradient and not weight.stop_gradient
+        leaves_it = is_trained and output_layer.is_tied and output_layer.is_awaited
         ctx.output_layer = output_layer if leaves_it else None
         ctx.grad_weight = None
         if operation.needs_gradient:
@@ -2535,7 +2541,9 @@ class Embedding(nn.Embedding):
     """The word embedding whose weight is the output layer's, too, on a CPU."""
 
     def forward(self, ids):
-        return TiedEmbedding.apply(ids, self.weight, self._padding_idx, self.tied_to[0])
+        output_layer = self.tied_to[0]
+        output_layer.is_awaited = paddle.is_grad_enabled()  # else no backward pass of this one takes the gradient
+        return TiedEmbedding.apply(ids, self.weight, self._padding_idx, output_layer)
 
 
 class TiedEmbedding(paddle.autograd.PyLayer):
@@ -2560,7 +2568,9 @@ class TiedEmbedding(paddle.autograd.PyLayer):
 def array_of(tensor):
     """The memory of a float32 tensor as an array, which keeps it alive."""
     tensor = tensor.contiguous()
-    assert tensor.dtype == paddle.float32 and tensor.place.is_cpu_place()
+    if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
+        found = f"{tensor.dtype} on {tensor.place}"
+        raise TypeError(f"a CPU's layers compute with float32 on the CPU, and this is {found}: leave auto_cast out")
     memory = (ctypes.c_float * tensor.size).from_address(tensor.data_ptr())
     memory.owner = tensor
     return np.frombuffer(memory, np.float32).reshape(tensor.shape)

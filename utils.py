@@ -3,7 +3,9 @@
 DataCollatorMLM works in anyone's loop, and without Paddle:
 
     collator = DataCollatorMLM(tokenizer, mlm_probability=0.15, seed=42)
-    batch = collator([{"input_ids": [0, 31414, 232, 328, 2]}, ...])
+    for epoch in range(3):
+        collator.epoch = epoch  # without it, each epoch has the same masks
+        batch = collator([{"input_ids": [0, 31414, 232, 328, 2]}, ...])
 
 As a script, it exports a checkpoint to Hugging Face transformers:
 
@@ -29,6 +31,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import traceback
 import unicodedata
 import warnings
@@ -110,7 +113,8 @@ class DataCollatorMLM:
 
     A row's mask depends on (seed, epoch, row) alone: not on the batch, how it is padded, the
     device or a restart. A row without epoch and row is known by a hash of its ids and the
-    attribute `epoch` (0 unless set).
+    attribute `epoch`: it is 0 unless set, and the masks then are the same in each epoch. (Workers
+    of a DataLoader that persist keep a copy of the collator: have the examples hold `epoch` there.)
 
     Takes [{"input_ids": [length], "special_tokens_mask" (optional)}, ...], in lists or arrays, and
     returns in int64:
@@ -1222,23 +1226,38 @@ def atomic_directory(path: str):
     if os.path.ismount(path):  # which cannot be renamed
         raise UserError(f"{path} is a mount point: choose a directory below it as --output_dir")
 
-    with lock(beside):
-        put_right(path)
-        try:
-            os.mkdir(new)
-            mode = os.stat(new).st_mode  # as the umask wants it
-            yield new
-            for file in [*Path(new).rglob("*"), Path(new)]:
-                # Nobody else's mode: safetensors writes 0o600, and what was copied may be write-protected.
-                file.chmod(mode if file.is_dir() else mode & 0o666)
-                fsync(file)
-            if os.path.isdir(path):
-                os.rename(path, old)
-            os.rename(new, path)
-            fsync(os.path.dirname(path))
-        finally:
+    try:
+        with lock(beside):
             put_right(path)
-            shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
+            try:
+                os.mkdir(new)
+                mode = os.stat(new).st_mode  # as the umask wants it
+                if os.path.isdir(path):
+                    check_renaming(path, old)
+                yield new
+                for file in [*Path(new).rglob("*"), Path(new)]:
+                    # Nobody else's mode: safetensors writes 0o600, and what was copied may be write-protected.
+                    file.chmod(mode if file.is_dir() else mode & 0o666)
+                    fsync(file)
+                if os.path.isdir(path):
+                    os.rename(path, old)
+                os.rename(new, path)
+                fsync(os.path.dirname(path))
+            finally:
+                put_right(path)
+                shutil.rmtree(beside, ignore_errors=True)  # with the lock, last
+    finally:
+        with contextlib.suppress(OSError):  # where others are in it
+            os.rmdir(beside)  # NFS keeps the file of a lock, and the directory with it, until the lock is gone
+
+
+def check_renaming(path: str, old: str):
+    """Raises UserError where a directory cannot be renamed: better before the new one is made than behind it."""
+    try:
+        os.rename(path, old)
+        os.rename(old, path)
+    except OSError as error:  # EXDEV: overlayfs renames no directory that is part of a container's image
+        raise UserError(f"{path} cannot be replaced ({error}): choose another --output_dir") from error
 
 
 def put_right(path: str):
@@ -1261,9 +1280,15 @@ def put_right_checkpoints(output_dir: str):
 
 
 def fsync(path: str | Path):
+    """Has the system write a file, or a directory's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some file systems, as shared folders of VirtualBox, do so for no directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) or not os.path.isdir(path):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def lock(folder: str):
@@ -1564,6 +1589,7 @@ def import_paddlenlp():
 # views of Paddle's memory (array_of() in run_pretrain.py), which keep it alive.
 DATA_TYPES = {"float32": 3, "uint16": 2, "uint8": 6}  # dnnl_data_type_t; uint16 stands for bfloat16
 CPU, FORWARD_TRAINING, BACKWARD = 1, 64, 128  # dnnl_engine_kind_t, dnnl_prop_kind_t
+OUT_OF_MEMORY = 1  # dnnl_status_t
 LINEAR, GELU_ERF, ADD, MULTIPLY, SOFTMAX = 0x26, 0x31, 0x1FFF0, 0x1FFF1, 0x30000  # dnnl_alg_kind_t
 SCALE_AND_SHIFT = 2 | 4  # dnnl_normalization_flags_t: both are given
 SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41  # DNNL_ARG_...
@@ -1638,7 +1664,7 @@ class OneDNN:
     """Runs primitives of Paddle's oneDNN on arrays: float32, uint16 (bfloat16), uint8.
 
     TypeError: for what is no such array. ValueError: for shapes that do not fit. RuntimeError: where
-    oneDNN refuses a layout.
+    oneDNN refuses a layout. MemoryError: where it gets no memory.
     """
 
     def __init__(self):
@@ -1655,6 +1681,7 @@ class OneDNN:
         self.engine = self.new(Engine, "engine_create", CPU, 0)
         self.stream = self.new(Stream, "stream_create", self.engine, 1)
         self.prepared = collections.OrderedDict()  # the least recently used first
+        self.lock = threading.Lock()
 
     def matmul(self, left, right, out, bias=None, kept=None, scale=1.0, added=None):
         """out = (left right + bias) kept scale + added: [..., m, k], [..., k, n], [..., m, n].
@@ -1800,16 +1827,17 @@ class OneDNN:
         `settings` is what the description depends on besides the arrays' layouts.
         """
         key = kind, *settings, *((role, x.shape, x.strides, x.dtype.char) for role, x in arrays.items())
-        if key in self.prepared:
-            self.prepared.move_to_end(key)
-        else:
-            if len(self.prepared) >= PREPARED:
-                self.free(*self.prepared.popitem(last=False)[1])
-            self.prepared[key] = self.prepare(kind, arrays, describe)
-        primitive, arguments = self.prepared[key]
-        for argument, array in zip(arguments, arrays.values()):
-            self.library.dnnl_memory_set_data_handle(argument.memory, array.ctypes.data)
-        self.library.dnnl_primitive_execute(primitive, self.stream, len(arguments), arguments)
+        with self.lock:  # another thread, as of a server, would write its places into the same arguments
+            if key in self.prepared:
+                self.prepared.move_to_end(key)
+            else:
+                if len(self.prepared) >= PREPARED:
+                    self.free(*self.prepared.popitem(last=False)[1])
+                self.prepared[key] = self.prepare(kind, arrays, describe)
+            primitive, arguments = self.prepared[key]
+            for argument, array in zip(arguments, arrays.values()):
+                self.library.dnnl_memory_set_data_handle(argument.memory, array.ctypes.data)
+            self.library.dnnl_primitive_execute(primitive, self.stream, len(arguments), arguments)
 
     def prepare(self, kind: str, arrays: dict, describe) -> tuple:
         """The primitive, and its arguments with memory objects that have no memory yet."""
@@ -1862,7 +1890,8 @@ class OneDNN:
     @staticmethod
     def check_status(status: int, function, arguments):
         if status:
-            raise RuntimeError(f"oneDNN's {function.__name__} gave status {status}")
+            kind = MemoryError if status == OUT_OF_MEMORY else RuntimeError
+            raise kind(f"oneDNN's {function.__name__} gave status {status}")
 
 
 @functools.cache
@@ -1872,7 +1901,7 @@ def onednn() -> OneDNN | None:
         library = OneDNN()
         try_operations(library)
         return library
-    except (OSError, AttributeError, RuntimeError) as error:
+    except (OSError, AttributeError, RuntimeError, MemoryError) as error:
         log(f"the CPU's faster layers are left out: {error}")
         return None
 

@@ -9,6 +9,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -370,6 +372,46 @@ def test_the_tied_weights_gradient_is_the_sum_of_all_its_uses(precision):
     assert distance(taken(), alone[0]) < 1e-6
 
 
+def test_the_tied_weight_has_its_gradient_where_the_embeddings_are_computed_without_one():
+    """As where only the upper layers are trained: no backward pass of the embedding's would take it."""
+    model, ids = model_of(64, 2), rows_of(2, 9, False)
+    ours, batch = with_cpu_layers(model, 64, 2, "float32", padded=False), batch_of(ids)
+    labels = paddle.gather(batch["labels"].flatten(), batch["masked_positions"])
+
+    def hidden_states(model):
+        with paddle.no_grad():
+            embedded = model.roberta.embeddings(batch["input_ids"])
+        return paddle.gather(model.roberta.encoder(embedded).flatten(0, 1), batch["masked_positions"])
+
+    gradients = []
+    for one in (model, ours):
+        hidden = hidden_states(one)
+        loss = F.cross_entropy(one.lm_head(hidden), labels, reduction="sum") if one is model else None
+        (loss if one is model else one.lm_head.loss(hidden, labels)[0]).backward()
+        gradients.append(one.lm_head.decoder.weight.grad.numpy())
+    assert distance(gradients[1], gradients[0]) < 1e-5
+
+
+def test_threads_of_one_process_compute_each_its_own(onednn):
+    """As in a server: they share what oneDNN has prepared for a shape."""
+    dnn, wrong = utils.onednn(), []
+
+    def compute(number: int):
+        left, right = np.full((48, 64), number, np.float32), np.ones((64, 80), np.float32)
+        for _ in range(400):
+            out = np.zeros((48, 80), np.float32)
+            dnn.matmul(left, right, out)
+            if not (out == 64 * number).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=compute, args=[number]) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_an_attention_mask_is_looked_at_or_refused(monkeypatch):
     """One of two documents in a row, and one of a row's last places; with masked positions and without."""
     monkeypatch.setattr(utils, "ATTENTION_CHUNK", 1)  # a row at a time
@@ -398,6 +440,10 @@ def test_an_attention_mask_is_looked_at_or_refused(monkeypatch):
     for more in ({}, {"masked_positions": positions}):
         with pytest.raises(ValueError, match=r"attention_mask: call use_fast_layers\(\) with is_padded=True"):
             unpadded(ids, attention_mask=mask, **more)
+    within = model_of(64, 2)
+    run_pretrain.use_fast_layers(paddle.nn.Sequential(within), "cpu", "float32", is_padded=False)
+    with pytest.raises(ValueError, match="attention_mask: call"):
+        within(ids, attention_mask=mask)
 
 
 def test_large_memory_is_lent_to_one_at_a_time_and_stays(monkeypatch):
@@ -690,6 +736,21 @@ def test_an_encoder_layer_whose_halves_differ_stays_paddles(part, name, value):
     assert type(model[0]) is paddle.nn.TransformerEncoderLayer
 
 
+class ScaledEmbedding(paddle.nn.Embedding):
+    def forward(self, ids):
+        return 2 * super().forward(ids)
+
+
+def test_an_embedding_of_somebodys_own_stays_as_it_is():
+    model, ids = model_of(64, 2), rows_of(2, 9, False)
+    model.roberta.embeddings.word_embeddings.__class__ = ScaledEmbedding
+    own = loss_and_gradients(model, ids)[1]["roberta.embeddings.word_embeddings.weight"]
+    run_pretrain.use_fast_layers(model, "cpu", "float32", is_padded=False)
+    assert type(model.roberta.embeddings.word_embeddings) is ScaledEmbedding
+    ours = masked_loss_and_gradients(model, ids)[1]["roberta.embeddings.word_embeddings.weight"]
+    assert distance(ours, own) < 1e-5
+
+
 class OneOfEach(paddle.nn.Layer):
     """Layers that ours do not cover, each beside one that they do."""
 
@@ -885,6 +946,17 @@ def test_where_onednn_cannot_be_used_the_plain_layers_train_and_a_line_says_so(
     assert f"the CPU's faster layers are left out: {error}" in capsys.readouterr().out
     losses = [record["loss"] for record in metrics(plain, "train")]
     assert losses == pytest.approx([record["loss"] for record in expected], rel=1e-5)
+
+
+def test_other_tensors_than_float32s_are_refused():
+    """And not read beyond their end."""
+    with pytest.raises(TypeError, match=r"compute with float32 on the CPU, and this is paddle.bfloat16 on .*auto_cast"):
+        run_pretrain.array_of(paddle.ones([3]).astype("bfloat16"))
+
+
+def test_a_want_of_memory_within_onednn_is_one():
+    with pytest.raises(MemoryError, match="matmul gave status 1"):
+        utils.OneDNN.check_status(1, SimpleNamespace(__name__="matmul"), ())
 
 
 def test_a_status_of_onednn_is_an_error():

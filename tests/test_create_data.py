@@ -1359,7 +1359,8 @@ def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(mistake, tmp_pat
         main(*arguments)
     message = str(error.value)
     assert [part for part in ERRORS[name][2] if part not in message] == [], message
-    assert "\n" not in message and len(message) < 1000
+    # A UserError shows line ends escaped, and cuts what is longer than 1,000. (The one quotes a text with a line end.)
+    assert ("\\n" in message) == (name == "tokenizer at random") and "characters left out" not in message
     assert before and contents(tmp_path) == before
 
 
@@ -2018,7 +2019,7 @@ def server(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", REAL_GETADDRINFO)
     monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(create_data, "SILENCE", 1)
+    monkeypatch.setattr(create_data, "SILENCE", 20)
     servers = []
 
     def serve(answer) -> str:
@@ -2088,7 +2089,8 @@ def test_a_url_that_ends_early_is_refused(create, tmp_path, server, kind):
         create(f"{url}/a.{kind}")
 
 
-def test_a_silent_server_and_an_http_error_are_named(create, server):
+def test_a_silent_server_and_an_http_error_are_named(create, server, monkeypatch):
+    monkeypatch.setattr(create_data, "SILENCE", 1)
     url = server(answer_with(b"one\n\ntwo\n\n" * 20, pause=3))
     with pytest.raises(UserError, match=r"cannot read http.*a\.txt .*timed out.*check the address and the network"):
         create(f"{url}/a.txt")
@@ -2500,7 +2502,7 @@ def test_without_a_network_it_is_said_at_once(monkeypatch, tmp_path, tokenizer):
         main("--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out")
     with pytest.raises(UserError, match=r"tokenizer roberta-base: .*no network.*`train`.*directory"):
         main("--dataset_name", "demo", "--output_dir", tmp_path / "out")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # the hub's own client tries for half a minute
 
 
 def test_another_languages_wikipedia_with_a_tokenizer_of_its_own_is_one_command(monkeypatch, tmp_path):

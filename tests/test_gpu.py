@@ -438,6 +438,17 @@ def test_processes_on_the_cpu_talk_over_gloo_though_there_are_gpus(one_of_two):
     assert paddle.get_device() == "cpu"
 
 
+def test_processes_on_gpus_talk_over_nccl(one_of_two, monkeypatch):
+    """Places of GPUs are stood in for: a Paddle for CPUs makes none."""
+    parallel = importlib.import_module("paddle.distributed.parallel")
+    monkeypatch.setattr(paddle, "set_device", lambda device: None)
+    monkeypatch.setattr(parallel.core, "CUDAPlace", lambda number: None, raising=False)
+    monkeypatch.setattr(parallel, "_set_expected_place", lambda place: None)
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    with pytest.raises(Chosen, match="nccl"):
+        run_pretrain.start_machine(run_pretrain.parse_arguments(["--device", "gpu"]))
+
+
 @pytest.mark.parametrize("precision", [[], FLOAT16], ids=["float32", "float16"])
 def test_the_host_waits_for_the_device_once_in_an_update(pretrain, monkeypatch, float16, precision):
     """In float16 GradScaler.update() reads a flag of its own, as train_update() says."""
@@ -479,6 +490,31 @@ def test_the_number_of_masked_positions_is_a_multiple_of_32_and_never_0():
         assert np.array_equal(positions[: len(chosen)], chosen) and (labels[positions[len(chosen) :]] == -100).all()
         numbers.add(len(positions))
     assert len(numbers) > 2
+
+
+def test_the_check_for_a_gpu_tells_what_is_wrong(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests/benchmarks"))
+    import check_gpu
+
+    with pytest.raises(AssertionError, match="they differ by"):
+        check_gpu.compared({"largest_difference": 2e-5}, 1e-5)
+    falling = np.linspace(math.log(8192), 8, 10).tolist()
+    for losses, skipped, message in (
+        (falling[::-1], 0, "the first loss is"),
+        ([*falling[:-1], 9.2], 0, "the loss rose"),
+        ([loss + 0.1 for loss in falling], 0, "from float32's"),
+        (falling, 1, "1 updates were skipped"),
+    ):
+        records = [{"loss": loss, "tokens_per_second": 1, "tflops": 1, "skipped_updates": 0} for loss in losses]
+        records[0]["skipped_updates"] = skipped
+        machine = SimpleNamespace(
+            device="gpu",
+            environment={"compute_capability": (8, 0)},
+            exact_losses={"adamw": falling},
+            train=lambda *flags, records=records, **more: records,
+        )
+        with pytest.raises(AssertionError, match=message):
+            check_gpu.check_updates(machine, "bfloat16", "adamw")
 
 
 @pytest.mark.slow

@@ -374,7 +374,7 @@ def has_bfloat16(monkeypatch):
     monkeypatch.setattr(run_pretrain, "onednn", lambda: types.SimpleNamespace(has_bfloat16=True))
 
 
-def test_every_pair_of_flags_is_used_or_said_to_be_unused_or_refused(has_bfloat16):
+def test_every_pair_of_flags_is_accepted_or_said_to_be_unused_or_refused(has_bfloat16):
     flags = set(vars(run_pretrain.parse_arguments([])))
     assert set(OTHER_VALUES) == flags, "a new flag needs a value here"
     for_training = run_pretrain.build_parser().for_training()
@@ -490,7 +490,7 @@ def test_an_absurd_number_is_one_line_or_trains(pretrain, monkeypatch, tmp_path,
         with pytest.raises((UserError, Killed)) as ended:
             pretrain("--max_steps", "3", f"--{name}", value, output=tmp_path / f"{name}{i}")
             pytest.fail(f"{name} {value} trains nothing") if (name, value) != ("max_steps", "0") else kill()
-        assert ended.type is Killed or "\n" not in str(ended.value)
+        assert ended.type is Killed or "\\n" not in str(ended.value)  # a UserError escapes line ends
 
 
 @pytest.mark.parametrize(
@@ -566,6 +566,17 @@ def test_a_mistake_in_a_backward_pass_is_a_traceback(packed_data, tmp_path):
     arguments = [*training_arguments(packed_data, tmp_path / "ckp"), "--max_steps", "1"]
     process = run_changed("utils.add_rows = lambda *_: 1 / 0", arguments)
     assert process.returncode == 1 and "Traceback" in process.stderr and "ZeroDivisionError" in process.stderr
+
+
+@pytest.mark.parametrize("content, expected", [("4000000\n", 4_000_000), ("max\n", None)])
+def test_the_memory_of_a_container_is_what_it_may_use(monkeypatch, content, expected):
+    def read_text(path):
+        if path.name != "memory.max":
+            raise FileNotFoundError(path)
+        return content
+
+    monkeypatch.setattr(run_pretrain.Path, "read_text", read_text)
+    assert run_pretrain.memory_of("cpu") == (expected or run_pretrain.psutil.virtual_memory().total)
 
 
 def run_changed(change: str, arguments: list):

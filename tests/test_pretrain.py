@@ -227,6 +227,25 @@ def test_the_tokens_of_an_update_are_those_of_all_its_micro_batches(build):
     run_pretrain.add_to_window(run, update, batches, data_seconds=0.0, seconds=1.0)
     assert run.progress.window["tokens"] == 2 * (8 + 24)
     assert run.progress.window["flops"] == run_pretrain.update_flops(run.model.config, 64, 20, 3.0)
+    run.machine, run.progress.window = Machine("cpu", "float32", 0, 2), {}
+    run_pretrain.add_to_window(run, update, batches, data_seconds=0.0, seconds=1.0)
+    assert run.progress.window["tokens"] == 2 * 2 * (8 + 24)  # the other rank's, too
+
+
+def test_ranks_may_take_half_an_hour_for_each_micro_batch(pretrain, monkeypatch):
+    """Beyond it one ends: test_distributed.py."""
+    armed, callers, real = [], [], run_pretrain.expect_progress
+    monkeypatch.setattr(run_pretrain.faulthandler, "dump_traceback_later", lambda *limit, exit: armed.append(*limit))
+    monkeypatch.delenv("PADDLE_PG_TIMEOUT", raising=False)
+    real(Machine("cpu", "float32"))  # waits for nobody
+    real(Machine("cpu", "float32", 0, 2))
+    for milliseconds in ("2000", "0"):
+        monkeypatch.setenv("PADDLE_PG_TIMEOUT", milliseconds)
+        real(Machine("cpu", "float32", 0, 2))
+    assert armed == [1800, 2]
+    monkeypatch.setattr(run_pretrain, "expect_progress", lambda _: callers.append(sys._getframe(1).f_code.co_name))
+    pretrain("--max_steps", "2", "--gradient_accumulation_steps", "2", "--max_eval_rows", "24")
+    assert callers == ["watching_progress", *["train_update"] * 4, *["evaluate"] * 3]
 
 
 def test_a_row_that_cannot_be_masked_is_not_laid_to_words_where_single_tokens_are_masked(pretrain, monkeypatch):
@@ -706,6 +725,9 @@ def test_a_line_of_the_report_fits_100_columns(packed_data, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == "step 123,400/1,000,000  loss 12.340  rate 1.23e-04  262,144 tokens/s  10.1 days left"
     assert len(line) <= 100
+    [record] = metrics(tmp_path, "train")
+    expected = {"steps_per_second": 1, "tokens_per_second": 262_144, "tflops": 10, "data_wait_percent": 1}
+    assert {name: record[name] for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -739,13 +761,14 @@ def test_a_terminal_shows_bars_for_training_and_evaluations_and_a_home_is_not_ne
     arguments = training_arguments(packed_data, tmp_path / "ckp", "roberta-en-tiny")
     command = [sys.executable, "run_pretrain.py", *arguments, "--max_steps", "2"]
     environment = {**os.environ, "HOME": "/dev/null"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)
     with open(ours, errors="replace") as terminal:
         shown = "".join(iter(lambda: read_or_nothing(terminal), ""))
+    printed, _ = run.communicate(timeout=120)
     assert run.returncode == 0, shown
     assert "2/2" in shown and "evaluating: " in shown and "Traceback" not in shown
-    assert f"done: {tmp_path}/ckp/paddle_2" in run.stdout and "\r" not in run.stdout
+    assert f"done: {tmp_path}/ckp/paddle_2" in printed and "\r" not in printed
 
 
 def test_metrics_and_visualdl_hold_what_was_promised(pretrain):

@@ -114,6 +114,16 @@ def test_a_growing_model_begins_with_sinusoids_larger_weights_and_word_frequenci
             assert (weight == (1 if "norm" in name and name.endswith("weight") else 0)).all(), name
 
 
+def test_a_run_begins_with_the_training_rows_frequencies_and_its_seed(pretrain, packed_data, monkeypatch):
+    given = []
+    monkeypatch.setattr(run_pretrain, "initialize_with_sinusoids", lambda model, *more: given.append(more))
+    pretrain("--max_steps", "1", "--recipe", "growing_rows", "--seed", "7")
+    [(counts, seed)] = given
+    ids = np.concatenate(datasets.load_from_disk(str(packed_data))["train"]["input_ids"])
+    regular = np.setdiff1d(np.arange(400), [0, 1, 2, 3, 399])
+    assert seed == 7 and np.array_equal(counts[regular], np.bincount(ids, minlength=400)[regular])
+
+
 def test_robertas_own_initialization_is_one_flag_away(build_model):
     weights = {name: parameter.numpy() for name, parameter in build_model("--recipe", "roberta").named_parameters()}
     matrices = [name for name, weight in weights.items() if weight.ndim == 2]

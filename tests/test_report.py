@@ -274,6 +274,28 @@ def test_a_run_whose_output_is_closed_trains_all_the_same(packed_data, tmp_path,
         assert "error: argument --seed" in wrong.stdout
 
 
+def test_several_runs_are_drawn_side_by_side(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    import matplotlib.axes
+    import plot_run
+
+    drawn, real = {}, matplotlib.axes.Axes.plot
+
+    def plot(axes, x, y, **how):
+        drawn[how["label"]] = list(zip(x, y))
+        return real(axes, x, y, **how)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", plot)
+    paths = [str(tmp_path / f"{name}.jsonl") for name in ("one", "other")]
+    for path, loss in zip(paths, (5.0, 4.0)):
+        records = [{"event": "train", "step": step, "loss": loss / step} for step in (1, 2)]
+        records += [{"event": "evaluation", "step": step, "eval_loss": loss - step} for step in (2, 0)]  # 0: alone
+        (tmp_path / path).write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot_run.main(["--metrics", *paths, "--output", str(tmp_path / "curves.png")])
+    assert is_drawn(tmp_path / "curves.png")
+    assert drawn[f"{paths[1]}, training"] == [(1, 4.0), (2, 2.0)] and drawn[f"{paths[1]}, evaluation"] == [(2, 2.0)]
+
+
 def test_perplexities_of_a_run_and_of_its_peers_stand_beside_their_own_minutes(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
     import plot_minutes
@@ -282,6 +304,7 @@ def test_perplexities_of_a_run_and_of_its_peers_stand_beside_their_own_minutes(m
     for reported, evaluated, loss in ((200, 200, 5.5), (600, 300, 5.0), (900, 900, 4.0), (1800, 1800, 3.0)):
         records.append({"event": "evaluation", "step": evaluated, "eval_loss": loss, "loss_without_context": 6.5})
         records.append({"event": "train", "step": reported, "steps_per_second": 1.0})
+    records.append({"event": "evaluation", "step": 0, "eval_loss": 9.0})  # by --max_steps 0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     # 2 seconds an update, and half as fast: the same 900 updates take 30 and 60 minutes
     speeds = {name: {"tokens_per_second": {"median": s}} for name, s in (("compiled", 1000), ("huggingface", 500))}

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -154,7 +155,7 @@ def test_sigkill_at_a_random_moment_again_and_again(packed_data, tmp_path, seed)
         while kills < 2 and process.poll() is None and (not log.exists() or log.stat().st_size <= written):
             time.sleep(0.01)
         if kills < 2:
-            time.sleep(random_.uniform(0, 1))
+            time.sleep(random_.uniform(0, 20 / metrics(undisturbed, "train")[-1]["steps_per_second"]))
             process.kill()
         status = process.wait()
         kills += status == -signal.SIGKILL
@@ -174,6 +175,21 @@ def test_a_signal_to_another_rank_ends_the_evaluation_here_too(pretrain, monkeyp
     output = pretrain("--max_steps", "4", "--save_steps", "2")
     assert "stopped by a signal after step 2: " in capsys.readouterr().out.splitlines()[-1]
     assert not metrics(output, "evaluation") and not (output / "paddle_4").exists()
+
+
+def test_a_signal_to_another_rank_ends_training_here_with_the_same_update(pretrain, monkeypatch, capsys):
+    real, sums = run_pretrain.sum_over_ranks, []
+
+    def sum_over_two_ranks(x):
+        if x.shape != [2]:  # no update's loss and number of ranks that stop
+            return real(x)
+        sums.append(x)
+        return real(x) + run_pretrain.paddle.to_tensor([0.0, float(len(sums) == 3)])
+
+    monkeypatch.setattr(run_pretrain, "sum_over_ranks", sum_over_two_ranks)
+    output = pretrain("--max_steps", "9")
+    assert [path.name for path in output.glob("paddle_*")] == ["paddle_3"]
+    assert "stopped by a signal after step 3: " in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("limit", [100_000, 400_000])  # the model, the optimizer's state
@@ -344,6 +360,60 @@ def test_a_directory_is_flushed_before_it_takes_its_name(monkeypatch, tmp_path):
             with open(os.path.join(folder, name), "w") as file:
                 file.write(name)
     assert calls == ["flush", "flush", "flush", "rename", "flush"]  # the files, their directory; then its parent
+
+
+def test_a_directory_that_cannot_be_flushed_is_no_reason_to_end(monkeypatch, tmp_path):
+    """As on shared folders of virtual machines; a file that cannot be is one."""
+    real, refused = os.fsync, {"kind": stat.S_ISDIR}
+
+    def fsync(descriptor):
+        if refused["kind"](os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    def write(name):
+        with utils.atomic_directory(str(tmp_path / name)) as folder, open(f"{folder}/file", "w") as file:
+            file.write("whole")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write("new")
+    refused["kind"] = stat.S_ISREG
+    with pytest.raises(OSError, match="Invalid argument"):
+        write("other")
+    assert os.listdir(tmp_path) == ["new"] and (tmp_path / "new/file").read_text() == "whole"
+
+
+def test_a_directory_that_cannot_be_renamed_is_told_before_the_work(monkeypatch, tmp_path):
+    """As one that is part of a container's image."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/old").write_text("old")
+    real = os.rename
+
+    def rename(source, target):
+        if source == str(tmp_path / "data"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    refused = pytest.raises(UserError, match=r"data cannot be replaced \(.*cross-device.*\): choose another")
+    with refused, utils.atomic_directory(str(tmp_path / "data")):
+        pytest.fail("the work begins")
+    assert os.listdir(tmp_path) == ["data"] and (tmp_path / "data/old").read_text() == "old"
+
+
+def test_a_directory_that_a_lock_keeps_for_a_while_goes_behind_it(monkeypatch, tmp_path):
+    """NFS keeps a file that is open."""
+    real = shutil.rmtree
+
+    def rmtree(path, **more):
+        real(path, **more)
+        if path == str(tmp_path / "new.being_written"):
+            os.mkdir(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with utils.atomic_directory(str(tmp_path / "new")):
+        pass
+    assert os.listdir(tmp_path) == ["new"]
 
 
 def fail_to_lock(monkeypatch, number: int) -> None:

@@ -29,7 +29,9 @@ def draw_comparison(runs: dict[str, list[dict]], path: str):
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, records in runs.items():
-        points = {event: [r for r in records if r["event"] == event] for event in ("train", "evaluation")}
+        # Without what --max_steps 0 adds, an evaluation alone.
+        later = [record for record in records if record["step"] > 0]
+        points = {event: [r for r in later if r["event"] == event] for event in ("train", "evaluation")}
         [line] = axes.plot(
             [record["step"] for record in points["train"]],
             [record["loss"] for record in points["train"]],
