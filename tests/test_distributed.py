@@ -1,6 +1,7 @@
 """Several processes, started by paddle.distributed.launch, give what one gives; and survive kills as one does."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 import run_pretrain
 
 pytestmark = pytest.mark.slow
+OWN_THREADS = os.environ["OMP_NUM_THREADS"]  # of this process, whose rounding depends on them
 LINEAR = "roberta.encoder.layers.0.linear1.weight"
 
 
@@ -24,13 +26,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(log_dir, processes: int, script: str, *arguments, nodes: int = 1, master: int | None = None):
-    """Starts the launcher of one node; the workers' output goes to log_dir."""
+def launch(log_dir, processes: int, script: str, *arguments, nodes: int = 1, master: int | None = None, threads="1"):
+    """Starts the launcher of one node, whose workers have a thread each; their output goes to log_dir."""
     command = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", log_dir]
     command += ["--nproc_per_node", processes // nodes]
     command += ["--nnodes", nodes, "--master", f"127.0.0.1:{master}"] if nodes > 1 else []
     command = [str(part) for part in [*command, script, *arguments]]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def arguments_of(data, output, *more) -> list:
@@ -59,7 +62,8 @@ def test_accumulation_equals_devices(packed_data, without_dropout, tmp_path, opt
             run_pretrain.main(arguments_of(packed_data, output, *more))
         else:
             command = arguments_of(packed_data, output, *more)
-            assert launch(tmp_path / "logs", processes, "run_pretrain.py", *command).wait(timeout=300) == 0
+            ranks = launch(tmp_path / "logs", processes, "run_pretrain.py", *command, threads=OWN_THREADS)
+            assert ranks.wait(timeout=300) == 0
     weights = {n: load_file(output / "paddle_5/model.safetensors") for n, output in outputs.items()}
     start = load_file(without_dropout / "model.safetensors")
     assert np.abs(weights[1][LINEAR] - start[LINEAR]).max() > 1e-4  # something was learned
@@ -85,7 +89,8 @@ def test_accumulation_equals_devices_to_bfloat16s_rounding(packed_data, without_
         if processes == 1:
             run_pretrain.main(command)
         else:
-            assert launch(tmp_path / "logs", processes, "run_pretrain.py", *command).wait(timeout=300) == 0
+            ranks = launch(tmp_path / "logs", processes, "run_pretrain.py", *command, threads=OWN_THREADS)
+            assert ranks.wait(timeout=300) == 0
         moments.append(load_file(output / "paddle_1/training_state/optimizer.safetensors"))
     gradients = [name for name in moments[0] if name.endswith("/moment1") and moments[0][name].ndim == 2]
     assert len(gradients) > 10

@@ -99,6 +99,7 @@ def changed_loss(monkeypatch, change):
         yield
 
 
+@pytest.mark.parametrize("tiny_run", ["adamw"], indirect=True)  # the scaler is the same for both
 def test_4100_updates_in_float16_pass_two_growths_and_three_overflows(tiny_run, monkeypatch):
     """GradScaler.update() reads its own scale when that changes, which numpy 2.4 does not let it."""
     run, batches = tiny_run
