@@ -95,6 +95,9 @@ def main(argv: list | None = None):
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's
     check_name_of(args.output_dir)
     corpus, held_out = find_text(args)
+    for source in corpus:
+        if not source.is_file:
+            log(f"reading --dataset_name {source.path} (--data_files reads files instead)")
     tell_first_document(corpus)
     with utils.atomic_directory(args.output_dir) as folder:
         check_output_dir(args.output_dir, args.overwrite_output_dir)
@@ -1398,10 +1401,18 @@ def tell_of_held_out_names(paths: list[str]):
 def named_pattern(pattern: str) -> tuple[str, str]:
     """The split of one of --validation_files, NAME=PATH or PATH, and its path; `year=2020/a.txt` may be a path."""
     name, sign, path = pattern.partition("=")
-    is_name = sign and re.fullmatch(r"[A-Za-z0-9_]+", name)
-    if not is_name or os.path.exists(pattern) or glob.glob(pattern, recursive=True):
+    if not sign or is_there(pattern):
         return "validation", pattern
-    return f"validation_{name}", path
+    if re.fullmatch(r"[A-Za-z0-9_]+", name):
+        return f"validation_{name}", path
+    if is_there(path):
+        raise UserError(f"--validation_files {pattern}: a name is of letters from a to z, digits and _: take another")
+    return "validation", pattern
+
+
+def is_there(pattern: str) -> bool:
+    """Whether a path, glob or URL of the command line stands for something."""
+    return is_url(pattern) or os.path.exists(pattern) or bool(glob.glob(pattern, recursive=True))
 
 
 def data_set_of(args) -> Source:

@@ -79,6 +79,7 @@ SUPPORTED_SETTINGS = {  # of config.json, where it changes what is computed; oth
     "pruned_heads": {},
     "quantization_config": None,
 }
+NOT_COMPUTED = ("transformers_version", "_name_or_path", "use_cache", "dtype")  # settings that change no result
 PLATEAU_UPDATES = 2000  # after which a model that does not use the context yet gets a word of advice
 EPOCHS = 3  # where neither --num_train_epochs nor --max_steps is given
 TAKES_LESS_MEMORY = (
@@ -171,6 +172,10 @@ def main(argv: list | None = None):
     if args.output_dir is not None:
         check_output_dir(args.output_dir)
     if args.max_steps == 0:
+        for name, rows in data.validation.items():
+            drawn = f"{args.max_eval_rows:,} drawn of " if 0 < args.max_eval_rows < len(rows) else ""
+            together = " together" if len(args.input_file) > 1 else ""
+            log(f"evaluating{in_words(name)}: {drawn}{len(rows):,} rows of {' '.join(args.input_file)}{together}")
         model = build_model(args, config, machine, data.is_padded)
         check_ranks_agree_on_weights(machine, model)
         warn_of_longer_rows(args.model_name_or_path, data)
@@ -365,7 +370,7 @@ def evaluate_all(run: Run, validation: dict[str, Callable]) -> dict[str, dict] |
         evaluations[name] = evaluation
     progress, loss = run.progress, first_of(evaluations)["eval_loss"]
     if progress.global_step > 0 and loss < progress.best.get("eval_loss", math.inf):
-        progress.best = {"step": progress.global_step, "eval_loss": loss}
+        progress.best = {"step": progress.global_step, "eval_loss": loss, "set": next(iter(evaluations))}
     run.report.log_evaluations(run, evaluations)
     return evaluations
 
@@ -455,7 +460,7 @@ class Progress:
     warmup_steps: int = 0  # updates until the peak learning rate
     skipped_in_a_row: int = 0  # updates, the last ones, that were not finite
     is_evaluated: bool = False  # whether an evaluation is due at this step: it follows the checkpoint that holds this
-    best: dict = field(default_factory=dict)  # {"step", "eval_loss"} of the best evaluation, once there is one
+    best: dict = field(default_factory=dict)  # {"step", "eval_loss", "set"} of the best evaluation, once there is one
     window: dict = field(default_factory=dict)  # sums since the last report, see add_to_window()
 
 
@@ -674,9 +679,9 @@ def found_config(args, tokenizer, seq_length: int):
         config.vocab_size = max(config.vocab_size, size)
         config.max_position_embeddings = max(config.max_position_embeddings, seq_length + first)
     if config.vocab_size < size:
-        remedy = f"prepare the data with --tokenizer_name {name}"
+        remedy = "let it grow by --resize_model True"
         if utils.read_tokenizer(folder) is None:
-            remedy = f"set it to {size} in its config.json, or let it grow by --resize_model True"
+            remedy = f"set it to {size} in its config.json, or {remedy}"
         raise UserError(f"{name} has vocab_size {config.vocab_size}, the data {size} tokens: {remedy}")
     longest = config.max_position_embeddings - first
     if longest < seq_length:
@@ -1222,6 +1227,9 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         max_eval_rows = state["arguments"]["max_eval_rows"]
         changes = changes_between(state, identity, data)
     if changes:
+        kept = {name: value for name, value in state["identity"].items() if identity.get(name) == value}
+        new_run = command_to_continue(checkpoint, args.output_dir, kept)
+        instead = f"to go on from its weights in a new run: {new_run}"
         if utils.read_tokenizer(checkpoint) != ids_of(data.tokenizer):  # in a new run, the weights would not suit them
             instead = f"prepare the text with --tokenizer_name {shlex.quote(checkpoint)}, and {instead}"
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
@@ -1232,16 +1240,28 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
     if max_eval_rows != args.max_eval_rows:
         best = "the best checkpoint is chosen by losses over different rows"
         log(f"warning: --max_eval_rows was {max_eval_rows}: {best}")
+    was, now = progress.best.get("set"), next(iter(data.validation))
+    if was not in (None, now):
+        log(f"warning: the best checkpoint was chosen by {was}, and is chosen anew, by {now}")
+        progress.best = {}
     return progress, state
 
 
-def command_to_continue(checkpoint: str, output_dir: str) -> str:
-    """The flags with which a new run begins with a checkpoint's weights, in a directory that is not there yet."""
+def command_to_continue(checkpoint: str, output_dir: str, kept: dict | None = None) -> str:
+    """The flags with which a new run begins with a checkpoint's weights, in a directory that is not there yet.
+
+    `kept` are parts of its identity that stay: of these the optimizer's, where they are not such a run's defaults.
+    """
     base, suffix = Path(output_dir), 2
     while Path(f"{base}_{suffix}").exists():
         suffix += 1
     places = f"--model_name_or_path {shlex.quote(str(checkpoint))} --output_dir {shlex.quote(f'{base}_{suffix}')}"
-    return f"{places} --resume_from_checkpoint auto"
+    usual = asdict(RECIPES["roberta"])
+    settings = ""
+    for name in ("optimizer", "learning_rate", "weight_decay"):
+        value = (kept or {}).get(name, usual[name])
+        settings += f" --{name} {value}" if value != usual[name] else ""
+    return f"{places}{settings} --resume_from_checkpoint auto"
 
 
 def changes_between(state: dict, current: dict, data: Data) -> list[str]:
@@ -1260,6 +1280,7 @@ def changes_between(state: dict, current: dict, data: Data) -> list[str]:
         saved_data = state.get("data") or f"that of {' '.join(state['arguments']['input_file'])}"
         changes.append(f"the data of --input_file (was {saved_data}; is {data.description})")
     changed = {name for name in was if name not in is_data and was[name] != current.get(name)}
+    changed -= {f"architecture.{name}" for name in NOT_COMPUTED}
     if "whole_word_masking" in changed:
         changed.discard("masking.whole_words")  # which it sets
     if "total_steps" not in current:
@@ -1410,7 +1431,7 @@ class Report:
     """What rank 0 tells: on the terminal, in metrics.jsonl, to VisualDL and as curve.png."""
 
     def __init__(self, args, data: Data):
-        self.output_dir = args.output_dir
+        self.output_dir, self.data_description = args.output_dir, data.description
         self.visualdl, self.bar = None, None
         self.yardsticks = {}  # of each validation set
         for name, rows in data.validation.items():
@@ -1497,7 +1518,7 @@ class Report:
         if first != "validation":
             record["first_set"] = first
         if not is_training:  # several may stand in one file
-            record["model"] = run.args.model_name_or_path
+            record |= {"model": run.args.model_name_or_path, "data": self.data_description}
         self.write("evaluation", step, record)
         if is_training and run.machine.rank == 0:
             try:

@@ -2135,6 +2135,32 @@ def test_equal_lists_are_refused(create, tmp_path):
         create(path, "--validation_files", write(tmp_path / "copy.txt", made_up(40)))
 
 
+def test_a_name_of_a_validation_set_that_cannot_be_one_is_told(create, tmp_path):
+    news = write(tmp_path / "news.txt", made_up(9))
+    with pytest.raises(
+        UserError, match=r"--validation_files de-news=.*news\.txt: a name is of letters from a to z, di"
+    ):
+        create(made_up(30), "--validation_files", f"de-news={news}")
+    with pytest.raises(UserError, match=r"there is nothing at de-news=absent\.txt"):
+        create(made_up(30), "--validation_files", "de-news=absent.txt")
+
+
+def test_what_is_read_where_no_file_is_given_is_told_at_the_start(hub, tmp_path, tokenizer, capsys):
+    held_out = write(tmp_path / "held_out.txt", made_up(9))
+    arguments = [
+        "--dataset_name",
+        hub,
+        "--dataset_config_name",
+        "latin",
+        "--split",
+        "test",
+        "--validation_files",
+        held_out,
+    ]
+    main(*arguments, "--tokenizer_name", tokenizer, "--output_dir", tmp_path / "out", "--max_seq_length", 4)
+    assert capsys.readouterr().out.startswith(f"reading --dataset_name {hub} (--data_files reads files instead)\n")
+
+
 def test_validation_sets_with_names_are_splits_of_their_own(create, tmp_path, capsys):
     texts = made_up(60)
     news, wiki, more = (write(tmp_path / f"{i}.txt", texts[10 * i : 10 * i + 10]) for i in range(3))

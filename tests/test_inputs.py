@@ -630,6 +630,56 @@ def test_more_epochs_are_refused_in_a_users_words_and_the_command_goes_on_from_t
     pretrain(*undo, *RESUME)
 
 
+def test_the_new_run_that_a_refusal_names_keeps_the_optimizer(pretrain):
+    """A checkpoint that is continued would have RoBERTa's otherwise."""
+    options = ["--recipe", "growing_rows", "--optimizer", "muon", "--learning_rate", "8e-3"]
+    pretrain(*options, "--max_steps", "2")
+    with pytest.raises(UserError) as error:
+        pretrain(*options, "--max_steps", "4", *RESUME)
+    expected = ["--optimizer", "muon", "--learning_rate", "0.008", "--weight_decay", "0.1", *RESUME]
+    assert follow(str(error.value))[4:] == expected
+    with pytest.raises(UserError) as error:  # what was changed is not named
+        pretrain(*options[:-1], "7e-3", "--max_steps", "2", *RESUME)
+    assert follow(str(error.value))[4:] == ["--optimizer", "muon", "--weight_decay", "0.1", *RESUME]
+
+
+def test_settings_of_a_configuration_that_change_no_result_may_differ(pretrain, tmp_path):
+    """As another version of transformers writes them."""
+    start = pretrain("--max_steps", "1", output=tmp_path / "start") / "paddle_1"
+    (start / "SHA256SUMS").unlink()
+    arguments = ["--model_name_or_path", str(start), "--max_steps", "2", "--save_steps", "1"]
+    output = pretrain(*arguments)
+    shutil.rmtree(output / "paddle_2")
+    config = json.loads((start / "config.json").read_text())
+    changed = {"transformers_version": "5.23.0", "use_cache": True, "dtype": "float16"}
+    assert all(config.get(name) != value for name, value in changed.items())
+    (start / "config.json").write_text(json.dumps(config | changed))
+    pretrain(*arguments, *RESUME)
+    assert (output / "paddle_2").exists()
+
+
+def test_a_best_checkpoint_is_chosen_anew_where_another_set_comes_first(pretrain, data, capsys):
+    sets = {"validation_news": first_rows_of_training, "validation_law": first_rows_of_training}
+    for order in (["validation_news", "validation_law"], ["validation_law", "validation_news"]):
+        several = with_validation_sets(data, **{name: sets[name] for name in order})
+        description = json.loads((several / "dataset_dict.json").read_text())
+        description["splits"].remove("validation")
+        (several / "dataset_dict.json").write_text(json.dumps(description))
+        shutil.rmtree(several / "validation")
+        several.rename(data.parent / order[0])
+    output = pretrain("--max_steps", "6", "--save_steps", "2", data=data.parent / "validation_news")
+    shutil.rmtree(output / "paddle_6")
+    capsys.readouterr()
+    pretrain("--max_steps", "6", "--save_steps", "2", *RESUME, data=data.parent / "validation_law")
+    shown = capsys.readouterr().out
+    assert "warning: the best checkpoint was chosen by validation_news, and is chosen anew, by validation_law" in shown
+
+
+def test_an_evaluation_alone_says_how_much_of_what_it_evaluates(pretrain, packed_data, data, capsys):
+    pretrain("--max_steps", "0", "--max_eval_rows", "20", "--input_file", str(packed_data), str(data))
+    assert f"evaluating: 20 drawn of 560 rows of {packed_data} {data} together\n" in capsys.readouterr().out
+
+
 def test_on_data_of_another_tokenizer_the_refusal_says_how_to_prepare_the_text(pretrain, corpus, tmp_path):
     output = pretrain("--max_steps", "2")
     other = create(corpus, tmp_path / "other", "--tokenizer_name", "train", "--vocab_size", "390")

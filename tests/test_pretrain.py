@@ -659,6 +659,7 @@ def test_evaluating_only_prints_the_loss_of_the_model_and_writes_a_line_on_reque
         and shown[-1].endswith(run_pretrain.where_it_stands(record))
         and 1 < record["eval_loss"] < math.log(400)
     )
+    assert f"evaluating: 280 rows of {packed_data}" in shown
     [yardsticks] = [line for line in shown if line.startswith("yardsticks")]
     assert all(f"{record[key]:.3f}" in yardsticks for key in ("unigram_entropy", "loss_without_context"))
     assert any(line.endswith(f"continuing from {output / 'paddle_8'}") for line in shown)
@@ -666,6 +667,7 @@ def test_evaluating_only_prints_the_loss_of_the_model_and_writes_a_line_on_reque
     assert [path.name for path in (tmp_path / "asked").iterdir()] == ["metrics.jsonl"]
     [asked] = metrics(tmp_path / "asked", "evaluation")
     assert asked.pop("event") == record.pop("event") and asked.pop("model") == str(output / "paddle_8")
+    assert f"2,175 rows of {packed_data}, 280 of validation, digest " in asked.pop("data")
     assert asked == pytest.approx({**record, "step": 0}, rel=1e-5)
 
 
@@ -1023,7 +1025,7 @@ def test_a_configuration_without_a_tokenizer_is_told_what_to_set(pretrain, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 300}, "has vocab_size 300, the data 400 tokens"),
+        ({"vocab_size": 300}, "has vocab_size 300, the data 400 tokens: let it grow by --resize_model True"),
         ({"vocab_size": 500}, r"word_embeddings.weight is \[400, 32\], but should be \[500, 32\]"),
         ({"intermediate_size": 64}, r"linear1.weight is \[32, 128\], but should be \[32, 64\]"),
         ({"max_position_embeddings": 20}, "rows of 32 tokens, and the positions of .* are enough for 18"),
