@@ -682,7 +682,8 @@ def test_an_evaluation_alone_says_how_much_of_what_it_evaluates(pretrain, packed
 
 def test_on_data_of_another_tokenizer_the_refusal_says_how_to_prepare_the_text(pretrain, corpus, tmp_path):
     output = pretrain("--max_steps", "2")
-    other = create(corpus, tmp_path / "other", "--tokenizer_name", "train", "--vocab_size", "390")
+    (tmp_path / "other.txt").write_text(text_of_words(300, seed=1))
+    other = create(tmp_path / "other.txt", tmp_path / "other")
     with pytest.raises(UserError, match="the tokenizer's files in --input_file") as error:
         pretrain("--max_steps", "2", *RESUME, data=other)
     message = str(error.value)
