@@ -534,9 +534,10 @@ def expect_progress(machine: Machine):
     Paddle ends nothing by that variable (milliseconds; half an hour by default, no limit at 0): where a rank on another
     machine is gone, the others would wait for ever.
     """
-    milliseconds = int(os.environ.get("PADDLE_PG_TIMEOUT", "1800000"))
-    if machine.world_size > 1 and milliseconds > 0:
-        faulthandler.dump_traceback_later(milliseconds / 1000, exit=True)
+    if machine.world_size > 1:
+        milliseconds = int(os.environ.get("PADDLE_PG_TIMEOUT", "1800000"))
+        if milliseconds > 0:
+            faulthandler.dump_traceback_later(milliseconds / 1000, exit=True)
 
 
 @contextmanager
