@@ -328,8 +328,14 @@ def drawn_rows(args, token_rows) -> tuple:
     """The rows of the speed test as create_data.py would have stored them, and a stand-in for their tokenizer."""
     import pyarrow
 
+    def as_lists(array):  # from its memory: pyarrow.array() would import pandas, as no run does
+        content = np.packbits(array, bitorder="little") if array.dtype == bool else array
+        buffers = [None, pyarrow.py_buffer(np.ascontiguousarray(content))]
+        values = pyarrow.Array.from_buffers(pyarrow.from_numpy_dtype(array.dtype), array.size, buffers)
+        return pyarrow.FixedSizeListArray.from_arrays(values, array.shape[1])
+
     rows, last = np.load(args.rows), args.vocab_size - 1
-    split = pyarrow.table({"input_ids": list(rows), "special_tokens_mask": list(rows <= 3)})
+    split = pyarrow.Table.from_arrays([as_lists(rows), as_lists(rows <= 3)], ["input_ids", "special_tokens_mask"])
     ids = dict(cls_token_id=0, bos_token_id=0, pad_token_id=1, eos_token_id=2, mask_token_id=last)
     tokenizer = SimpleNamespace(**ids, all_special_ids=[0, 1, 2, 3, last], vocab_size=args.vocab_size)
     return tokenizer, token_rows(split)
