@@ -95,10 +95,7 @@ def main(argv: list | None = None):
     os.environ["RAYON_NUM_THREADS"] = str(args.preprocessing_num_workers)  # gigatoken's
     check_name_of(args.output_dir)
     corpus, held_out = find_text(args)
-    for source in corpus:
-        if not source.is_file:
-            log(f"reading --dataset_name {source.path} (--data_files reads files instead)")
-    tell_first_document(corpus)
+    tell_what_is_read(corpus)
     with utils.atomic_directory(args.output_dir) as folder:
         check_output_dir(args.output_dir, args.overwrite_output_dir)
         if args.tokenizer_name == "train":
@@ -143,15 +140,19 @@ def write_rows(args, corpus: list, held_out: dict[str, list], tokenizer: Tokeniz
     corpus_documents = islice(known.others_of(read_documents(corpus)), args.max_documents)
     corpus_splits = assign_splits(copies.counted_in(corpus_documents), share, args.seed)
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as progress:
-        # First what is held out: a file that is too short for a row is an error before the corpus is read.
-        for documents in (read_held_out(held_out, known), corpus_splits):
+
+        def write(documents):
             for split, size, ids, ends in ahead(encode(ahead(fill_buffers(documents, args.line_by_line)), tokenizer)):
                 writers[split].add(ids, ends)
                 progress.update(size)
-            for split, sources in held_out.items():
-                if not writers[split].counts["rows"]:
-                    writers[split].close()
-                    raise_empty(args, split, writers, sources, is_drawn=False)
+
+        # First what is held out: a file that is too short for a row is an error before the corpus is read.
+        write(read_held_out(held_out, known))
+        for split, sources in held_out.items():
+            if not writers[split].counts["rows"]:
+                writers[split].close()
+                raise_empty(args, split, writers, sources, is_drawn=False)
+        write(corpus_splits)
 
     log_how_read([*corpus, *chain(*held_out.values())])
     if known.found:
@@ -449,18 +450,17 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
     """Raises UserError for a split that has no rows, with what may help; `sources` are those of the split."""
     is_limited = args.max_documents is not None and (split == "train" or is_drawn)
     more = "raise --max_documents" if is_limited else "add text"
-    counts = writers[split].counts
+    counts, is_text = writers[split].counts, any(source.separated_by for source in sources)
     if split == "train" and is_drawn and not counts["tokens"] and writers["validation"].counts["tokens"]:
         remedy = f"lower --validation_split_percentage, or {more}"
         if args.max_documents == 1:
             remedy = more
         elif sum(source.documents for source in sources) == 1:  # at least one is always held out
-            is_text = any(source.separated_by for source in sources)
             remedy = f"the text is one document: {'set --document_separator, or ' if is_text else ''}add text"
         raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
     remedies = []
     if counts["tokens"]:
-        if is_drawn and any(source.separated_by for source in sources):
+        if is_drawn and is_text:
             remedies.append("set --document_separator")
         remedies.append("lower --max_seq_length")
     if is_drawn and split == "validation" and args.validation_split_percentage != 100:
@@ -469,8 +469,12 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
     raise UserError(f"{split}: {counted(counts)}: {', '.join(remedies)}")
 
 
-def tell_first_document(corpus: list[Source]):
-    """Says what is taken for a document of a text file, where nothing else tells: at the end it would be late."""
+def tell_what_is_read(corpus: list[Source]):
+    """Says at the start what would be late to learn at the end: the data set, or what is taken for a document of a text
+    file, where nothing else tells."""
+    for source in corpus:
+        if not source.is_file:
+            log(f"reading --dataset_name {source.path} (--data_files reads files instead)")
     guessed = (source for source in corpus if source.reader is read_txt and source.separator is None)
     source = next((replace(source) for source in guessed if os.path.isfile(source.path)), None)  # no pipe, and no URL
     document = next(read_documents([source]), None) if source else None
@@ -1130,8 +1134,7 @@ def find_files(patterns: list[str], text_column: str, separator: str | None, may
     """The files that paths, globs, URLs and directories stand for, in order, each once; says what is left out."""
     found, left_out = {}, {}
     for pattern in patterns:
-        is_known = is_url(pattern) or os.path.exists(pattern)
-        matches = [pattern] if is_known else glob.glob(pattern, recursive=True)
+        matches = matches_of(pattern)
         if not matches:
             raise UserError(f"there is nothing at {pattern}: give paths, globs, directories or URLs of {TYPES}")
         files = sorted(path for match in matches for path in ([match] if is_url(match) else files_below(match)))
@@ -1144,6 +1147,12 @@ def find_files(patterns: list[str], text_column: str, separator: str | None, may
     tell_left_out(list(left_out.values()), list(found.values()), may_leave_out)
     refuse_packed_twins(found.values())
     return [Source(path, reader_of(path), text_column, separator) for path in found.values()]
+
+
+def matches_of(pattern: str) -> list[str]:
+    """What a path, glob or URL of the command line stands for."""
+    is_known = is_url(pattern) or os.path.exists(pattern)
+    return [pattern] if is_known else glob.glob(pattern, recursive=True)
 
 
 def refuse_packed_twins(paths: Iterable[str]):
@@ -1401,18 +1410,13 @@ def tell_of_held_out_names(paths: list[str]):
 def named_pattern(pattern: str) -> tuple[str, str]:
     """The split of one of --validation_files, NAME=PATH or PATH, and its path; `year=2020/a.txt` may be a path."""
     name, sign, path = pattern.partition("=")
-    if not sign or is_there(pattern):
+    if not sign or matches_of(pattern):
         return "validation", pattern
     if re.fullmatch(r"[A-Za-z0-9_]+", name):
         return f"validation_{name}", path
-    if is_there(path):
+    if matches_of(path):
         raise UserError(f"--validation_files {pattern}: a name is of letters from a to z, digits and _: take another")
     return "validation", pattern
-
-
-def is_there(pattern: str) -> bool:
-    """Whether a path, glob or URL of the command line stands for something."""
-    return is_url(pattern) or os.path.exists(pattern) or bool(glob.glob(pattern, recursive=True))
 
 
 def data_set_of(args) -> Source:

@@ -172,10 +172,7 @@ def main(argv: list | None = None):
     if args.output_dir is not None:
         check_output_dir(args.output_dir)
     if args.max_steps == 0:
-        for name, rows in data.validation.items():
-            drawn = f"{args.max_eval_rows:,} drawn of " if 0 < args.max_eval_rows < len(rows) else ""
-            together = " together" if len(args.input_file) > 1 else ""
-            log(f"evaluating{in_words(name)}: {drawn}{len(rows):,} rows of {' '.join(args.input_file)}{together}")
+        log_what_is_evaluated(args, data)
         model = build_model(args, config, machine, data.is_padded)
         check_ranks_agree_on_weights(machine, model)
         warn_of_longer_rows(args.model_name_or_path, data)
@@ -1213,9 +1210,9 @@ def is_in(checkpoint: str, output_dir: str) -> bool:
 
 def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: int) -> tuple[Progress, dict]:
     """The progress of a checkpoint that this run may continue from, and all of its state.json."""
-    refusal = f"cannot resume from {checkpoint}"
-    instead = f"to go on from its weights in a new run: {command_to_continue(checkpoint, args.output_dir)}"
-    with explaining(f"{refusal}: its state.json is damaged, or of another version; {instead}"):
+    refusal, in_new_run = f"cannot resume from {checkpoint}", "to go on from its weights in a new run:"
+    command = command_to_continue(checkpoint, args.output_dir)
+    with explaining(f"{refusal}: its state.json is damaged, or of another version; {in_new_run} {command}"):
         state = json.loads(Path(checkpoint, "training_state/state.json").read_bytes())
         state.setdefault("planned_steps", total_steps)  # earlier checkpoints have no stages that would need it
         state.setdefault("is_evaluated", False)  # nor this
@@ -1229,8 +1226,7 @@ def load_state(checkpoint: str, args, identity: dict, data: Data, total_steps: i
         changes = changes_between(state, identity, data)
     if changes:
         kept = {name: value for name, value in state["identity"].items() if identity.get(name) == value}
-        new_run = command_to_continue(checkpoint, args.output_dir, kept)
-        instead = f"to go on from its weights in a new run: {new_run}"
+        instead = f"{in_new_run} {command_to_continue(checkpoint, args.output_dir, kept)}"
         if utils.read_tokenizer(checkpoint) != ids_of(data.tokenizer):  # in a new run, the weights would not suit them
             instead = f"prepare the text with --tokenizer_name {shlex.quote(checkpoint)}, and {instead}"
         raise UserError(f"{refusal}: these would change the result: {'; '.join(changes)}; undo them, or, {instead}")
@@ -1552,6 +1548,14 @@ class Report:
             for name, value in numbers_of(record).items():
                 self.visualdl.add_scalar(f"{event}/{name}", value, step)
             self.visualdl.flush()  # its thread does so only now and then
+
+
+def log_what_is_evaluated(args, data: Data):
+    """Before an evaluation alone: which rows it is of."""
+    together = " together" if len(args.input_file) > 1 else ""
+    for name, rows in data.validation.items():
+        drawn = f"{args.max_eval_rows:,} drawn of " if 0 < args.max_eval_rows < len(rows) else ""
+        log(f"evaluating{in_words(name)}: {drawn}{len(rows):,} rows of {' '.join(args.input_file)}{together}")
 
 
 def shown_loss(record: dict, window: dict) -> str:

@@ -31,7 +31,7 @@ def curve_of_run(records: list[dict]) -> tuple[list, list]:
         if record["event"] == "train":
             seconds.append(seconds[-1] + (record["step"] - steps[-1]) / record["steps_per_second"])
             steps.append(record["step"])
-    evaluations = [record for record in records if record["event"] == "evaluation" and record["step"] > 0]
+    evaluations = [record for record in records if record["event"] == "evaluation"]
     minutes = np.interp([record["step"] for record in evaluations], steps, seconds) / 60
     return minutes.tolist(), [record["eval_loss"] for record in evaluations]
 

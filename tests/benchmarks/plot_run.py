@@ -19,7 +19,7 @@ def records_of(path: str) -> list[dict]:
         raise UserError(f"--metrics {path}: not a metrics.jsonl of run_pretrain.py ({error})") from error
     if not any(record["event"] == "train" for record in records):
         raise UserError(f"--metrics {path}: the run has not reported yet (see --logging_steps)")
-    return records
+    return [record for record in records if record["step"] > 0]  # without what --max_steps 0 adds, an evaluation alone
 
 
 def draw_comparison(runs: dict[str, list[dict]], path: str):
@@ -29,9 +29,7 @@ def draw_comparison(runs: dict[str, list[dict]], path: str):
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, records in runs.items():
-        # Without what --max_steps 0 adds, an evaluation alone.
-        later = [record for record in records if record["step"] > 0]
-        points = {event: [r for r in later if r["event"] == event] for event in ("train", "evaluation")}
+        points = {event: [r for r in records if r["event"] == event] for event in ("train", "evaluation")}
         [line] = axes.plot(
             [record["step"] for record in points["train"]],
             [record["loss"] for record in points["train"]],
