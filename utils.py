@@ -2203,8 +2203,8 @@ class AttentionOperation:
     """context = dropout(softmax(query key^T / sqrt(width of a head) + mask)) value, for each head.
 
     projected holds query, key and value side by side, [batch, seq, 3 width]; context is [batch, seq, width].
-    The scores, [batch, heads, seq, seq], are computed for so many rows at a time as stay in the cache; their
-    softmax is kept.
+    The scores, [batch, heads, seq, seq], are computed for so many rows and heads at a time as stay in the cache;
+    their softmax is kept.
     """
 
     def __init__(self, dnn: OneDNN, operand_type: type, num_heads: int, mask, dropout: float, seed: int):
@@ -2213,7 +2213,7 @@ class AttentionOperation:
 
     def forward(self, context, projected):
         batch, seq, width = context.shape
-        self.chunks = attention_chunks(batch, seq, max(1, ATTENTION_CHUNK // (self.num_heads * seq**2)))
+        self.chunks = attention_chunks(batch, self.num_heads, seq)
         self.scale, self.dropped_scale = (width // self.num_heads) ** -0.5, 1 / (1 - self.dropout)
         shape = batch, self.num_heads, seq, seq
         self.weights = np.empty(shape, self.type)
@@ -2222,7 +2222,7 @@ class AttentionOperation:
         context = self.by_head(context)
         for chunk in self.chunks:
             scores = np.empty(self.weights[chunk].shape, np.float32)
-            mask = None if self.mask is None else self.mask[chunk]
+            mask = None if self.mask is None else self.mask[chunk[0]]  # one for all heads
             self.dnn.matmul(self.query[chunk], self.key[chunk].swapaxes(2, 3), scores, scale=self.scale, added=mask)
             self.dnn.softmax(scores, scores)  # into bfloat16 at once, Paddle 2.6.2's rounds twice
             self.dnn.copy(scores, self.weights[chunk])
@@ -2242,7 +2242,7 @@ class AttentionOperation:
             self.dnn.matmul(grad_weights, self.key[chunk], grad_query[chunk], scale=self.scale)
             self.dnn.matmul(grad_weights.swapaxes(2, 3), self.query[chunk], grad_key[chunk], scale=self.scale)
 
-    def left(self, chunk: slice):
+    def left(self, chunk: tuple):
         """What dropout leaves of the attention weights, not scaled."""
         weights = self.weights[chunk]
         if self.kept is None:
@@ -2254,19 +2254,24 @@ class AttentionOperation:
         return array.reshape(*array.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
 
-def attention_chunks(batch: int, seq: int, most: int) -> list[slice]:
-    """Slices of a batch of rows, of up to `most` rows each, and none of 3 seq rows.
+def attention_chunks(batch: int, heads: int, seq: int) -> list[tuple[slice, slice]]:
+    """What of a batch, and which heads, is computed at a time: at most ATTENTION_CHUNK weights, or those of one head.
 
-    There oneDNN 3 computes query, key and value wrongly, and writes where it should not: it takes their matrices, batch
-    times heads of them, for evenly spaced if the stride of a row, 3 seq heads width, is so many times that of a head,
-    width (is_batch_layout_trivial(); uxlfoundation/oneDNN's pull request 5556 mends it).
+    Never 3 seq rows. There oneDNN 3 computes query, key and value wrongly, and writes where it should not: it takes
+    their matrices, batch times heads of them, for evenly spaced if the stride of a row, 3 seq heads width, is so many
+    times that of a head, width (is_batch_layout_trivial(); uxlfoundation/oneDNN's pull request 5556 mends it).
     """
+    most = max(1, ATTENTION_CHUNK // seq**2)  # heads of rows
+    if most < heads:
+        size = math.ceil(heads / math.ceil(heads / most))
+        parts = [slice(start, start + size) for start in range(0, heads, size)]
+        return [(slice(row, row + 1), part) for row in range(batch) for part in parts]
     chunks, start = [], 0
     while start < batch:
-        size = min(most, batch - start)
+        size = min(most // heads, batch - start)
         if size == 3 * seq:
             size -= 1
-        chunks.append(slice(start, start + size))
+        chunks.append((slice(start, start + size), slice(None)))
         start += size
     return chunks
 

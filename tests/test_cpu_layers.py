@@ -414,7 +414,7 @@ def test_threads_of_one_process_compute_each_its_own(onednn):
 
 def test_an_attention_mask_is_looked_at_or_refused(monkeypatch):
     """One of two documents in a row, and one of a row's last places; with masked positions and without."""
-    monkeypatch.setattr(utils, "ATTENTION_CHUNK", 1)  # a row at a time
+    monkeypatch.setattr(utils, "ATTENTION_CHUNK", 1)  # a head of a row at a time
     real = utils.AttentionOperation.forward
 
     def forward(self, context, projected):
@@ -633,11 +633,11 @@ def test_dropout_follows_the_seed_and_repeats_bit_for_bit(precision):
 
 
 def test_a_batch_may_be_taken_in_chunks_of_any_size(monkeypatch):
-    """Each chunk of rows has its own padding and dropout, forward and backward."""
-    ids, model = rows_of(5, 24, True), model_of(64, 2, dropout=0.2)
-    ours = with_cpu_layers(model, 64, 2, "float32", dropout=0.2)
+    """Each chunk of rows, or of a row's heads, has its own padding and dropout, forward and backward."""
+    ids, model = rows_of(5, 24, True), model_of(64, 4, dropout=0.2)
+    ours = with_cpu_layers(model, 64, 4, "float32", dropout=0.2)
     results = []
-    for chunk in (2**21, 2 * 2 * 24**2, 1):
+    for chunk in (2**21, 2 * 4 * 24**2, 3 * 24**2, 1):
         monkeypatch.setattr(utils, "ATTENTION_CHUNK", chunk)
         results.append(loss_and_gradients(ours, ids))
     for loss, gradients in results[1:]:
@@ -667,14 +667,17 @@ def test_attention_is_right_where_a_batch_has_three_times_as_many_rows_as_places
             assert distance(gradients[name], gradient) < (2e-2 if precision == "bfloat16" else 1e-5), name
 
 
-def test_no_chunk_of_attention_has_three_times_as_many_rows_as_places():
-    for batch, seq, most in itertools.product(
-        (1, 2, 3, 23, 24, 25, 71, 72, 96, 97), (1, 2, 8, 32), (1, 3, 24, 96, 10**6)
+def test_chunks_of_attention_hold_each_head_of_each_row_once_and_are_no_larger_than_asked_for(monkeypatch):
+    """And none has three times as many rows as places."""
+    for batch, heads, seq, most in itertools.product(
+        (1, 2, 3, 23, 24, 25, 71, 72, 96, 97), (1, 2, 5, 12), (1, 2, 8, 32), (1, 3, 24, 96, 10**6)
     ):
-        rows = np.arange(batch)
-        chunks = utils.attention_chunks(batch, seq, most)
-        assert np.array_equal(np.concatenate([rows[chunk] for chunk in chunks]), rows)
-        assert all(len(rows[chunk]) <= most and len(rows[chunk]) != 3 * seq for chunk in chunks)
+        monkeypatch.setattr(utils, "ATTENTION_CHUNK", most * seq**2)
+        times = np.zeros((batch, heads), int)
+        for chunk in utils.attention_chunks(batch, heads, seq):
+            assert 0 < times[chunk].size <= most and len(times[chunk]) != 3 * seq
+            times[chunk] += 1
+        assert (times == 1).all()
 
 
 def test_attentions_dropout_keeps_its_share_and_the_mean():
