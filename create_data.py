@@ -108,10 +108,8 @@ def main(argv: list | None = None):
         digests = name_contents(splits, folder)
         save_tokenizer(tokenizer, f"{folder}/tokenizer", model_max_length=max(512, args.max_seq_length))
         inputs = {"train": corpus, **held_out}
-        for file in sorted(Path(folder).glob("*/*")):
-            name = str(file.relative_to(folder))
-            if name not in digests:
-                digests[name] = utils.sha256_of(file)
+        others = {str(file.relative_to(folder)) for file in Path(folder).glob("*/*")} - set(digests)
+        digests |= {name: utils.sha256_of(f"{folder}/{name}") for name in others}
         card = {
             "source": [source.path for source in corpus],
             "arguments": vars(args),
@@ -397,7 +395,7 @@ class SplitWriter:
         texts = np.concatenate([self.rest, ids.astype(self.rest.dtype)])
         text_ends = len(self.rest) + ends
         if self.packed:
-            tokens = join_documents(texts, text_ends, self.eos)
+            tokens = np.insert(texts, text_ends, self.eos)  # a </s> after each document
             row_ends = np.arange(self.room, len(tokens) + 1, self.room)
         else:
             tokens, row_ends = texts, text_ends
@@ -418,11 +416,6 @@ class SplitWriter:
         """Finishes the file and the counts."""
         self.stream.close()
         self.counts["dropped_tokens"] += len(self.rest)
-
-
-def join_documents(tokens: np.ndarray, ends: np.ndarray, eos: int) -> np.ndarray:
-    """The stream of documents, with a </s> after each."""
-    return np.insert(tokens, ends, eos)
 
 
 def cut_into_rows(tokens: np.ndarray, ends: np.ndarray, room: int) -> tuple[pyarrow.ListArray, np.ndarray]:
@@ -451,6 +444,7 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
     is_limited = args.max_documents is not None and (split == "train" or is_drawn)
     more = "raise --max_documents" if is_limited else "add text"
     counts, is_text = writers[split].counts, any(source.separated_by for source in sources)
+    is_a_part = is_drawn and args.validation_split_percentage != 100
     if split == "train" and is_drawn and not counts["tokens"] and writers["validation"].counts["tokens"]:
         remedy = f"lower --validation_split_percentage, or {more}"
         if args.max_documents == 1:
@@ -460,10 +454,10 @@ def raise_empty(args, split: str, writers: dict, sources: list[Source], is_drawn
         raise UserError(f"train: nothing, as all documents are held out for validation: {remedy}")
     remedies = []
     if counts["tokens"]:
-        if is_drawn and is_text:
+        if is_a_part and is_text:
             remedies.append("set --document_separator")
         remedies.append("lower --max_seq_length")
-    if is_drawn and split == "validation" and args.validation_split_percentage != 100:
+    if is_a_part and split == "validation":
         remedies.append("raise --validation_split_percentage")
     remedies = [*remedies, f"or {more}"] if remedies else [more]
     raise UserError(f"{split}: {counted(counts)}: {', '.join(remedies)}")
@@ -584,16 +578,15 @@ def load_vocab_and_merges(folder: str) -> Tokenizer:
             raise UserError(f"{folder} holds {name} ({kind}), no byte-level BPE: give --tokenizer_name train")
         if os.path.isdir(f"{folder}/tokenizer"):
             raise UserError(f"--tokenizer_name {folder} holds no tokenizer: did you mean {folder}/tokenizer?")
-    added = {}  # ids of special tokens that vocab.json lacks
-    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
-        if os.path.exists(f"{folder}/{name}"):
-            settings = json.loads(Path(folder, name).read_bytes())
-            tokens = settings if name == "added_tokens.json" else settings.get("additional_special_tokens") or []
-            added = settings if name == "added_tokens.json" else added
-            if any(token not in SPECIAL for token in tokens):
-                raise UserError(f"{folder}/{name} adds tokens: give a directory that has its tokenizer.json, too")
-            if name == "tokenizer_config.json" and settings.get("add_prefix_space"):
-                raise UserError(f"{folder}/{name} has, unlike RoBERTa's, add_prefix_space: choose another")
+    names = "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"
+    paths = [Path(folder, name) for name in names]
+    # Ids of special tokens that vocab.json lacks; and settings, two files of them.
+    added, *settings = (json.loads(path.read_bytes()) if path.exists() else {} for path in paths)
+    for name, tokens in zip(names, (added, *(one.get("additional_special_tokens") or [] for one in settings))):
+        if any(token not in SPECIAL for token in tokens):
+            raise UserError(f"{folder}/{name} adds tokens: give a directory that has its tokenizer.json, too")
+    if settings[1].get("add_prefix_space"):
+        raise UserError(f"{paths[2]} has, unlike RoBERTa's, add_prefix_space: choose another")
     tokenizer = as_robertas(ByteLevelBPETokenizer.from_file(f"{folder}/vocab.json", f"{folder}/merges.txt"), added)
     if any(tokenizer.token_to_id(token) != i for token, i in added.items()):
         raise UserError(f"{folder}/added_tokens.json has other ids than follow vocab.json's: give one that has not")
@@ -661,6 +654,13 @@ def special_ids_of(tokenizer: Tokenizer) -> list[int]:
 
 def training_sample(corpus: list[Source], max_documents: int | None) -> Iterator[str]:
     """About TRAINING_SAMPLE bytes: the first documents of each file or data set; long words cut."""
+    for source in corpus:
+        if source.is_file and os.path.exists(source.path) and not os.path.isfile(source.path):
+            raise UserError(
+                f"--tokenizer_name train reads {source.path} twice, which a pipe does not allow: make it a file"
+            )
+    if max_documents is None:  # smaller files first: what they leave of their share is for the larger ones
+        corpus = sorted(corpus, key=stored_size)
     cut = 0
     for document in islice(first_documents(corpus), max_documents):
         start = 0
@@ -684,17 +684,21 @@ def has_long_word(document: str) -> bool:
     return any(WITHIN_A_WORD.fullmatch(document, start, start + half) for start in starts)
 
 
+def stored_size(source: Source) -> float:
+    """The bytes of a local file that is not compressed; infinite for others, of whose text nothing is known."""
+    suffix = os.path.splitext(source.path)[1].lower()
+    is_known = source.is_file and os.path.isfile(source.path) and suffix not in STREAMS and source.reader not in TABLES
+    return os.path.getsize(source.path) if is_known else math.inf
+
+
 def first_documents(corpus: list[Source]) -> Iterator[str]:
     """The first documents of each source, TRAINING_SAMPLE bytes in all: an equal share of each, and what those before
     it left of theirs."""
     used = 0
     for number_of_source, source in enumerate(corpus, start=1):
         share = TRAINING_SAMPLE * number_of_source / len(corpus)
-        if used >= share:
-            continue
-        for document in read_documents([replace(source)]):  # a copy: what it counts is not in the rows
-            if used >= share:
-                break
+        documents = read_documents([replace(source)])  # a copy: what it counts is not in the rows
+        while used < share and (document := next(documents, None)) is not None:
             yield document.decode()
             used += len(document) * weight_of(document)
 
@@ -902,14 +906,17 @@ def records_of(value: dict, column: str) -> Iterable:
     The one list in it must hold objects, or be all that it holds: that of {"title": "A", "tags": ["b"]} is no text.
     """
     texts = value.get(column)
-    if isinstance(texts, dict):
-        return texts.values()
     if isinstance(texts, list):
         return texts
+    # pandas has all columns alike; {"id": 1, "text": {"lang": "en", ...}} is one record.
+    if isinstance(texts, dict):
+        are_columns = all(isinstance(item, dict) and item.keys() == texts.keys() for item in value.values())
+        return texts.values() if are_columns else [value]
     lists = [item for item in value.values() if isinstance(item, list)]
     if column in value or len(lists) != 1:
         return [value]
-    is_all, holds_objects = len(value) == 1, all(isinstance(item, dict) for item in lists[0])
+    is_all = len(value) == 1
+    holds_objects = bool(lists[0]) and all(isinstance(item, dict) for item in lists[0])
     return lists[0] if is_all or holds_objects else [value]
 
 
@@ -1028,6 +1035,10 @@ def read_wikiextractor(source: Source) -> Iterator[bytes]:
     return documents_of_wikiextractor(source, lines_of(source))
 
 
+# As WikiExtractor writes it, which escapes what stands in an article (its first versions did not).
+BEGIN_OF_DOC = re.compile(rb'<doc id="[^"]*" (?:revid="[^"]*" )?url="[^"]*" title="')
+
+
 def documents_of_wikiextractor(source: Source, lines: Iterator[bytes]) -> Iterator[bytes]:
     """WikiExtractor's output: JSON lines, or text between <doc ...> and </doc>; both escaped as HTML is."""
     source.is_wikiextractors = True
@@ -1043,6 +1054,8 @@ def documents_of_wikiextractor(source: Source, lines: Iterator[bytes]) -> Iterat
         elif document is not None and line.rstrip() == b"</doc>":
             yield unescaped(b"\n".join(document))
             document = None
+        elif document is not None and BEGIN_OF_DOC.search(line):
+            raise EOFError("a <doc ...> begins where the one before has no </doc>")
         elif document is not None:
             document.append(line)
         elif line.strip():
@@ -1065,7 +1078,9 @@ def read_data_set(source: Source, config: str | None, split: str) -> Iterable:
     if not os.path.isdir(source.path):
         check_hub(f"cannot fetch --dataset_name {source.path}", "give --data_files, or --dataset_name demo")
     pyarrow.set_cpu_count(1)  # more threads of its would only keep the encoder waiting
-    return datasets.load_dataset(source.path, config, split=split, streaming=True)
+    data = datasets.load_dataset(source.path, config, split=split, streaming=True)
+    # Only the text: pictures and sounds beside it would be decoded, by libraries that are not needed for it.
+    return data.select_columns([source.text_column]) if source.text_column in (data.features or {}) else data
 
 
 def check_hub(problem: str, remedy: str):
@@ -1133,15 +1148,21 @@ def reader_of(path: str) -> Callable | None:
 def find_files(patterns: list[str], text_column: str, separator: str | None, may_leave_out: bool) -> list[Source]:
     """The files that paths, globs, URLs and directories stand for, in order, each once; says what is left out."""
     found, left_out = {}, {}
+    unread = None  # the first pattern that names files, and none that can be read
     for pattern in patterns:
         matches = matches_of(pattern)
         if not matches:
             raise UserError(f"there is nothing at {pattern}: give paths, globs, directories or URLs of {TYPES}")
         files = sorted(path for match in matches for path in ([match] if is_url(match) else files_below(match)))
-        if not any(map(reader_of, files)):
+        if not files:
             raise UserError(f"nothing to read at {pattern}: give {TYPES}")
+        if unread is None and not any(map(reader_of, files)):
+            unread = pattern
         for path in files:
             (found if reader_of(path) else left_out)[place_of(path)] = path
+    if unread is not None and not (found and may_leave_out):
+        go_on = ", or --leave_out_other_files True, which reads the others" if found else ""
+        raise UserError(f"nothing to read at {unread}: give {TYPES}{go_on}")
     # A hub's cache names each file twice: readable is the link, and not what it leads to.
     left_out = {place: path for place, path in left_out.items() if place not in found}
     tell_left_out(list(left_out.values()), list(found.values()), may_leave_out)
@@ -1245,7 +1266,10 @@ def place_of(path: str) -> str:
 
 def path_of(path: str) -> str:
     """A path, or that in a URL, without what follows a question mark."""
-    return unquote(urlsplit(path).path) if is_url(path) else path
+    if not is_url(path):
+        return path
+    with explaining(f"{path} is no URL that can be read: give another"):
+        return unquote(urlsplit(path).path)
 
 
 def lines_of(source: Source) -> Iterator[bytes]:
@@ -1438,7 +1462,7 @@ def check_name_of(output_dir: str):
     """Refuses a path that `datasets` would not find again: it takes :: and :// for something else."""
     try:
         found = fsspec.core.url_to_fs(output_dir)[1]
-    except (ValueError, ImportError):  # a protocol that it does not know
+    except (ValueError, ImportError, TypeError):  # a protocol that it does not know, or that needs more than a path
         found = ""
     if os.path.realpath(found) != os.path.realpath(output_dir):
         raise UserError(f"--output_dir {output_dir}: load_from_disk() would look elsewhere: choose a plain name")
@@ -1446,10 +1470,7 @@ def check_name_of(output_dir: str):
 
 def check_output_dir(path: str, may_overwrite: bool):
     """Refuses where anything lies that create_data.py did not write, or may not replace."""
-    there = []
-    for folder, folders, names in os.walk(path):
-        links = (name for name in folders if os.path.islink(os.path.join(folder, name)))
-        there += [os.path.join(folder, name) for name in (*names, *links)]
+    there = [str(file) for file in Path(path).rglob("*") if file.is_symlink() or not file.is_dir()]
     if not there and not os.path.isfile(path):
         return
     if not os.path.exists(f"{path}/data_card.json"):
@@ -1494,7 +1515,8 @@ def parse_arguments(argv: list | None):
         "--data_files",
         nargs="+",
         metavar="PATH",
-        help="Text to read: files, globs, directories with all that is not hidden below them, and URLs. "
+        help="Text to read: files, globs, directories with all that is not hidden below them, and URLs "
+        "(with --tokenizer_name train fetched twice, text in part). "
         f"Types: {TYPES}. Where <s>, </s>, <pad>, <unk> or <mask> stand in the text, they become these special "
         "tokens; it is said.",
     )
@@ -1525,7 +1547,8 @@ def parse_arguments(argv: list | None):
         "--leave_out_other_files",
         type=boolean,
         default=False,
-        help="True: files of types that are not read, which are counted and named, may be larger than those that are.",
+        help="True: files of types that are not read, which are counted and named, may be larger than those that are, "
+        "or all that a path or glob stands for.",
     )
     add(
         "--document_separator",

@@ -240,11 +240,11 @@ def train(run: Run, batches: Iterator[dict], validation: dict[str, Callable]) ->
             progress.window = {}
 
         progress.is_evaluated = is_due(run)
-        if is_due(run) or result["stop"]:
+        if progress.is_evaluated or result["stop"]:
             save_checkpoint(run)
         if result["stop"]:
             return None
-        if is_due(run):
+        if progress.is_evaluated:
             evaluations = evaluate_all(run, validation)
             if evaluations is None:
                 return None
@@ -972,6 +972,8 @@ def show_masking(collator: DataCollatorMLM, data: Data):
     with explaining_words(collator):
         log(utils.describe_row(collator, data.tokenizer, data.train[0, 0]))
         problem = utils.masking_problem(collator, data.train)
+    if collator.words is not None:
+        collator.words.is_strict = False  # a row among millions ends no run
     hint = utils.missing_dictionary(collator, data.train)
     if hint is not None:
         log(hint)
@@ -1113,19 +1115,17 @@ def check_ranks_agree(args, machine: Machine, identity: dict):
     # Where these lie may differ from machine to machine: their contents are compared, not their names.
     places = ("input_file", "output_dir", "model_name_or_path", "resume_from_checkpoint")
     arguments = {name: str(value) for name, value in vars(args).items() if name not in places}
-    is_data = {name for name in identity if name.startswith(("data.", "tokenizer"))}
-    is_masking = {name for name in identity if name.startswith("masking.")}
-    compare_over_ranks(
+
+    def part(*beginnings: str) -> dict:
+        return {name: value for name, value in identity.items() if name.startswith(beginnings)}
+
+    compare_over_ranks(  # in this order: what differs is told by the first that does
         machine,
         {
             "arguments: start them with the same command": arguments,
-            "data or tokenizers: share one --input_file, or copy it": {name: identity[name] for name in is_data},
-            "models or precisions: give all the same --model_name_or_path, on devices of one kind": {
-                name: value for name, value in identity.items() if name not in is_data | is_masking
-            },
-            "rules of masking: run the same utils.py, with the same Python and icu4py": {
-                name: identity[name] for name in is_masking
-            },
+            "data or tokenizers: share one --input_file, or copy it": part("data.", "tokenizer"),
+            "rules of masking: run the same utils.py, with the same Python and icu4py": part("masking."),
+            "models or precisions: give all the same --model_name_or_path, on devices of one kind": identity,
         },
     )
 
@@ -1147,6 +1147,7 @@ def check_ranks_agree_on_weights(machine: Machine, model):
 
 def compare_over_ranks(machine: Machine, values: dict):
     """Raises UserError on all ranks where one of the values, {what it is and a remedy: value}, is not equal on all."""
+    expect_progress(machine)  # another rank may have ended before it came here
     digests = []
     for value in values.values():  # 48 bits each: a sum over ranks stays exact in int64
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
@@ -1191,7 +1192,6 @@ def find_checkpoint(args) -> str | None:
     if given == "auto" and not found:
         log(f"--resume_from_checkpoint auto: no checkpoint in {args.output_dir}, starting anew")
         return None
-    problem = None
     for path in reversed(found if given == "auto" else [given]):
         try:
             utils.check_checksums(path)
@@ -1662,7 +1662,9 @@ def start_machine(args) -> Machine:
     if args.recompute and args.max_steps != 0 and device == "cpu" and onednn() is not None:
         raise UserError("--recompute True is for GPUs: a CPU's layers keep little; leave it out")
     machine = Machine(device, precision, dist.get_rank(), dist.get_world_size())
-    log(f"device: {device}, {machine.world_size} process(es), {version}; products in {precision} ({reason})")
+    threads = f" of {os.environ['OMP_NUM_THREADS']} thread(s)" if device == "cpu" else ""
+    processes = f"{machine.world_size} process(es){threads}"
+    log(f"device: {device}, {processes}, {version}; products in {precision} ({reason})")
     log_unused_flags(args, machine)
     return machine
 
@@ -1804,18 +1806,16 @@ def load_data(args, recipe: Recipe) -> Data:
     )
 
 
-def train_files(digests: dict[str, str], number_of_set: int) -> list[str]:
-    """The digests of the files to train on of one data set of --input_file, in order."""
-    return [digest for name, digest in digests.items() if name.startswith(f"{number_of_set}.train/")]
-
-
 def warn_of_repeated_parts(folders: list[str], sets: list, digests: dict[str, str]):
     """Warns where two data sets of --input_file hold the same training rows."""
-    contents = [train_files(digests, i) for i in range(len(sets))]
+    first_sets = {}  # their places, by the digests of their files to train on
     for i, folder in enumerate(folders):
-        if contents[i] in contents[:i] and len(sets[i]["train"]) > 0:
-            first = folders[contents.index(contents[i])]
-            log(f"warning: {folder} holds the same rows as {first}: each is trained on as often as it is named")
+        rows = tuple(digest for name, digest in digests.items() if name.startswith(f"{i}.train/"))
+        first = first_sets.setdefault(rows, i)
+        if first != i and len(sets[i]["train"]) > 0:
+            log(
+                f"warning: {folder} holds the same rows as {folders[first]}: each is trained on as often as it is named"
+            )
 
 
 def names_of(sets: list) -> list[str]:
@@ -1895,25 +1895,29 @@ def least_memory(args, recipe: Recipe, machine: Machine, data: Data, config) -> 
     width, layers = config.hidden_size, config.num_hidden_layers
     embeddings = (config.vocab_size + config.max_position_embeddings) * width
     matrices = layers * (4 * width + 2 * config.intermediate_size) * width
+    for_model = 4 * (4 * embeddings + (3 if recipe.optimizer == "muon" else 4) * matrices)
+    predicted = recipe.mlm_probability
+    splits, rows = [data.train], args.batch_size
     if is_evaluation:
         for_model = 4 * (embeddings + matrices)
-    else:
-        for_model = 4 * (4 * embeddings + (3 if recipe.optimizer == "muon" else 4) * matrices)
-
-    splits = data.validation.values() if is_evaluation else [data.train]
-    tokens = max(split.num_tokens * min(args.batch_size, len(split)) / max(1, len(split)) for split in splits)
-    kept_layers = 1 if is_evaluation or args.recompute else layers
-    if is_evaluation:
         predicted = 0 if machine.device == "cpu" else args.eval_mlm_probability
-    else:
-        predicted = recipe.mlm_probability
+        splits = data.validation.values()
+        if args.max_eval_rows > 0:
+            rows = min(args.batch_size, math.ceil(args.max_eval_rows / machine.world_size))
+
+    tokens = max(split.num_tokens * min(rows, len(split)) / max(1, len(split)) for split in splits)
+    kept_layers = 1 if is_evaluation or args.recompute else layers
     for_batch = 2 * tokens * (kept_layers * config.intermediate_size + predicted * config.vocab_size)
     return for_model, for_batch
 
 
 def check_validation(args, data: Data, collator: DataCollatorMLM):
-    """Raises UserError where a validation set has no token to predict: better now than at the first evaluation."""
+    """Raises UserError where a validation set has no token to predict, or one whose words cannot be told: better now
+    than at the first evaluation."""
     for name, rows in data.validation.items():
+        if collator.words is not None:
+            with explaining_words(collator):
+                collator(utils.sample_of(rows))
         batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
         with explaining_words(collator):
             is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
@@ -1922,6 +1926,8 @@ def check_validation(args, data: Data, collator: DataCollatorMLM):
                 f"no validation token was chosen for prediction in {name}, {len(rows):,} rows: hold out more text for "
                 "it, or raise --eval_mlm_probability or --max_eval_rows"
             )
+    if collator.words is not None:
+        collator.words.is_strict = False
 
 
 def memory_of(device: str) -> int:
@@ -2096,7 +2102,7 @@ def build_parser() -> utils.ArgumentParser:
         for_training=True,
         choices=["normal", "sinusoids"],
         help="how a new model begins: `normal` is RoBERTa's way; `sinusoids` begins positions as sinusoids, which are "
-        "learned on, and other weights larger (default: the recipe's)",
+        "learned on, other weights larger, and the output bias as word frequencies (default: the recipe's)",
     )
     add(
         "--stages",

@@ -423,7 +423,8 @@ class WholeWords:
     - In scripts without spaces, words are what ICU's dictionaries say (icu4py, where it is
       installed), one script at a time. Without it, each Chinese character and kana is a word, and
       a row that is mostly Thai, Lao, Khmer or Burmese is a ValueError. A few such words in
-      another language's row are cut into characters then.
+      another language's row are cut into characters then, and so is a whole row of them where
+      `is_strict` was set to False, as a run does when it has looked at samples.
     - No word begins inside a grapheme cluster (a letter with its accents, an emoji with its
       modifiers).
 
@@ -440,6 +441,7 @@ class WholeWords:
         self.token_bytes = token_bytes(tokenizer)
         self.token_lengths = np.array([len(token) for token in self.token_bytes])
         self.word_breaker, self.segmenter = word_breaker()
+        self.is_strict, self.is_told = True, False
         # A fast path, for rows whose words show in each token alone. They are 86 % of those of 128
         # tokens of English Wikipedia (roberta-base), 56 % of those of 512.
         facts = [facts_of_token(token) for token in self.token_bytes]
@@ -520,7 +522,12 @@ class WholeWords:
             needy = np.isin(kinds, list(NEED_LIBRARY))
             if 2 * needy.sum() > (kinds >= LETTER).sum():
                 names = " and ".join(NEED_LIBRARY[kind] for kind in sorted(found & NEED_LIBRARY.keys()))
-                raise ValueError(f"whole words of {names} need a dictionary: pip install icu4py==1.2.0")
+                problem = f"whole words of {names} need a dictionary: pip install icu4py==1.2.0"
+                if self.is_strict:
+                    raise ValueError(problem)
+                if not self.is_told:
+                    log(f"warning: {problem}; without it, rows of them are masked by single characters")
+                    self.is_told = True
             begins |= (kinds >= CHINESE) & (kinds != EXTENDS)
             return
         for script in found & SCRIPTS_WITHOUT_SPACES.keys() - {SINGLE}:
@@ -1221,8 +1228,9 @@ def atomic_directory(path: str):
     """
     path = os.path.realpath(path)
     beside, new, old = (f"{path}.being_written{name}" for name in ("", "/new", "/old"))
-    if Path.cwd().is_relative_to(path):
-        raise UserError(f"{path} holds the working directory: choose another --output_dir")
+    with contextlib.suppress(FileNotFoundError):  # a working directory that was deleted
+        if Path.cwd().is_relative_to(path):
+            raise UserError(f"{path} holds the working directory: choose another --output_dir")
     if os.path.ismount(path):  # which cannot be renamed
         raise UserError(f"{path} is a mount point: choose a directory below it as --output_dir")
 
@@ -1514,8 +1522,11 @@ def prepare_for_paddle():
     """Settings that must precede `import paddle`."""
     import joblib  # brings zlib along, which Paddle 2.6.2 must not be the first to use
 
-    # A thread per core, shared by this machine's ranks; Paddle's default is one thread.
+    # A thread per core, shared by this machine's ranks; Paddle's default is one thread, which importing it sets, as its
+    # launcher does before it starts the ranks.
     ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
+    if os.environ.get("OMP_NUM_THREADS") == "1" and "PADDLE_TRAINER_ID" in os.environ and is_set_by_launcher():
+        del os.environ["OMP_NUM_THREADS"]
     cores = joblib.cpu_count(only_physical_cores=True) // ranks
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
     if not os.access(os.path.expanduser("~"), os.W_OK | os.X_OK):
@@ -1527,6 +1538,17 @@ def prepare_for_paddle():
         libc.mallopt(-3, LARGE)  # M_MMAP_THRESHOLD, in bytes
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     warnings.filterwarnings("ignore", module="paddle|_distutils_hack")
+
+
+def is_set_by_launcher() -> bool:
+    """Whether Paddle's launcher started this process, and was started without OMP_NUM_THREADS itself."""
+    try:
+        parent = Path(f"/proc/{os.getppid()}")
+        command, environment = ((parent / name).read_bytes() for name in ("cmdline", "environ"))
+    except OSError:
+        return False
+    is_launcher = b"paddle.distributed.launch" in command or b"fleetrun" in command
+    return is_launcher and not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in environment.split(b"\0"))
 
 
 def import_paddlenlp():

@@ -8,7 +8,7 @@
 #
 # Behaviour: the order is that of the next epoch. Its first batches are skipped in place of those that were seen: of 100
 # rows, stopped after 60, 28 of the 40 that follow were seen before, and 28 never come in this epoch. The number of
-# batches is right, and nothing is said. With DataLoaderConfiguration(use_seedable_sampler=True) the rows are right.
+# batches is right, and no error tells. With DataLoaderConfiguration(use_seedable_sampler=True) the rows are right.
 #
 # Source: RandomSampler draws its permutation when the iteration begins, from the generator that prepare() gives it;
 # save_state() saves the state of now, which is the one after that. Accelerate's guide "Checkpointing" has load_state()

@@ -6,9 +6,9 @@
 # Guess: after load_state_dict(), what was in the buffer of shuffle() is missing, as its documentation tells ("examples
 # from shuffle buffers are lost when resuming"), and all other rows come once: no row is seen twice in an epoch.
 #
-# Behaviour: of 5,000 rows, with a buffer of 1,000 (the default) and a stop after 900, 119 come again and 619 never come.
-# The number of rows does not show it: it is 500 too small, as for half a buffer that was lost. The warning says that
-# the buffer is refilled. A stop before half of the buffer was yielded is right.
+# Behaviour: of 5,000 rows, with a buffer of 1,000 (the default) and a stop after 900, 119 come again and 619 never
+# come. The number of rows does not show it: it is 500 too small, as for half a buffer that was lost. The warning says
+# that the buffer is refilled. A stop before half of the buffer was yielded is right.
 #
 # Source: BufferShuffledExamplesIterable in datasets/iterable_dataset.py yields half of its buffer at a time, and has no
 # state but that of its source. RebatchedArrowExamplesIterable around it keeps that state from before the present half:

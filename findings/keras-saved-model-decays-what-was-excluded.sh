@@ -8,7 +8,7 @@
 # optimizer: its state, its rate, its weight decay.
 #
 # Behaviour: a layer's name does not count: "layer_norm" excludes neither gamma nor beta of a layer of that name, and
-# says nothing. And after load_model() nothing is excluded at all; a run that goes on from a checkpoint decays all
+# raises nothing. And after load_model() nothing is excluded at all; a run that goes on from a checkpoint decays all
 # weights. Called once more on what was loaded, before the first update, the method works, though its documentation
 # wants it to be called before the optimizer is built.
 #

@@ -8,10 +8,9 @@
 # post-operation "sum", which adds to what is in the destination; "add" of another array has one more array to read.
 #
 # Behaviour: in float32 on AVX2, oneDNN 3.2.1 has a fast implementation for "sum" alone and for a chain that ends in
-# "add", but none for "sum" behind another operation: it takes "ref:any", a loop over single values. Seen for 512 x
-# 1024 x 256 on one thread: 6.6 seconds, where the chain with "add" takes 3.4 ms. There is no error and no warning;
-# what was chosen shows in dnnl_primitive_desc_query(..., dnnl_query_impl_info_str). With AVX-512, or with oneDNN
-# 3.6.2, all are fast.
+# "add", but none for "sum" behind another operation: it takes "ref:any", a loop over single values. There is no
+# error; what was chosen shows in dnnl_primitive_desc_query(..., dnnl_query_impl_info_str). oneDNN 3.6.2 has a fast one
+# for each.
 #
 # Source: the descriptions made below, queried. oneDNN's pages on post-operations say that they are executed in the
 # order in which they were appended, and name no order that would be slow.
@@ -39,7 +38,7 @@ import ctypes
 import os
 import sys
 
-import numpy  # before paddle 2.6.2, whose first use of zlib would crash otherwise
+import numpy  # before paddle, as 2.6.2 wants it
 import paddle
 
 dnn = ctypes.CDLL(os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3"))

@@ -7,7 +7,7 @@
 # numpy's from_dlpack() do. Code that lays tensors into memory of its own, to use it again, relies on it.
 #
 # Behaviour: with 2.6.2 the tensor has memory of its own. What is written to the array later is not seen in the tensor,
-# and for a while both are held. It says nothing; nor does its documentation say which of the two it does.
+# and for a while both are held. Nor does its documentation say which of the two it does.
 #
 # Source: from_dlpack() in paddle/utils/dlpack.py. In 2.6.2 it ends with `out = paddle.to_tensor(out)`, which copies; in
 # 3.3.1 with `out = paddle.Tensor(out, place=out._place())`, and its documentation says that the memory is shared.

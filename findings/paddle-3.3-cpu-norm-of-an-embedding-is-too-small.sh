@@ -8,13 +8,13 @@
 #
 # Behaviour: in 3.3.1 the squares are added to one float32 number, one after the other. Once it is large, squares that
 # are less than half of its last digit add nothing. Of 50,265 x 768 values drawn with RoBERTa's deviation of 0.02 the
-# norm is 118.28 instead of 124.26. sum() adds in parts, and is right; so is
-# squared_l2_norm, by which Paddle clips gradients. In 2.6.2 norm() is right: there it is another kernel,
-# frobenius_norm. Sums of columns have the same limit in both: sum(axis=0) of 2^25 ones in a column is 2^24.
+# norm is 118.28 instead of 124.26. sum() adds in parts, and is right; so is squared_l2_norm, by which Paddle clips
+# gradients. In 2.6.2 norm() is right: there it is another kernel, frobenius_norm. Sums of columns have the same limit
+# in both: sum(axis=0) of 2^25 ones in a column is 2^24.
 #
 # Source: norm() in python/paddle/tensor/linalg.py calls vector_norm() in 3.x, whose kernel for CPUs is
-# xr.abs().pow(porder).sum(rdim).pow(1.0 / porder) in paddle/phi/kernels/cpu/p_norm_kernel.cc: Eigen's sum over the middle
-# one of three axes, which is one after the other.
+# xr.abs().pow(porder).sum(rdim).pow(1.0 / porder) in paddle/phi/kernels/cpu/p_norm_kernel.cc: Eigen's sum over the
+# middle one of three axes, which is one after the other.
 #
 # Output seen:
 #   paddle 2.6.2: in float64 124.26, norm() 124.26, square().sum().sqrt() 124.26;

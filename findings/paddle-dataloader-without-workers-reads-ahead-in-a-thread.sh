@@ -49,8 +49,10 @@ def counts(**options):
     rows, found = Rows(), []
     iterator = iter(paddle.io.DataLoader(rows, batch_size=1, num_workers=0, **options))
     for _ in range(2):
-        time.sleep(2)  # for as long as the thread may take
-        found.append(len(rows.threads))
+        found.append(-1)
+        while found[-1] != len(rows.threads):  # until the thread has read nothing for two seconds
+            found[-1] = len(rows.threads)
+            time.sleep(2)
         next(iterator)
     return found, rows.threads[: found[1]].count(threading.main_thread()) or "none"
 

@@ -3,14 +3,14 @@
 #
 # Versions: paddlepaddle 3.3.1, numpy 2.3.5. On a CPU.
 #
-# Guess: inplace_version grows with each change in place, an optimizer's step above all, as
-# PyTorch's _version does. So a copy kept with the version at which it was made (say, a weight rounded to bfloat16)
-# tells when it is stale, and a backward pass that needs the old value is refused.
+# Guess: inplace_version grows with each change in place, an optimizer's step above all, as PyTorch's _version does. So
+# a copy kept with the version at which it was made (say, a weight rounded to bfloat16) tells when it is stale, and a
+# backward pass that needs the old value is refused.
 #
 # Behaviour: the version grows with add_() and with an assignment to an index. It does not with the steps of SGD,
 # Momentum, Adam, AdamW and Lamb, nor with set_value(), set_state_dict() and copy_(). A copy keyed on it goes stale
 # unnoticed. And where such a change comes between forward and backward pass, the gradient is computed with the new
-# value without a word, where after add_() it is refused.
+# value without an error, where after add_() it is refused.
 #
 # Source: the documentation of Tensor.inplace_version: "The version number is incremented whenever the current Tensor is
 # modified through an inplace operation." Tensor.set_value() in paddle/base/dygraph/tensor_patch_methods.py calls

@@ -6,10 +6,10 @@
 # Guess: ParamAttr(learning_rate=0.1) is a factor of the parameter's rate, and stays one however the parameters are
 # handed to the optimizer; a group that says nothing of a rate changes none.
 #
-# Behaviour: with parameters in a list the factor holds. In groups, as with and without weight decay, each parameter gets
-# the group's factor, which is 1 where the group names none. The parameter itself is changed: a later optimizer that gets
-# the list again goes on without the factor. So layer-wise rates that were given by ParamAttr end, without a word, when
-# somebody adds a group for the weight decay.
+# Behaviour: with parameters in a list the factor holds. In groups, as with and without weight decay, each parameter
+# gets the group's factor, which is 1 where the group names none. The parameter itself is changed: a later optimizer
+# that gets the list again goes on without the factor. So layer-wise rates that were given by ParamAttr end, without a
+# word, when somebody adds a group for the weight decay.
 #
 # Source: Optimizer._add_param_group() in paddle/optimizer/optimizer.py and AdamW's in adamw.py:
 # param.optimize_attr["learning_rate"] = param_group.get("learning_rate", 1.0).

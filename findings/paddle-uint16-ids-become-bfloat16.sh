@@ -7,9 +7,9 @@
 # pretraining keep the ids of a vocabulary below 65,536 in uint16, which PyTorch and numpy take for what they are.
 #
 # Behaviour: the bits are taken for those of bfloat16. Ids 1 and 2 become 9e-41 and 2e-40, and 50264 becomes -864; cast
-# to int64 they are 0, 0 and -864. Nothing is said. A batch that DataLoader collates is the same. All ids below 16,256,
-# which is bfloat16's 1.0, become 0, so with a small vocabulary a model trains on <s> alone. With .astype("int64") before
-# the tensor is made, the ids are right.
+# to int64 they are 0, 0 and -864, without an error. A batch that DataLoader collates is the same. All ids below 16,256,
+# which is bfloat16's 1.0, become 0, so with a small vocabulary a model trains on <s> alone. With .astype("int64")
+# before the tensor is made, the ids are right.
 #
 # Source: Paddle stands for bfloat16 by numpy's uint16: "Now numpy does not support bfloat, so use numpy.uint16 to
 # represent paddle.bfloat16" (paddle/base/data_feeder.py, beside `core.VarDesc.VarType.BF16: 'uint16'`). The

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # PaddleNLP 2.8.1: CosineDecayWithWarmup falls to 0 at half of the decay, and rises to its peak until the end
 #
-# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk 0.2.6.
+# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk
+# 0.2.6.
 #
 # Guess: as in transformers' get_cosine_schedule_with_warmup(), whose formula it has, and as in LinearDecayWithWarmup
 # beside it, the rate is 0 at total_steps: half a wave of the cosine.
 #
 # Behaviour: by default it is a whole wave. The last updates of a run have the highest rate, and the checkpoint that is
 # kept is that of a model in full swing. num_cycles cannot mend it: by the source it must be an integer without
-# restarts, so each wave ends at the peak. with_hard_restarts=True, whose default is half a cycle, stops in the middle: the rate is
-# at half of the peak when total_steps come, and 0 from there. with_hard_restarts=True, num_cycles=1.0 is half a wave.
+# restarts, so each wave ends at the peak. with_hard_restarts=True, whose default is half a cycle, falls only to 0.60 at
+# the last of 10 steps, and jumps to 0 then. with_hard_restarts=True, num_cycles=1.0 is half a wave.
 # PaddleNLP's Trainer has another function, whose default is half a wave, and is right.
 #
 # Source: CosineDecayWithWarmup.__init__() in paddlenlp/transformers/optimization.py: `num_cycles = 1 if not
@@ -68,6 +69,6 @@ def are_waves(found, waves):
 
 
 as_seen = are_waves(cosine, 1) and are_waves(restarts, 0.25) and are_waves(one_cycle, 0.5) and are_waves(trainers, 0.5)
-sys.exit(not (as_seen and cosine[-1] == 1))
+sys.exit(not (as_seen and cosine[-1] == 1 and restarts[-1] == 0))
 PYTHON
 "$folder/venv/bin/python" -W ignore "$folder/check.py" 2> "$folder/log" || { cat "$folder/log" >&2; exit 1; }

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # PaddleNLP 2.8.1: DistributedBatchSampler(shuffle=True) yields rows in order, and the same last batch on every rank
 #
-# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk 0.2.6.
+# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk
+# 0.2.6.
 #
 # Guess: as paddle.io.DistributedBatchSampler, whose name, arguments and documentation it has: rows are shuffled anew in
 # each epoch, each rank has others, and no batch is larger than batch_size.
 #
-# Behaviour: shuffle is kept, and never looked at; each epoch has the data's order. What is left at the end goes whole to
-# each rank, as a batch that is larger than asked for. (It is what goes on at consumed_samples without reading what was
-# trained on, and so what those who resume long runs take.)
+# Behaviour: shuffle is kept, and never looked at; each epoch has the data's order. What is left at the end goes whole
+# to each rank, as a batch that is larger than asked for. (It can start at consumed_samples without reading the rows
+# before, so people use it to resume long runs.)
 #
 # Source: DistributedBatchSampler.__iter__() in paddlenlp/utils/batch_sampler.py: nothing reads self.shuffle or
 # self.epoch, and the last `yield batch_indices` is not cut to the rank's part.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # PaddleNLP 2.8.1: Taskflow("fill_mask") of a RoBERTa gives back sentences that still hold <mask>
 #
-# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk 0.2.6.
+# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk
+# 0.2.6.
 #
 # Guess: "sequence" is the sentence with the predicted token in the place of the mask, as in transformers' fill-mask
 # pipeline, whose interface it follows by a comment in its source.

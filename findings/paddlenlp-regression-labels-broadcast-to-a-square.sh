@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # PaddleNLP 2.8.1: a RoBERTa fine-tuned for regression learns the mean of the labels, and nothing else
 #
-# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk 0.2.6.
+# Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, datasets 4.8.5, huggingface_hub 0.36.2, aistudio-sdk
+# 0.2.6.
 #
 # Guess: RobertaForSequenceClassification with num_labels=1, called with labels of shape [rows], gives the mean of
 # (prediction - label)^2 over the rows. Its documentation asks for labels "of shape (batch_size,)", and
@@ -54,10 +55,14 @@ def trained(labels):
         optimizer.clear_grad()
     predictions = [round(value, 1) + 0.0 for value in logits.flatten().tolist()]
     print(f"labels of shape {list(labels.shape)}: loss {loss.item():.2f}, predictions {predictions}")
-    return round(loss.item(), 2), predictions
+    return predictions
 
 
-found = trained(batch["labels"]), trained(batch["labels"].unsqueeze(1))
-sys.exit(found != ((3.5, [2.0] * 4), (0.0, [0.0, 1.0, 2.0, 5.0])))
+def are_near(predictions, expected):
+    return all(abs(one - other) <= 0.1 for one, other in zip(predictions, expected))
+
+
+flat, column = trained(batch["labels"]), trained(batch["labels"].unsqueeze(1))
+sys.exit(not (are_near(flat, [2.0] * 4) and are_near(column, [0.0, 1.0, 2.0, 5.0])))
 PYTHON
 "$folder/venv/bin/python" -W ignore "$folder/check.py" 2> "$folder/log" || { cat "$folder/log" >&2; exit 1; }

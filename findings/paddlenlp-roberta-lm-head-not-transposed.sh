@@ -4,8 +4,8 @@
 # Versions: paddlenlp 2.8.1, paddlepaddle 3.3.1, numpy 2.3.5, safetensors 0.8.0, datasets 4.8.5, huggingface_hub 0.36.2,
 # aistudio-sdk 0.2.6.
 #
-# Guess: from_pretrained(folder, convert_from_torch=True) gives a model with the checkpoint's
-# logits. PyTorch's Linear keeps its weight as [out, in], Paddle's as [in, out]; so each linear layer's is transposed.
+# Guess: from_pretrained(folder, convert_from_torch=True) gives a model with the checkpoint's logits. PyTorch's Linear
+# keeps its weight as [out, in], Paddle's as [in, out]; so each linear layer's is transposed.
 #
 # Behaviour: each is but lm_head.dense.weight. It is square, so its shape fits both ways. Loading says "All model
 # checkpoint weights were used", and its warnings name the pooler, which this model does not have, and
@@ -13,8 +13,8 @@
 # transposed by hand, they are right.
 #
 # Source: RobertaPretrainedModel._get_name_mappings() in paddlenlp/transformers/roberta/modeling.py: the mappings of the
-# encoder's and the classifiers' linear layers end with "transpose"; below
-# `if "RobertaForMaskedLM" in config.architectures`, there is a plain "lm_head.dense.weight".
+# encoder's and the classifiers' linear layers end with "transpose"; below `if "RobertaForMaskedLM" in
+# config.architectures`, there is a plain "lm_head.dense.weight".
 #
 # Output seen (a model of one layer of 8 with random weights; logits by PyTorch's formula of the head, in numpy):
 #   transposed: the encoder's query weight True, lm_head.dense.weight False

@@ -11,8 +11,8 @@
 # loads the file fills masks with an id that was never trained; and what the object encoded, the file reads as another
 # text. Added after the training, all is right. Nothing is said either way.
 #
-# Source: AddedVocabulary::add_tokens() in tokenizers/src/tokenizer/added_vocabulary.rs gives a token that the model does
-# not know yet the next id, which is 0 before training; train() changes the model alone.
+# Source: AddedVocabulary::add_tokens() in tokenizers/src/tokenizer/added_vocabulary.rs gives a token that the model
+# does not know yet the next id, which is 0 before training; train() changes the model alone.
 #
 # Output seen:
 #   after: <mask> is 4 by the object, 4 by its file, which reads "a<mask>b" as "a<mask>b"; before: <mask> is 0 by the object, 4 by its file, which reads "a<mask>b" as "a<s>b"

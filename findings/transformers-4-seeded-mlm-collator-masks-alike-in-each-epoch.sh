@@ -6,10 +6,10 @@
 # Guess: a seed makes a run repeatable, and masks stay new in each epoch, as they are with num_workers=0 and without a
 # seed. A seed of 0 is one like any other.
 #
-# Behaviour: each epoch starts its workers anew (persistent_workers=False is the DataLoader's and the Trainer's default),
-# and each makes its generator from the seed and its number. So each epoch has the masks of the first: on the same rows
-# without shuffling, which is static masking, and at the same places of other rows with it. persistent_workers=True is
-# right. A seed of 0 is none: two runs differ. Nothing is said.
+# Behaviour: each epoch starts its workers anew (persistent_workers=False is the DataLoader's and the Trainer's
+# default), and each makes its generator from the seed and its number. So each epoch has the masks of the first: on the
+# same rows without shuffling, which is static masking, and at the same places of other rows with it.
+# persistent_workers=True is right. A seed of 0 is none: two runs differ.
 #
 # Source: create_rng() and torch_call() in transformers/data/data_collator.py: the main process never makes the
 # generator where there are workers, and `if self.seed and self.generator is None`.

@@ -7,7 +7,7 @@
 # as many masked tokens: the Trainer divides by the number of steps, or of masked tokens in all of them.
 #
 # Behaviour: with RobertaForMaskedLM neither is done. The gradients, and the loss that is logged, are those of a step
-# times the number of steps: a fresh model logs 4 times log(vocabulary). There is no warning. Clipping at 1.0, which is
+# times the number of steps: a fresh model logs 4 times log(vocabulary). There is no error. Clipping at 1.0, which is
 # the Trainer's default, then sets in at a quarter of the norm that it is meant for. By hand, with 5.23.0, the same was
 # seen of BERT, ELECTRA, DistilBERT, DeBERTa v2 and XLM-RoBERTa. ModernBertForMaskedLM is right, and so is RoBERTa with
 # label_smoothing_factor, for which the Trainer computes the loss.

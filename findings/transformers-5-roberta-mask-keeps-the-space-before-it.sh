@@ -7,10 +7,10 @@
 # in 4.57.6, whose source says "Mask token behave like a normal word, i.e. include the space before it".
 #
 # Behaviour: 5.23.0 has a token "Ġ" before <mask>, which a model hardly ever saw there in pretraining; there is no
-# error. It is so where a folder has no tokenizer.json, as from save_model() of tokenizers, and also with "mask_token": "<mask>" in tokenizer_config.json.
-# save_pretrained() then writes a tokenizer.json in which <mask> has lstrip false, so others that read it have the extra
-# token, too. With lstrip in tokenizer_config.json, or in a tokenizer.json, it is right. By hand, the same was seen
-# of BART, Longformer and LED, which share the class.
+# error. It is so where a folder has no tokenizer.json, as from save_model() of tokenizers, and also with "mask_token":
+# "<mask>" in tokenizer_config.json. save_pretrained() then writes a tokenizer.json in which <mask> has lstrip false, so
+# others that read it have the extra token, too. With lstrip in tokenizer_config.json, or in a tokenizer.json, it is
+# right. By hand, the same was seen of BART, Longformer and LED, which share the class.
 #
 # Source: RobertaTokenizer.__init__() in transformers/models/roberta/tokenization_roberta.py hands the string mask_token
 # on. In 4.57.6, RobertaTokenizerFast made it an AddedToken with lstrip=True; 5.23.0's CamembertTokenizer still does.

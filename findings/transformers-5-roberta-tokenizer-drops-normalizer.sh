@@ -3,11 +3,11 @@
 #
 # Versions: transformers 5.23.0 with tokenizers 0.23.3, and 4.57.6 with 0.22.2 to compare; numpy 2.3.5.
 #
-# Guess: a folder with a tokenizer.json gives the tokens that this file says, whichever class
-# loads it; the class adds names of special tokens and methods. So it is in 4.57.6.
+# Guess: a folder with a tokenizer.json gives the tokens that this file says, whichever class loads it; the class adds
+# names of special tokens and methods. So it is in 4.57.6.
 #
-# Behaviour: 5.23.0 takes vocabulary, merges and post-processor from tokenizer.json, and builds the rest anew: no
-# normalizer, and GPT-2's way to split text. A RoBERTa pretrained in lower case, or with numbers split into digits, gets
+# Behaviour: 5.23.0 takes vocabulary and merges from tokenizer.json, and splits text in its own way: no normalizer, and
+# GPT-2's pre-tokenizer. A RoBERTa pretrained in lower case, or with numbers split into digits, gets
 # other tokens than in pretraining, and no warning tells. It happens with AutoTokenizer, too, where
 # tokenizer_config.json names RobertaTokenizer or RobertaTokenizerFast, or where it names no class and config.json
 # says "roberta". With PreTrainedTokenizerFast, the file is taken as it is.

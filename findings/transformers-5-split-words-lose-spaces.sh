@@ -3,9 +3,9 @@
 #
 # Versions: transformers 5.23.0 with tokenizers 0.23.3, and 4.57.6 with 0.22.2 to compare; numpy 2.3.5.
 #
-# Guess: a byte-level tokenizer called as tokenizer(words, is_split_into_words=True), as for
-# named entities, refuses it without add_prefix_space=True; with it, each word has the tokens that it has within a text.
-# So it is in 4.57.6, with RobertaTokenizerFast, and with PreTrainedTokenizerFast where add_prefix_space=True is given.
+# Guess: a byte-level tokenizer called as tokenizer(words, is_split_into_words=True), as for named entities, refuses it
+# without add_prefix_space=True; with it, each word has the tokens that it has within a text. So it is in 4.57.6, with
+# RobertaTokenizerFast, and with PreTrainedTokenizerFast where add_prefix_space=True is given.
 #
 # Behaviour: RobertaTokenizer no longer refuses. Without a warning, each word gets the tokens that it has at the
 # beginning of a text, which often are smaller pieces. And PreTrainedTokenizerFast takes add_prefix_space=True, says so

@@ -8,9 +8,9 @@
 # pads rows of different lengths, as without whole words.
 #
 # Behaviour: a letter of two bytes ends one word and begins the next, so half of "ï" stays visible and gives the other
-# half away; so it must be with each letter of Chinese or Japanese that takes several tokens. A line end joins the words on both sides of it. With
-# trim_offsets=False a row in English is one word: most rows have no label, the others nothing but labels. Rows of
-# different lengths raise IndexError (with return_tensors="np", as here).
+# half away; so it must be with each letter of Chinese or Japanese that takes several tokens. A line end joins the words
+# on both sides of it. With trim_offsets=False a row in English is one word: most rows have no label, the others nothing
+# but labels. Rows of different lengths raise IndexError (with return_tensors="np", as here).
 #
 # Source: DataCollatorForLanguageModeling._calc_word_ids_and_prob_mask() in transformers/data/data_collator.py begins a
 # word where a token does not start at the character at which the last one ended. Bytes of one letter all have that

@@ -773,6 +773,16 @@ def test_the_working_directory_is_never_replaced(create, tmp_path, monkeypatch):
     assert contents(out) == before
 
 
+def test_a_working_directory_that_was_deleted_is_in_nobodys_way(tmp_path, monkeypatch):
+    """As that of a run under nohup, whose checkpoints lie elsewhere."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with utils.atomic_directory(str(tmp_path / "new")) as folder:
+        pathlib.Path(folder, "a.txt").write_text("one")
+    assert (tmp_path / "new/a.txt").read_text() == "one"
+
+
 def test_a_tokenizer_that_truncates_and_pads_gives_every_token(create, tmp_path):
     first = create(write(tmp_path / "a.txt", made_up(9)), name="first")
     tokenizer = Tokenizer.from_file(str(first / "tokenizer/tokenizer.json"))
@@ -901,6 +911,17 @@ def test_a_data_set_of_the_hub_is_streamed(hub, tmp_path, tokenizer, monkeypatch
         main(*of_greek, "--text_column", "body", *options, "--overwrite_output_dir", "True")
 
 
+def test_pictures_beside_the_text_of_a_data_set_are_not_decoded(tmp_path, tokenizer):
+    features = datasets.Features({"picture": datasets.Image(), "text": datasets.Value("string")})
+    pictures = [{"bytes": b"no picture", "path": None}] * 20
+    (tmp_path / "hub").mkdir()
+    data = datasets.Dataset.from_dict({"picture": pictures, "text": made_up(20)}, features=features)
+    data.to_parquet(tmp_path / "hub/train-00000-of-00001.parquet")
+    options = "--tokenizer_name", tokenizer, "--max_seq_length", 4, "--output_dir", tmp_path / "out"
+    main("--dataset_name", tmp_path / "hub", *options)
+    assert all_documents(tmp_path / "out") == sorted(made_up(20))
+
+
 def test_wikipedia_is_the_english_one_and_a_mirror_is_asked_in_place_of_the_hub(server, monkeypatch):
     args = create_data.parse_arguments([])
     assert create_data.data_set_of(args).reader.keywords == {"config": "20231101.en", "split": "train"}
@@ -1019,6 +1040,26 @@ def test_a_file_whose_share_of_the_sample_is_used_up_is_not_opened_for_it(tmp_pa
     sources = create_data.find_files([str(first), str(second)], "text", "file", False)
     second.unlink()
     assert len([*create_data.first_documents(sources)]) == 1
+
+
+def test_what_small_files_leave_of_the_tokenizers_sample_is_for_the_large_ones_in_any_order(tmp_path, monkeypatch):
+    """Else a large file that comes first has but its equal share, and the tokenizer is learned from the small ones."""
+    monkeypatch.setattr(create_data, "TRAINING_SAMPLE", 4_000)
+    large = write(tmp_path / "large.txt", [f"{i:03d} word" for i in range(300)])
+    small = [write(tmp_path / f"{i}.txt", ["small"]) for i in range(9)]
+    for paths in ([large, *small], [*small, large]):
+        sources = create_data.find_files([str(path) for path in paths], "text", "empty_line", False)
+        sample = [*create_data.training_sample(sources, None)]
+        assert sample.count("small") == 9 and len(sample) > 200
+    # A part of the documents is the first ones, in the rows and in the sample.
+    sources = create_data.find_files([str(large), *map(str, small)], "text", "empty_line", False)
+    assert [*create_data.training_sample(sources, 3)] == ["000 word", "001 word", "002 word"]
+
+
+def test_a_pipe_that_would_be_read_twice_is_refused(create, tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"--tokenizer_name train reads \S+a.txt twice, which a pipe does not allow"):
+        create(tmp_path / "a.txt", "--tokenizer_name", "train")
 
 
 def test_a_large_row_group_of_parquet_is_read_little_by_little(create, tmp_path, monkeypatch):
@@ -1166,6 +1207,13 @@ ERRORS = {
         "--data_files in",
         ["in/a.txt and in/a.txt.gz are one text twice, by their names: give one of them"],
     ),
+    "too little, and all held out": (  # joined to one stream, however it is parted
+        {"a.txt": b"one"},
+        "--data_files a.txt --validation_split_percentage 100 --max_seq_length 64",
+        ["validation: 1 documents", "0 rows", "dropped_tokens: lower --max_seq_length, or add text"],
+    ),
+    "no URL": ({}, "--data_files https://[x/a.txt", ["https://[x/a.txt is no URL that can be read: give another ("]),
+    "no place to write": ({}, "--output_dir github://x/y", ["--output_dir github://x/y: load_from_disk() would look"]),
     "no text": ({"a.txt": b" "}, "", ["train: 0 documents", "add text"]),
     "no corpus": (
         {"a.txt": b" ", "b.txt": b"two or three words"},
@@ -1633,6 +1681,16 @@ def test_what_is_left_out_may_not_be_larger_than_what_is_read_unless_it_is_said(
     with pytest.raises(UserError, match=r"1 file of 100,000 bytes .*corpus\.bin.*--leave_out_other_files True"):
         create(tmp_path / "x")
     assert all_documents(create(tmp_path / "x", "--leave_out_other_files", "True")) == sorted(made_up(20))
+    by_name = sorted((tmp_path / "x").glob("*"))  # as a shell hands over x/*
+    with pytest.raises(UserError, match=r"nothing to read at \S+corpus.bin: give .*, or --leave_out_other_files True"):
+        create(*by_name, name="by_name")
+    options = "--leave_out_other_files", "True"
+    assert all_documents(create(*by_name, *options, name="by_name")) == sorted(made_up(20))
+    with pytest.raises(UserError, match=r"nothing to read at \S+corpus.bin: give .*wiki_00$"):
+        create(tmp_path / "x/corpus.bin", *options, name="none")
+    (tmp_path / "empty").mkdir()  # as a mount that is missing
+    with pytest.raises(UserError, match=r"nothing to read at .*empty"):
+        create(tmp_path / "empty", *by_name, *options, name="none")
 
 
 def test_a_glob_names_what_it_leaves_out_too(create, tmp_path, capsys):
@@ -1764,9 +1822,14 @@ def test_joined_files_of_wikiextractor_are_plain_text_if_told_so_and_refused_if_
     assert "1 file read as WikiExtractor's" in printed and "--document_separator" not in printed
     plain = all_documents(create(joined, "--document_separator", "line", name="plain"))
     assert {'<doc id="1" url="u" title="a title">', "a &lt; b", "</doc>"} < set(plain)
-    joined.write_bytes(joined.read_bytes()[:-8])
+    whole = joined.read_bytes()
+    joined.write_bytes(whole[:-8])
     with pytest.raises(UserError, match=r"wiki.txt after record 2 .*no </doc>.*give --document_separator if"):
         create(joined, name="cut")
+    for cut in (1, 9):  # before the end of an article, and within its text: of one of several parts
+        joined.write_bytes(whole[: whole.index(b"</doc>") - cut] + whole)
+        with pytest.raises(UserError, match=r"wiki.txt after record 0 .*one before has no </doc>"):
+            create(joined, name="cut")
 
 
 @pytest.mark.parametrize(
@@ -1790,6 +1853,13 @@ def test_a_list_beside_the_text_of_a_json_object_is_no_text(create, tmp_path):
     (tmp_path / "a.json").write_text('{"title": "A", "body": "one", "tags": ["two", "three"]}')
     write(tmp_path / "b.txt", ["four", "five"])
     with pytest.raises(UserError, match=r"a.json .*no column 'text', but 'title', 'body', 'tags'"):
+        create(tmp_path / "a.json", tmp_path / "b.txt")
+    for tags in ([], [{"name": "two"}]):  # no list of records that this file stands for
+        (tmp_path / "a.json").write_text(json.dumps({"title": "A", "body": "one", "tags": tags}))
+        with pytest.raises(UserError, match=r"a.json .*no column 'text'"):
+            create(tmp_path / "a.json", tmp_path / "b.txt")
+    (tmp_path / "a.json").write_text('{"id": 1, "text": {"lang": "en", "content": "one"}}')
+    with pytest.raises(UserError, match=r"a.json .*dict"):
         create(tmp_path / "a.json", tmp_path / "b.txt")
     (tmp_path / "a.json").write_text('{"text": null, "tags": ["two", "three"]}')
     assert all_documents(create(tmp_path / "a.json", tmp_path / "b.txt")) == ["five", "four"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import joblib
 import numpy as np
 import pytest
 from conftest import RESUME, ROOT, RUN, around_losses, create, metrics, result, text_of_words, training_arguments
@@ -27,12 +28,17 @@ def free_port() -> int:
 
 
 def launch(log_dir, processes: int, script: str, *arguments, nodes: int = 1, master: int | None = None, threads="1"):
-    """Starts the launcher of one node, whose workers have a thread each; their output goes to log_dir."""
+    """Starts the launcher of one node, whose workers have a thread each; their output goes to log_dir.
+
+    threads: None sets nothing.
+    """
     command = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", log_dir]
     command += ["--nproc_per_node", processes // nodes]
     command += ["--nnodes", nodes, "--master", f"127.0.0.1:{master}"] if nodes > 1 else []
     command = [str(part) for part in [*command, script, *arguments]]
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    if threads is None:
+        del environment["OMP_NUM_THREADS"]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -49,6 +55,21 @@ def without_dropout(packed_data, tmp_path_factory):
     config = json.loads((output / "paddle_1/config.json").read_text())
     assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0
     return output / "paddle_1"
+
+
+def test_launched_processes_take_all_cores_unless_they_are_told(packed_data, without_dropout, tmp_path):
+    """Importing Paddle sets OMP_NUM_THREADS to 1, in the launcher, too, and its processes inherit that."""
+    cores = joblib.cpu_count(only_physical_cores=True)
+    if cores == 1:
+        pytest.skip("one core: the launcher's setting is that of a run")
+    for threads, used in ((None, cores), ("1", 1)):
+        command = arguments_of(packed_data, tmp_path / "none", "--max_steps", 0, "--max_eval_rows", 8)
+        command += ["--model_name_or_path", str(without_dropout)]
+        assert (
+            launch(tmp_path / f"logs_{threads}", 1, "run_pretrain.py", *command, threads=threads).wait(timeout=300) == 0
+        )
+        output = (tmp_path / f"logs_{threads}/workerlog.0").read_text()
+        assert f"device: cpu, 1 process(es) of {used} thread(s), Paddle" in output
 
 
 @pytest.mark.parametrize(("optimizer", "ways"), [("adamw", [(1, 4), (2, 2), (4, 1)]), ("muon", [(1, 4), (2, 2)])])

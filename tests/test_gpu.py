@@ -518,6 +518,20 @@ def test_the_check_for_a_gpu_tells_what_is_wrong(monkeypatch):
             check_gpu.check_updates(machine, "bfloat16", "adamw")
 
 
+@pytest.mark.skipif(
+    paddle.__version__.startswith("2."), reason="2.6.2 takes FlashAttention by the width of a head alone"
+)
+def test_the_check_for_a_gpu_takes_no_other_kernel_for_flash_attention(monkeypatch):
+    """As where FlashAttention does not suit: here, on a CPU."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/benchmarks"))
+    import check_gpu
+
+    heads = [paddle.ones([1, 4, 2, 8])] * 3
+    assert paddle.nn.functional.scaled_dot_product_attention(*heads).shape == [1, 4, 2, 8]
+    with check_gpu.flash_alone(paddle), pytest.raises(RuntimeError, match="No available backend"):
+        paddle.nn.functional.scaled_dot_product_attention(*heads)
+
+
 @pytest.mark.slow
 def test_the_check_for_those_who_have_a_gpu_runs_on_a_cpu(tmp_path):
     process = run_script("tests/benchmarks/check_gpu.py", "--output", tmp_path / "check.json", "--device", "cpu")

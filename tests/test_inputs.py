@@ -539,6 +539,7 @@ def test_muon_which_keeps_one_tensor_less_for_a_matrix_is_foreseen_with_less_mem
 def test_an_evaluation_is_foreseen_with_less_memory_and_on_a_cpu_without_logits(least_memory):
     embeddings, matrices = (400 + 514) * 128, 2 * (4 * 128 + 2 * 512) * 128
     assert least_memory("--max_steps", "0") == (4 * (embeddings + matrices), 2 * 8 * 32 * 512)
+    assert least_memory("--max_steps", "0", "--max_eval_rows", "3")[1] == 2 * 3 * 32 * 512
     for_model, for_batch = least_memory("--max_steps", "0", device="gpu")
     assert for_batch == pytest.approx(2 * 8 * 32 * (512 + 0.15 * 400))
     for_model, for_batch = least_memory("--optimizer", "adamw", "--recipe", "roberta")
@@ -700,6 +701,7 @@ def test_auto_that_finds_nothing_says_so(pretrain, capsys):
 
 def test_ranks_that_differ_are_refused_on_each_of_them(monkeypatch):
     """The comparison itself; test_distributed.py starts two processes."""
+    monkeypatch.setenv("PADDLE_PG_TIMEOUT", "0")  # ends no process of pytest's
     args = run_pretrain.parse_arguments(["--seed", "1"])
     for change, named in (
         ({"precision": "float32"}, "different models or precisions"),

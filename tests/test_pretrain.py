@@ -245,7 +245,8 @@ def test_ranks_may_take_half_an_hour_for_each_micro_batch(pretrain, monkeypatch)
     assert armed == [1800, 2]
     monkeypatch.setattr(run_pretrain, "expect_progress", lambda _: callers.append(sys._getframe(1).f_code.co_name))
     pretrain("--max_steps", "2", "--gradient_accumulation_steps", "2", "--max_eval_rows", "24")
-    assert callers == ["watching_progress", *["train_update"] * 4, *["evaluate"] * 3]
+    compared = ["compare_over_ranks", "watching_progress", "compare_over_ranks"]  # at the start, and the checkpoint
+    assert callers == [*compared, *["train_update"] * 4, *["evaluate"] * 3]
 
 
 def test_a_row_that_cannot_be_masked_is_not_laid_to_words_where_single_tokens_are_masked(pretrain, monkeypatch):
@@ -493,7 +494,9 @@ def test_a_run_from_start_to_checkpoint(pretrain, packed_data, capsys):
     assert 0 < evaluations[1]["loss_without_context"] < evaluations[1]["unigram_entropy"] < math.log(400)
     shown = capsys.readouterr().out.splitlines()
     assert any("training from scratch" in line for line in shown)
-    assert f"device: cpu, 1 process(es), Paddle {paddle.__version__}; products in float32 (--amp False)" in shown
+    threads = os.environ["OMP_NUM_THREADS"]
+    device = f"device: cpu, 1 process(es) of {threads} thread(s), Paddle {paddle.__version__}; "
+    assert f"{device}products in float32 (--amp False)" in shown
     loss, perplexity = evaluations[1]["eval_loss"], evaluations[1]["perplexity"]
     assert shown[-1] == f"done: {output}/paddle_60, evaluation loss {loss:.4f}, perplexity {perplexity:.2f}"
     lines = [line for line in shown if line.startswith("step ")]
@@ -883,6 +886,13 @@ def test_a_run_takes_all_cores_or_its_share_of_them_unless_it_is_told(monkeypatc
         if told is None:
             monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setenv("PADDLE_LOCAL_SIZE", str(ranks))
+        utils.prepare_for_paddle()
+        assert os.environ["OMP_NUM_THREADS"] == threads
+    # Paddle's launcher hands on a 1 that nobody gave: test_distributed.py has a real one.
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    for is_launchers, threads in ((True, "4"), (False, "1")):
+        monkeypatch.setattr(utils, "is_set_by_launcher", lambda: is_launchers)  # noqa: B023
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         utils.prepare_for_paddle()
         assert os.environ["OMP_NUM_THREADS"] == threads
 

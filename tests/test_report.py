@@ -306,26 +306,27 @@ def test_perplexities_of_a_run_and_of_its_peers_stand_beside_their_own_minutes(m
         records.append({"event": "train", "step": reported, "steps_per_second": 1.0})
     records.append({"event": "evaluation", "step": 0, "eval_loss": 9.0})  # by --max_steps 0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    # 2 seconds an update, and half as fast: the same 900 updates take 30 and 60 minutes
-    speeds = {name: {"tokens_per_second": {"median": s}} for name, s in (("compiled", 1000), ("huggingface", 500))}
-    speed = {"contestants": {"ours": {"tokens_per_second": {"median": 1500}}, **speeds}}
-    losses = {"evaluation_losses": {"updates": [0, 450, 900], "compiled": [7.0, 6.0, 5.5]}}
-    losses["seconds_per_update"] = {"compiled": {"median": 2.0}}
-    for name, content in (("speed", speed), ("peer", losses)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    files = ("metrics", "metrics.jsonl"), ("peer", "peer.json"), ("speed", "speed.json"), ("output", "minutes.png")
-    plot_minutes.main([word for flag, file in files for word in (f"--{flag}", str(tmp_path / file))])
+    for name, seconds in (("compiled", 2.0), ("huggingface", 4.0)):  # the same 900 updates take 30 and 60 minutes
+        losses = {"updates": [0, 450, 900], name: [7.0, 6.0, 5.5]}
+        peer = {"evaluation_losses": losses, "seconds_per_update": {name: {"median": seconds}}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(peer))
+    paths = [str(tmp_path / name) for name in ("metrics.jsonl", "compiled.json", "huggingface.json", "minutes.png")]
+    run, compiled, huggingface, figure = paths
+    plot_minutes.main(["--metrics", run, run, "--peer", compiled, huggingface, "--output", figure])
 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
     expected = {
-        "this project": [5.0, 4.0, 3.0, None],
-        "PyTorch, compiled": [20 / 3, 6.0, 5.5, None],
-        "Hugging Face (computed)": [41 / 6, 6.5, 6.0, 5.5],
+        "this project, beside PyTorch, compiled": [5.0, 4.0, 3.0, None, "20.1 (30 minutes)"],
+        "PyTorch, compiled": [20 / 3, 6.0, 5.5, None, "244.7 (30 minutes)"],
+        "this project, beside Hugging Face": [5.0, 4.0, 3.0, None, "20.1 (30 minutes)"],
+        "Hugging Face": [41 / 6, 6.5, 6.0, 5.5, "244.7 (60 minutes)"],
     }
     assert rows == [
-        [name, *("" if loss is None else f"{math.exp(loss):,.1f}" for loss in values)]
-        for name, values in expected.items()
+        [name, *("" if loss is None else f"{math.exp(loss):,.1f}" for loss in losses), end]
+        for name, (*losses, end) in expected.items()
     ]
+    with pytest.raises(UserError, match="one --peer for each of --metrics"):
+        plot_minutes.main(["--metrics", run, run, "--peer", compiled, "--output", figure])
     assert is_drawn(tmp_path / "minutes.png")
 
 

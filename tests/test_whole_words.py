@@ -13,6 +13,7 @@ import pytest
 import tokenizers
 from conftest import create, text_of_words
 
+import run_pretrain
 import utils
 from utils import IGNORE_INDEX, DataCollatorMLM, UserError, WholeWords
 
@@ -378,6 +379,27 @@ def test_a_run_on_thai_without_the_library_is_refused_with_what_to_do(without_ic
     expected = r"cannot tell the words of this text: do as follows, or leave it out \(whole words of Thai need"
     with pytest.raises(UserError, match=expected):
         pretrain("--max_steps", "1", "--whole_word_masking", "True", data=data)
+
+
+def test_without_the_library_a_row_of_thai_that_no_sample_had_ends_no_run(
+    without_icu, pretrain, tmp_path, monkeypatch, capsys
+):
+    """Its characters are masked one by one, as a few words of Thai in another row are; a line says so."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join([*(f"{i} words of English, again" * 20 for i in range(30)), *["ขอบคุณมาก" * 50] * 3]))
+    data = create(text, tmp_path / "data")
+    rows, (tokenizer, _) = utils.TokenRows(utils.open_data_set(str(data))["train"]), run_pretrain.load_tokenizer([data])
+    collator, refused = DataCollatorMLM(tokenizer, whole_words=True), 0
+    for row in range(len(rows)):
+        try:
+            collator([rows[0, row]])
+        except ValueError:
+            refused += 1
+    assert refused > 0
+    monkeypatch.setattr(utils, "sample_of", lambda rows, max_rows=300: [rows[0, 0]])
+    pretrain("--num_train_epochs", "2", "--whole_word_masking", "True", data=data)
+    warning = "warning: whole words of Thai need a dictionary: pip install icu4py==1.2.0; without it, rows of them are"
+    assert capsys.readouterr().out.count(warning) == 1
 
 
 @pytest.mark.parametrize("language", ["Thai", "Lao", "Khmer", "Burmese"])

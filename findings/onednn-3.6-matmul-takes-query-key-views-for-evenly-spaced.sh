@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
 # oneDNN 3.6.2 (in Paddle 3.3.1): the scores of attention are wrong where a batch has 3 times as many rows as positions
 #
-# Versions: paddlepaddle 3.3.1, which ships oneDNN 3.6.2, and 2.6.2 with oneDNN 3.2.1 to compare; numpy 2.3.5. On a CPU.
+# Versions: paddlepaddle 3.3.1, which ships oneDNN 3.6.2, and 2.6.2 with oneDNN 3.2.1 to compare; numpy 2.3.5. On a CPU
+# with AVX-512.
 #
 # Guess: a matmul primitive that oneDNN makes for given strides computes by them, whatever the number of rows. Query and
 # key are read in place from the one array [batch, positions, 3 width] of a joint projection, as heads: shape
 # [batch, heads, positions, width of a head], strides (3 positions width, width of a head, 3 width, 1), in values.
 #
 # Behaviour: 3.6.2 computes other scores, with status 0 everywhere, where batch = 3 positions, and right ones for one
-# row more or less. 3.2.1 is right in all cases. A training run meets it with 24 rows of 128 tokens cut into pieces of 32.
+# row more or less. 3.2.1 is right in all cases. A training run meets it with 24 rows of 128 tokens cut into pieces of
+# 32.
 #
-# Source: oneDNN 3.6's is_batch_layout_trivial() (src/cpu/x64/matmul/brgemm_matmul_utils.cpp) calls the two batch dimensions evenly
-# spaced, and then takes them for one, if the largest stride of the two is the product of the dimensions times the
-# smallest. Here 3 positions width / (width of a head) = 3 positions heads, and the product is batch heads, so batch =
-# 3 positions passes for evenly spaced by accident. Pull request 5556 of uxlfoundation/oneDNN changes it.
+# Source: oneDNN 3.6's is_batch_layout_trivial() (src/cpu/x64/matmul/brgemm_matmul_utils.cpp) calls the two batch
+# dimensions evenly spaced, and then takes them for one, if the largest stride of the two is the product of the
+# dimensions times the smallest. Here 3 positions width / (width of a head) = 3 positions heads, and the product is
+# batch heads, so batch = 3 positions passes for evenly spaced by accident. Pull request 5556 of uxlfoundation/oneDNN
+# changes it.
 #
 # Output seen (of 6 positions; the number of scores of a batch that differ from numpy's):
 #   paddle 2.6.2: 17 rows 0, 18 rows 0, 19 rows 0
 #   paddle 3.3.1: 17 rows 0, 18 rows 1224 of 1296, 19 rows 0
 set -euo pipefail
+
+grep -qw avx512bw /proc/cpuinfo || { echo "this processor has no AVX-512: nothing was checked"; exit 77; }
+export ONEDNN_MAX_CPU_ISA=AVX512_CORE  # the same kernels on processors with more
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
