@@ -2245,7 +2245,7 @@ class AttentionOperation:
         for chunk in self.chunks:
             scores = np.empty(self.weights[chunk].shape, np.float32)
             mask = None if self.mask is None else self.mask[chunk[0]]  # one for all heads
-            self.dnn.matmul(self.query[chunk], self.key[chunk].swapaxes(2, 3), scores, scale=self.scale, added=mask)
+            self.dnn.matmul(self.query[chunk], self.key[chunk].swapaxes(-2, -1), scores, scale=self.scale, added=mask)
             self.dnn.softmax(scores, scores)  # into bfloat16 at once, Paddle 2.6.2's rounds twice
             self.dnn.copy(scores, self.weights[chunk])
             self.dnn.matmul(self.left(chunk), self.value[chunk], context[chunk], scale=self.dropped_scale)
@@ -2255,14 +2255,14 @@ class AttentionOperation:
         grad_context = self.by_head(grad_context)
         for chunk in self.chunks:
             gradient, weights = grad_context[chunk], self.weights[chunk]
-            left = self.left(chunk).swapaxes(2, 3)
+            left = self.left(chunk).swapaxes(-2, -1)
             self.dnn.matmul(left, gradient, grad_value[chunk], scale=self.dropped_scale)
             grad_weights = np.empty(weights.shape, self.type)
-            kept, value = None if self.kept is None else self.kept[chunk], self.value[chunk].swapaxes(2, 3)
+            kept, value = None if self.kept is None else self.kept[chunk], self.value[chunk].swapaxes(-2, -1)
             self.dnn.matmul(gradient, value, grad_weights, kept=kept, scale=self.dropped_scale)
             self.dnn.softmax_backward(weights, grad_weights, grad_weights)
             self.dnn.matmul(grad_weights, self.key[chunk], grad_query[chunk], scale=self.scale)
-            self.dnn.matmul(grad_weights.swapaxes(2, 3), self.query[chunk], grad_key[chunk], scale=self.scale)
+            self.dnn.matmul(grad_weights.swapaxes(-2, -1), self.query[chunk], grad_key[chunk], scale=self.scale)
 
     def left(self, chunk: tuple):
         """What dropout leaves of the attention weights, not scaled."""
@@ -2276,8 +2276,8 @@ class AttentionOperation:
         return array.reshape(*array.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
 
-def attention_chunks(batch: int, heads: int, seq: int) -> list[tuple[slice, slice]]:
-    """What of a batch, and which heads, is computed at a time: at most ATTENTION_CHUNK weights, or those of one head.
+def attention_chunks(batch: int, heads: int, seq: int) -> list[tuple]:
+    """Indices of what of [batch, heads, ...] is computed at a time: at most ATTENTION_CHUNK weights, or one head's.
 
     Never 3 seq rows. There oneDNN 3 computes query, key and value wrongly, and writes where it should not: it takes
     their matrices, batch times heads of them, for evenly spaced if the stride of a row, 3 seq heads width, is so many
@@ -2287,7 +2287,10 @@ def attention_chunks(batch: int, heads: int, seq: int) -> list[tuple[slice, slic
     if most < heads:
         size = math.ceil(heads / math.ceil(heads / most))
         parts = [slice(start, start + size) for start in range(0, heads, size)]
-        return [(slice(row, row + 1), part) for row in range(batch) for part in parts]
+        # A row by its number, without an axis of its own: that of [1, heads, seq, seq] would have another stride in a
+        # part of a larger array than in an array by itself, and then oneDNN 3.6 multiplies a product by dropout's mask
+        # in a loop over single values, 300 times as long.
+        return [(row, part) for row in range(batch) for part in parts]
     chunks, start = [], 0
     while start < batch:
         size = min(most // heads, batch - start)
