@@ -2287,9 +2287,9 @@ def attention_chunks(batch: int, heads: int, seq: int) -> list[tuple]:
     if most < heads:
         size = math.ceil(heads / math.ceil(heads / most))
         parts = [slice(start, start + size) for start in range(0, heads, size)]
-        # A row by its number, without an axis of its own: that of [1, heads, seq, seq] would have another stride in a
-        # part of a larger array than in an array by itself, and then oneDNN 3.6 multiplies a product by dropout's mask
-        # in a loop over single values, 300 times as long.
+        # A row by its number, without an axis of its own: that of [1, heads, seq, seq] has another stride in a part of
+        # a larger array than in an array by itself, and then oneDNN multiplies a product by dropout's mask in a loop
+        # over single values, 300 times as long (findings/onednn-mask-of-another-first-stride-is-a-reference-loop.sh).
         return [(row, part) for row in range(batch) for part in parts]
     chunks, start = [], 0
     while start < batch:
