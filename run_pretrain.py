@@ -1915,11 +1915,10 @@ def check_validation(args, data: Data, collator: DataCollatorMLM):
     """Raises UserError where a validation set has no token to predict, or one whose words cannot be told: better now
     than at the first evaluation."""
     for name, rows in data.validation.items():
-        if collator.words is not None:
-            with explaining_words(collator):
-                collator(utils.sample_of(rows))
         batches = utils.evaluation_batches(len(rows), args.batch_size, max_rows=args.max_eval_rows)
         with explaining_words(collator):
+            if collator.words is not None:
+                collator(utils.sample_of(rows))
             is_evaluated = any((collator([rows[key]])["labels"] >= 0).any() for keys in batches for key in keys)
         if not is_evaluated:
             raise UserError(
